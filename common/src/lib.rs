@@ -1,0 +1,431 @@
+//! The record layout shared by Countersign's kernel programs and its user space.
+//!
+//! Owns the wire format of everything that crosses the ring buffer and, unchanged, everything that lies in a spool:
+//! fixed-width little-endian integers, explicit padding, sizes asserted at compile time. It owns no logic beyond
+//! constants, and deliberately does not know aya: the kernel crate and the sans-IO core both depend on it.
+//!
+//! Every record starts with a [`RecordHeader`]; [`RecordHeader::size`] is the length of the whole record, so a reader can
+//! skip kinds it does not know. A change to any struct here is a new [`ABI_VERSION`].
+#![no_std]
+#![forbid(unsafe_code)]
+
+use core::mem::{offset_of, size_of};
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Version of the layouts in this crate. Stored in every spool segment header.
+pub const ABI_VERSION: u32 = 1;
+
+/// Largest payload of one [`Transfer`] record, in bytes. Longer operations are sent as several records.
+pub const CHUNK_MAX_BYTES: usize = 64 * 1024;
+
+/// Bytes captured of one operation by an untrusted writer; the rest is a [`gap::LIMIT`] record. Stops one giant
+/// `write` from filling the ring: what must be exact is the frame at its end of record, which is not this end.
+pub const WRITER_OP_MAX_BYTES: u64 = 256 * 1024;
+
+/// Bytes captured of one operation by a reader.
+pub const READER_OP_MAX_BYTES: u64 = 1024 * 1024;
+
+/// Bytes captured of one operation by a proxy, at either end.
+pub const PROXY_OP_MAX_BYTES: u64 = 16 * 1024 * 1024;
+
+/// Longest file name or argument string in an [`Exec`] record, in bytes.
+pub const EXEC_TEXT_MAX_BYTES: usize = 256;
+
+/// Values of [`RecordHeader::kind`]. Below [`kind::FIRST_USER`]: from the kernel. From there on: written into the spool by
+/// user space, a [`RecordHeader`] followed by one JSON object.
+pub mod kind {
+    /// [`Transfer`](super::Transfer) followed by `len` payload bytes.
+    pub const CHUNK: u16 = 1;
+    /// [`Transfer`](super::Transfer) without payload: `len` bytes of the operation were not captured, `reason` says why.
+    pub const GAP: u16 = 2;
+    /// [`Fork`](super::Fork).
+    pub const FORK: u16 = 3;
+    /// [`Exec`](super::Exec) followed by `filename_len` + `args_len` bytes.
+    pub const EXEC: u16 = 4;
+    /// [`Exit`](super::Exit).
+    pub const EXIT: u16 = 5;
+    /// [`ChannelEnd`](super::ChannelEnd): a process got hold of an end.
+    pub const CHANNEL_END: u16 = 6;
+    /// [`FileOpen`](super::FileOpen): a proxy opened a regular file for writing.
+    pub const FILE_OPEN: u16 = 7;
+    /// [`Peer`](super::Peer): a process outside the tagged tree touched a watched channel and is watched from now on.
+    pub const PEER: u16 = 8;
+
+    /// First kind that user space writes.
+    pub const FIRST_USER: u16 = 256;
+    /// JSON: what `/proc` said of a process (executable, command line, uid, cgroup, descriptors).
+    pub const PROCESS_SCAN: u16 = 256;
+    /// JSON: a pair of boot and wall clock readings.
+    pub const CLOCK: u16 = 257;
+    /// JSON: heartbeat with every program's run counts and misses, and the kernel's [`counter`](super::counter)s.
+    pub const LEDGER: u16 = 258;
+    /// JSON: totals of one channel as counted by the kernel, read at rest or at the end of the capture.
+    pub const CHANNEL_TOTALS: u16 = 259;
+    /// JSON: the capture started or ended, its settings, what was attached.
+    pub const CAPTURE: u16 = 260;
+    /// JSON: something was lost or could not be done outside the kernel (disk full, tag reconciled, scan failed).
+    pub const LOSS: u16 = 261;
+}
+
+/// Values of [`ChannelId::kind`].
+pub mod channel_kind {
+    /// An anonymous pipe.
+    pub const PIPE: u8 = 1;
+    /// A FIFO, a pipe with a name in a file system.
+    pub const FIFO: u8 = 2;
+    /// An `AF_UNIX` `SOCK_STREAM` socket, connected.
+    pub const UNIX_STREAM: u8 = 3;
+    /// A regular file that a proxy writes: the third view.
+    pub const FILE: u8 = 4;
+}
+
+/// Values of [`Transfer::direction`], as seen by the process.
+pub mod direction {
+    /// Bytes went from the channel to the process.
+    pub const READ: u8 = 0;
+    /// Bytes went from the process to the channel.
+    pub const WRITE: u8 = 1;
+}
+
+/// Bits of [`Transfer::flags`].
+pub mod transfer_flags {
+    /// The descriptor named another file at `sys_exit` than at `sys_enter`; the record is attributed to the file of `sys_enter`.
+    pub const FD_SWAPPED: u16 = 1 << 0;
+    /// `sys_enter` was not seen (the task was tagged during the call); the file is the one at `sys_exit`, the enter time is the exit time.
+    pub const NO_ENTER: u16 = 1 << 1;
+    /// The call did not consume the bytes (`MSG_PEEK`). Neither counted in `op_seq` nor in `stream_before`.
+    pub const PEEK: u16 = 1 << 2;
+    /// The task carried the proxy tag.
+    pub const BY_PROXY: u16 = 1 << 3;
+    /// The task carried the peer tag (not part of the tagged tree).
+    pub const BY_PEER: u16 = 1 << 4;
+    /// Out-of-band data (`MSG_OOB`): not part of the byte stream.
+    pub const OOB: u16 = 1 << 5;
+    /// More than the walker's limit of I/O vectors or messages; a gap record with [`gap::VECTORS`](super::gap::VECTORS) covers the rest.
+    pub const TRUNCATED_VECTOR: u16 = 1 << 6;
+}
+
+/// Values of [`Transfer::reason`] in a [`kind::GAP`] record.
+pub mod gap {
+    /// Not a gap (the value in [`kind::CHUNK`] records).
+    pub const NONE: u16 = 0;
+    /// The per-operation limit was reached.
+    pub const LIMIT: u16 = 1;
+    /// The user memory could not be read at return: unmapped or replaced since.
+    pub const FAULT: u16 = 2;
+    /// The ring was full.
+    pub const RING_FULL: u16 = 3;
+    /// The call moves bytes without a user buffer (`splice`, `tee`, `vmsplice`, `sendfile`).
+    pub const SPLICE: u16 = 4;
+    /// More I/O vectors than the walker follows.
+    pub const VECTORS: u16 = 5;
+}
+
+/// Values of [`ChannelEnd::how`].
+pub mod end_how {
+    /// `pipe`, `pipe2`, `socketpair`.
+    pub const CREATED: u8 = 1;
+    /// `connect`.
+    pub const CONNECTED: u8 = 2;
+    /// `accept`, `accept4`.
+    pub const ACCEPTED: u8 = 3;
+    /// An `open` that yielded a pipe or FIFO: a FIFO's path or `/proc/PID/fd/N`.
+    pub const OPENED: u8 = 4;
+    /// `pidfd_getfd`.
+    pub const PIDFD_GETFD: u8 = 5;
+    /// `recvmsg` with `SCM_RIGHTS`.
+    pub const SCM_RIGHTS: u8 = 6;
+    /// First seen by an operation on it.
+    pub const USED: u8 = 7;
+}
+
+/// Bits of a task's tag, in task storage and in [`Peer::tag`] and [`Fork::tag`].
+pub mod tag {
+    /// In the tagged tree: everything it moves through a supported channel is captured.
+    pub const TREE: u32 = 1 << 0;
+    /// Outside the tree, watched for its I/O on watched channels only.
+    pub const PEER: u32 = 1 << 1;
+    /// Its executable is one of the configured proxies'. Set and cleared at exec, never inherited over one.
+    pub const PROXY: u32 = 1 << 2;
+}
+
+/// Indices into the kernel's counter array. Each path that loses something bumps one.
+pub mod counter {
+    /// Records reserved and submitted.
+    pub const RECORDS: u32 = 0;
+    /// Payload bytes submitted.
+    pub const PAYLOAD_BYTES: u32 = 1;
+    /// Records dropped because the ring was full.
+    pub const RING_DROPPED_RECORDS: u32 = 2;
+    /// Payload bytes dropped because the ring was full.
+    pub const RING_DROPPED_BYTES: u32 = 3;
+    /// Payload bytes that could not be read from user memory.
+    pub const FAULT_BYTES: u32 = 4;
+    /// Payload bytes over the per-operation limit.
+    pub const LIMIT_BYTES: u32 = 5;
+    /// A tag could not be stored at fork, exec or seeding.
+    pub const TAG_FAILED: u32 = 6;
+    /// The state of a system call could not be kept at `sys_enter`.
+    pub const PENDING_FAILED: u32 = 7;
+    /// The channel table had no room.
+    pub const CHANNEL_FAILED: u32 = 8;
+    /// Operations whose descriptor changed during the call.
+    pub const FD_SWAPPED: u32 = 9;
+    /// Operations whose `sys_enter` was not seen.
+    pub const NO_ENTER: u32 = 10;
+    /// Bytes moved by the splice family.
+    pub const SPLICE_BYTES: u32 = 11;
+    /// Processes marked as peers.
+    pub const PEERS_MARKED: u32 = 12;
+    /// System calls in the 32-bit ABI by tagged tasks, which are not decoded.
+    pub const COMPAT_SYSCALLS: u32 = 13;
+    /// io_uring and legacy AIO submissions by tagged tasks, which are not decoded.
+    pub const UNSEEN_SUBMISSIONS: u32 = 14;
+    /// Kernel memory that could not be read where the layout says it must be.
+    pub const KERNEL_READ_FAILED: u32 = 15;
+    /// Number of counters.
+    pub const COUNT: u32 = 32;
+}
+
+/// What every record starts with. 32 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct RecordHeader {
+    /// One of [`kind`].
+    pub kind: u16,
+    /// CPU that emitted the record, or [`RecordHeader::USER_CPU`].
+    pub cpu: u16,
+    /// Length of the whole record with this header, in bytes. The reservation in the ring can be longer.
+    pub size: u32,
+    /// Count of records attempted on this CPU before this one, dropped ones included: a step over 1 is a loss.
+    pub cpu_seq: u64,
+    /// `CLOCK_BOOTTIME` when the record was made, in nanoseconds.
+    pub boot_ns: u64,
+    /// Capture generation: which load of the programs made it.
+    pub generation: u64,
+}
+
+impl RecordHeader {
+    /// [`RecordHeader::cpu`] of records that user space wrote.
+    pub const USER_CPU: u16 = u16::MAX;
+}
+
+/// An incarnation of a process and the thread that acted. 16 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Task {
+    /// Thread-group id in the initial pid namespace (what user space calls pid).
+    pub tgid: u32,
+    /// Thread id in the initial pid namespace.
+    pub tid: u32,
+    /// `start_boottime` of the thread-group leader, nanoseconds of `CLOCK_BOOTTIME`. With `tgid` it names one process of one boot.
+    pub start_boot_ns: u64,
+}
+
+/// Kernel identity of a channel as one end sees it. 56 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ChannelId {
+    /// Kernel address of the inode (pipe, FIFO, file) or of the `struct sock` (socket) at this end.
+    pub object: u64,
+    /// Inode number at this end.
+    pub inode: u64,
+    /// Kernel address of the peer's `struct sock`; 0 for pipes and files, or when there is no peer.
+    pub peer_object: u64,
+    /// Inode number of the peer socket; 0 for pipes and files, or when the peer is closed or not yet accepted.
+    pub peer_inode: u64,
+    /// When the kernel's channel table first saw this end, `CLOCK_BOOTTIME` nanoseconds. A new value for a known object means
+    /// that the counters restarted: a gap of unknown size.
+    pub epoch: u64,
+    /// Kernel `dev_t` (`major << 20 | minor`) of the inode's super block; 0 for sockets.
+    pub dev: u32,
+    /// One of [`channel_kind`].
+    pub kind: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+    /// Zero.
+    pub reserved2: u64,
+}
+
+/// A part of one operation: the bytes that follow ([`kind::CHUNK`]) or their absence ([`kind::GAP`]). 168 bytes.
+///
+/// All records of one operation repeat the operation's fields, so each can be understood alone. An operation is identified
+/// by (`channel.object`, `channel.epoch`, `direction`, `op_seq`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Transfer {
+    /// Common header.
+    pub header: RecordHeader,
+    /// Who did it.
+    pub task: Task,
+    /// Where.
+    pub channel: ChannelId,
+    /// Number of this operation among the successful ones in its direction at its end of the channel, from 0, in the order
+    /// in which exit probes ran. A hole in the numbers is a lost operation.
+    pub op_seq: u64,
+    /// Bytes moved in this direction at this end by the operations numbered before. Sized by the kernel even for lost ones.
+    pub stream_before: u64,
+    /// `CLOCK_BOOTTIME` nanoseconds at `sys_enter`.
+    pub enter_ns: u64,
+    /// `CLOCK_BOOTTIME` nanoseconds at `sys_exit`.
+    pub exit_ns: u64,
+    /// Bytes that the operation moved.
+    pub returned: u64,
+    /// Offset of this part within the operation.
+    pub offset: u64,
+    /// Length of this part in bytes.
+    pub len: u32,
+    /// x86-64 system call number.
+    pub syscall: u16,
+    /// Bits of [`transfer_flags`].
+    pub flags: u16,
+    /// One of [`gap`]; [`gap::NONE`] in a chunk.
+    pub reason: u16,
+    /// One of [`direction`].
+    pub direction: u8,
+    /// Zero.
+    pub reserved: [u8; 5],
+}
+
+/// A process was created (threads are not reported). 96 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Fork {
+    /// Common header.
+    pub header: RecordHeader,
+    /// The creating task.
+    pub parent: Task,
+    /// The new process.
+    pub child: Task,
+    /// Its id in its own pid namespace.
+    pub child_ns_tgid: u32,
+    /// Real uid, initial user namespace.
+    pub uid: u32,
+    /// Id of its cgroup (v2 hierarchy; the inode number of its directory).
+    pub cgroup: u64,
+    /// The tag that the child got.
+    pub tag: u32,
+    /// Real gid.
+    pub gid: u32,
+    /// Zero.
+    pub reserved: u64,
+}
+
+/// A process executed a program. 112 bytes, then the file name, then the first arguments (NUL-separated).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Exec {
+    /// Common header.
+    pub header: RecordHeader,
+    /// Who, after the exec.
+    pub task: Task,
+    /// Inode number of the executable (of the interpreter, for scripts).
+    pub exe_inode: u64,
+    /// Kernel `dev_t` of its super block.
+    pub exe_dev: u32,
+    /// Real uid.
+    pub uid: u32,
+    /// Effective uid: differs after a set-user-id exec.
+    pub euid: u32,
+    /// Real gid.
+    pub gid: u32,
+    /// Cgroup id.
+    pub cgroup: u64,
+    /// The tag after the exec.
+    pub tag: u32,
+    /// Id in its own pid namespace.
+    pub ns_tgid: u32,
+    /// Length of the file name, which follows.
+    pub filename_len: u16,
+    /// Length of the argument bytes that follow it.
+    pub args_len: u16,
+    /// Zero.
+    pub reserved: u32,
+    /// Zero.
+    pub reserved2: u64,
+    /// Zero.
+    pub reserved3: u64,
+}
+
+/// The last thread of a process is exiting. 56 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Exit {
+    /// Common header.
+    pub header: RecordHeader,
+    /// Who.
+    pub task: Task,
+    /// Wait status as in `wait(2)`.
+    pub exit_code: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// A process got hold of an end of a channel. 112 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ChannelEnd {
+    /// Common header.
+    pub header: RecordHeader,
+    /// Who.
+    pub task: Task,
+    /// Which channel, from this end.
+    pub channel: ChannelId,
+    /// `f_mode` bits: 1 readable, 2 writable.
+    pub mode: u8,
+    /// One of [`end_how`].
+    pub how: u8,
+    /// Zero.
+    pub reserved: [u8; 2],
+    /// Descriptor number at that time. Descriptor numbers lie; never key on it.
+    pub fd: u32,
+}
+
+/// A proxy opened a regular file for writing. 64 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct FileOpen {
+    /// Common header.
+    pub header: RecordHeader,
+    /// Who.
+    pub task: Task,
+    /// Inode number.
+    pub inode: u64,
+    /// Kernel `dev_t`.
+    pub dev: u32,
+    /// Open flags as in `open(2)`.
+    pub flags: u32,
+}
+
+/// A process outside the tree was marked. 112 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Peer {
+    /// Common header.
+    pub header: RecordHeader,
+    /// Who.
+    pub task: Task,
+    /// Because of which channel.
+    pub channel: ChannelId,
+    /// Its tag from now on.
+    pub tag: u32,
+    /// Real uid.
+    pub uid: u32,
+}
+
+const _: () = {
+    assert!(size_of::<RecordHeader>() == 32);
+    assert!(size_of::<Task>() == 16);
+    assert!(size_of::<ChannelId>() == 56);
+    assert!(size_of::<Transfer>() == 168);
+    assert!(size_of::<Fork>() == 96);
+    assert!(size_of::<Exec>() == 112);
+    assert!(size_of::<Exit>() == 56);
+    assert!(size_of::<ChannelEnd>() == 112);
+    assert!(size_of::<FileOpen>() == 64);
+    assert!(size_of::<Peer>() == 112);
+    assert!(offset_of!(Transfer, channel) == 48);
+    assert!(offset_of!(Transfer, op_seq) == 104);
+    assert!(offset_of!(Exec, filename_len) == 88);
+};

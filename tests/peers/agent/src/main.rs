@@ -1,0 +1,2 @@
+//! Demo agent.
+fn main() {}

@@ -1,0 +1,2 @@
+//! Countersign's correlator core.
+#![forbid(unsafe_code)]

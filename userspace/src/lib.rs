@@ -1,0 +1,1 @@
+//! Countersign's shell: everything that touches the kernel, files, processes and clocks.

@@ -1,0 +1,2 @@
+//! Workspace commands.
+fn main() {}
