@@ -1,2 +1,10 @@
-//! Countersign's correlator core.
+//! Countersign's correlator core: kernel records and proxy log entries in, evidence rows out.
+//!
+//! Sans-IO: no files, no clocks, no threads. Modules in data-flow order; a module knows those before it, never those after.
 #![forbid(unsafe_code)]
+
+pub mod channel;
+pub mod frame;
+pub mod process;
+pub mod record;
+pub mod stream;
