@@ -7,4 +7,5 @@ pub mod channel;
 pub mod frame;
 pub mod process;
 pub mod record;
+pub mod row;
 pub mod stream;
