@@ -1,2 +1,4 @@
 //! Countersign's correlator core.
 #![forbid(unsafe_code)]
+
+pub mod json;
