@@ -8,7 +8,8 @@ use std::collections::HashMap;
 use countersign_common as abi;
 
 use crate::process::ProcessIx;
-use crate::record::{BootNs, Direction};
+use crate::record::Direction;
+use crate::time::BootNs;
 
 /// Channels kept. Stops an agent that opens pipes in a loop from filling memory.
 pub const CHANNELS_MAX: usize = 1 << 20;

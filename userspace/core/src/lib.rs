@@ -5,7 +5,9 @@
 
 pub mod channel;
 pub mod frame;
+pub mod json;
 pub mod process;
 pub mod record;
 pub mod row;
 pub mod stream;
+pub mod time;

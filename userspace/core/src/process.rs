@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use countersign_common as abi;
 
-use crate::record::BootNs;
+use crate::time::BootNs;
 
 /// Processes kept; later ones share one overflow row. Stops a fork bomb from filling memory.
 pub const PROCESSES_MAX: usize = 1 << 20;

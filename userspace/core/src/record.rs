@@ -7,10 +7,6 @@ use countersign_common as abi;
 use thiserror::Error;
 use zerocopy::FromBytes;
 
-/// Nanoseconds of `CLOCK_BOOTTIME` of the captured host.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct BootNs(pub u64);
-
 /// One decoded record, borrowing its variable part.
 #[derive(Clone, Copy, Debug)]
 pub enum Record<'a> {

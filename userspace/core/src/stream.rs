@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 use countersign_common as abi;
 
 use crate::process::ProcessIx;
-use crate::record::{BootNs, GapReason};
+use crate::record::GapReason;
+use crate::time::BootNs;
 
 /// Operations held back while an earlier one is missing. Stops a lost operation from holding up memory for ever.
 pub const HELD_OPS_MAX: usize = 4096;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use crate::channel::{End, StreamIx};
 use crate::frame::{FRAME_MAX_BYTES, Frame, FrameFlags};
 use crate::process::ProcessIx;
-use crate::record::BootNs;
+use crate::time::BootNs;
 use crate::stream::Op;
 
 use countersign_common::transfer_flags;

@@ -8,7 +8,7 @@ use bitflags::bitflags;
 
 use crate::channel::{End, StreamIx};
 use crate::process::ProcessIx;
-use crate::record::BootNs;
+use crate::time::BootNs;
 
 pub mod line;
 
