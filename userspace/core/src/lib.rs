@@ -11,6 +11,7 @@ pub mod frame;
 pub mod json;
 pub mod message;
 pub mod process;
+pub mod proxylog;
 pub mod record;
 pub mod role;
 pub mod row;
