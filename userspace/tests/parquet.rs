@@ -120,7 +120,10 @@ fn row_groups_are_bounded_in_rows_and_bytes() {
                 "a row group of {bytes} bytes"
             );
         }
-        let rows: i64 = groups.iter().map(|group| group.num_rows()).sum();
+        let rows: i64 = groups
+            .iter()
+            .map(parquet::file::metadata::RowGroupMetaData::num_rows)
+            .sum();
         assert_eq!(u64::try_from(rows).unwrap(), file.rows);
     }
 }
