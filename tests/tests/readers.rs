@@ -1,4 +1,4 @@
-//! The Parquet files, opened by DuckDB, Polars and Arrow as their users would.
+//! The Parquet files, opened by `DuckDB`, Polars and Arrow as their users would.
 //!
 //! Needs the Python environment `tests/peers/.venv` with `tests/peers/requirements-readers.txt`. Without it the test says so
 //! and passes, unless `COUNTERSIGN_REQUIRE_READERS=1` promises that it is there.
