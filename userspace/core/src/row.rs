@@ -14,7 +14,6 @@
 
 pub mod ids;
 mod table;
-mod time;
 
 mod call;
 mod channel;
@@ -39,7 +38,7 @@ pub use self::sighting::SightingRow;
 pub use self::table::{
     Cell, Column, ColumnType, ColumnVisitor, PayloadBytes, PayloadText, Table, TableRow, Value,
 };
-pub use self::time::{BootNs, UtcNs};
+pub use crate::time::{BootNs, UtcNs};
 pub use self::verdict::VerdictRow;
 
 macro_rules! rows {

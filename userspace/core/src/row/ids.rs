@@ -10,7 +10,7 @@ use sha2::{Digest, Sha256};
 use ulid::Ulid;
 
 use super::table::{Cell, ColumnType, Value};
-use super::time::UtcNs;
+use crate::time::UtcNs;
 
 macro_rules! ids {
     ($($(#[doc = $doc:literal])* $id:ident;)*) => {

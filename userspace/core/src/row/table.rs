@@ -5,7 +5,7 @@
 
 use core::fmt;
 
-use super::time::{BootNs, UtcNs};
+use crate::time::{BootNs, UtcNs};
 
 /// A table of the evidence.
 #[derive(Debug)]
