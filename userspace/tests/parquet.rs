@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -11,6 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use arrow_array::cast::AsArray;
 use arrow_array::types::{Int64Type, TimestampNanosecondType, UInt32Type, UInt64Type};
 use arrow_array::{Array, RecordBatch};
+use countersign::outdir::OutDir;
 use countersign::sink::dir::PrivateDir;
 use countersign::sink::parquet::{ParquetSink, ROW_GROUP_MAX_BYTES, ROW_GROUP_MAX_ROWS};
 use countersign::sink::{EvidenceDir, RowSink, TempFile, WrittenFile};
@@ -86,6 +88,26 @@ fn a_sink_that_is_dropped_leaves_no_file() {
     sink.row(&fixed_row(table("calls"), START, 0)).unwrap();
     drop(sink);
     assert_eq!(files_below(out.path()), Vec::<PathBuf>::new());
+}
+
+#[test]
+fn the_guarded_output_directory_takes_the_files() {
+    let parent = TempDir::new().unwrap();
+    let out = Arc::new(OutDir::create(&parent.path().join("out"), None).unwrap());
+    let mut sink = sink(Box::new(Arc::clone(&out)), "host");
+    for table in Row::TABLES {
+        sink.row(&fixed_row(table, START, 1)).unwrap();
+    }
+    let files = sink.finish().unwrap();
+    assert_eq!(files.len(), Row::TABLES.len());
+    for file in files {
+        assert_eq!(read(&out.path().join(&file.path)).len(), 1);
+        let mode = fs::metadata(out.path().join(&file.path))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o077, 0, "others can read {}", file.path);
+    }
 }
 
 #[test]
