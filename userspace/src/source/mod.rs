@@ -1,3 +1,4 @@
 //! Where bytes come from: the kernel's ring, a spool, the proxies' logs.
 
+pub mod keptlog;
 pub mod proxylog;

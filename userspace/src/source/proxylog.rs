@@ -211,11 +211,11 @@ impl Follower {
         if let Some(log) = &mut self.current {
             match log.advance(&mut self.buffer, &mut budget, sink) {
                 Progress::CaughtUp | Progress::Failed => {}
-                Progress::Truncated => self.reread(sink),
+                Progress::Truncated => self.reread(&mut budget, sink),
             }
         }
         if budget > 0 {
-            self.look_at_name(sink);
+            self.look_at_name(&mut budget, sink);
         }
         budget == 0
     }
@@ -224,11 +224,12 @@ impl Follower {
     /// writers have ended.
     pub fn finish(mut self, sink: &mut impl FnMut(LogEvent<'_>)) {
         self.read_all(sink);
+        self.pick_up_rotated(sink);
         if let Some(log) = &mut self.current
             && log.was_rewritten(&mut self.buffer)
         {
             sink(LogEvent::Rewritten { file: log.id() });
-            self.reread(sink);
+            self.reread(&mut POLL_MAX_BYTES.clone(), sink);
             self.read_all(sink);
         }
         if self.current.is_none() && self.said_missing {
@@ -262,20 +263,23 @@ impl Follower {
 
     fn open(&self, name: &OsStr) -> Result<OpenLog, Refusal> {
         let dir = self.dir.as_ref().ok_or(Refusal::Missing)?;
-        open_log(dir, name, FileId(self.next_id))
+        open_log(dir, name)
     }
 
     /// Checks whether the name still leads to the file being read.
-    fn look_at_name(&mut self, sink: &mut impl FnMut(LogEvent<'_>)) {
+    fn look_at_name(&mut self, budget: &mut u64, sink: &mut impl FnMut(LogEvent<'_>)) {
         self.hold_dir();
+        if self.still_current() {
+            return;
+        }
         match self.open(&self.name) {
             Ok(found) => {
                 self.last_refusal = None;
-                if self.current.as_ref().is_some_and(|current| current.identity() == found.identity()) {
-                    return;
-                }
+                self.remember(found.identity());
                 self.retire_current(sink);
-                self.adopt(found, None, sink);
+                // Files that had the name in between, or before we first looked, and lost it again.
+                self.pick_up_rotated(sink);
+                self.adopt(found, None, budget, sink);
             }
             Err(Refusal::Missing) => {
                 // Between the rename and the creation of the next file, or deleted: keep reading what we hold.
@@ -293,6 +297,13 @@ impl Follower {
         }
     }
 
+    /// Whether the name leads to the file that is being read: the cheap question of every look.
+    fn still_current(&self) -> bool {
+        let (Some(dir), Some(current)) = (&self.dir, &self.current) else { return false };
+        rustix::fs::statat(dir, &self.name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|stat| (stat.st_dev, stat.st_ino) == current.identity())
+    }
+
     fn retire_current(&mut self, sink: &mut impl FnMut(LogEvent<'_>)) {
         let Some(mut old) = self.current.take() else { return };
         // What was written between the last read and the rename.
@@ -300,8 +311,6 @@ impl Follower {
         sink(LogEvent::Rotated { file: old.id() });
         self.remember(old.identity());
         self.keep_reading(old, sink);
-        // Files that had the name in between and lost it again before we looked.
-        self.pick_up_rotated(sink);
     }
 
     fn pick_up_rotated(&mut self, sink: &mut impl FnMut(LogEvent<'_>)) {
@@ -314,7 +323,7 @@ impl Follower {
                 self.say_too_many(sink);
                 return;
             }
-            self.next_id += 1;
+            log.set_id(self.take_id());
             self.remember(log.identity());
             sink(LogEvent::Opened { file: log.id(), path: self.parent.join(&name), facts: log.facts(), again: None });
             let _ = log.advance(&mut self.buffer, &mut u64::MAX.clone(), sink);
@@ -331,24 +340,35 @@ impl Follower {
         }
     }
 
-    fn adopt(&mut self, log: OpenLog, again: Option<FileId>, sink: &mut impl FnMut(LogEvent<'_>)) {
+    fn adopt(
+        &mut self,
+        mut log: OpenLog,
+        again: Option<FileId>,
+        budget: &mut u64,
+        sink: &mut impl FnMut(LogEvent<'_>),
+    ) {
         if self.next_id >= FILES_MAX {
             self.say_too_many(sink);
             return;
         }
-        self.next_id += 1;
+        log.set_id(self.take_id());
         sink(LogEvent::Opened { file: log.id(), path: self.path(), facts: log.facts(), again });
         self.current = Some(log);
         if let Some(log) = &mut self.current {
-            let _ = log.advance(&mut self.buffer, &mut POLL_MAX_BYTES.clone(), sink);
+            let _ = log.advance(&mut self.buffer, budget, sink);
         }
     }
 
+    fn take_id(&mut self) -> FileId {
+        self.next_id += 1;
+        FileId(self.next_id - 1)
+    }
+
     /// Reads the current file from the beginning under a new number.
-    fn reread(&mut self, sink: &mut impl FnMut(LogEvent<'_>)) {
+    fn reread(&mut self, budget: &mut u64, sink: &mut impl FnMut(LogEvent<'_>)) {
         if let Some(old) = self.current.take() {
             let id = old.id();
-            self.adopt(old.restarted(FileId(self.next_id)), Some(id), sink);
+            self.adopt(old.restarted(), Some(id), budget, sink);
         }
     }
 

@@ -74,21 +74,4 @@ fn segment_number(name: &str) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn segment_names_and_numbers_agree() {
-        for number in [1, 42, 99_999_999, 100_000_000, u32::MAX] {
-            assert_eq!(segment_number(&segment_name(number)), Some(number));
-        }
-        for name in ["0.spool", "00000000.spool", "1.spool", "0000000a.spool", "00000001.spool.tmp", "000000001.spool", "+0000001.spool"] {
-            assert_eq!(segment_number(name), None, "{name}");
-        }
-    }
-
-    #[test]
-    fn zeros_are_no_frame() {
-        assert_ne!(checksum(0, b""), 0);
-    }
-}
+mod tests;

@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use super::{FileId, LogError, LogEvent};
 
 /// What a log file is, at the time of opening.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct FileFacts {
     /// Device as the kernel keeps it (`major << 20 | minor`), as in the kernel's records.
     pub kernel_dev: u32,
@@ -94,7 +94,7 @@ pub(super) struct OpenLog {
 
 /// Opens `name` in `dir` if it is a regular file. Looks at what the name leads to before opening it for
 /// reading: opening a device can have effects, opening a FIFO can hang.
-pub(super) fn open_log(dir: &OwnedFd, name: &OsStr, id: FileId) -> Result<OpenLog, Refusal> {
+pub(super) fn open_log(dir: &OwnedFd, name: &OsStr) -> Result<OpenLog, Refusal> {
     let io_refusal = |error: rustix::io::Errno| match error {
         rustix::io::Errno::NOENT => Refusal::Missing,
         other => Refusal::Io(other.raw_os_error()),
@@ -125,7 +125,7 @@ pub(super) fn open_log(dir: &OwnedFd, name: &OsStr, id: FileId) -> Result<OpenLo
     };
     Ok(OpenLog {
         file,
-        id,
+        id: FileId(u64::MAX),
         facts,
         dev: metadata.dev(),
         offset: 0,
@@ -143,6 +143,11 @@ fn kernel_dev(dev: u64) -> u32 {
 impl OpenLog {
     pub(super) fn id(&self) -> FileId {
         self.id
+    }
+
+    /// Gives it its number, once it is known that it will be read.
+    pub(super) fn set_id(&mut self, id: FileId) {
+        self.id = id;
     }
 
     pub(super) fn facts(&self) -> FileFacts {
@@ -168,7 +173,8 @@ impl OpenLog {
         if self.failed {
             return Progress::Failed;
         }
-        match self.file.metadata() {
+        // What is there now and no more: a writer that never stops must not keep us here.
+        let mut left = match self.file.metadata() {
             Ok(metadata) if metadata.len() < self.offset => {
                 if !self.truncation_said {
                     self.truncation_said = true;
@@ -176,11 +182,11 @@ impl OpenLog {
                 }
                 return Progress::Truncated;
             }
-            Ok(_) => {}
+            Ok(metadata) => metadata.len() - self.offset,
             Err(error) => return self.fail(&error, sink),
-        }
-        while *budget > 0 {
-            let most = usize::try_from(*budget).unwrap_or(usize::MAX).min(buffer.len());
+        };
+        while *budget > 0 && left > 0 {
+            let most = usize::try_from(left.min(*budget)).unwrap_or(usize::MAX).min(buffer.len());
             match self.file.read(&mut buffer[..most]) {
                 Ok(0) => break,
                 Ok(length) => {
@@ -189,6 +195,7 @@ impl OpenLog {
                     sink(LogEvent::Bytes { file: self.id, offset: self.offset, data });
                     self.offset += length as u64;
                     *budget -= length as u64;
+                    left -= length as u64;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return self.fail(&error, sink),
@@ -214,12 +221,12 @@ impl OpenLog {
         digest.finalize() != self.digest.clone().finalize()
     }
 
-    /// The same file from its beginning, under another number.
-    pub(super) fn restarted(self, id: FileId) -> Self {
+    /// The same file from its beginning.
+    pub(super) fn restarted(self) -> Self {
         use std::io::Seek;
         let mut file = self.file;
         let failed = file.rewind().is_err();
-        Self { file, id, offset: 0, digest: Sha256::new(), failed, truncation_said: false, ..self }
+        Self { file, offset: 0, digest: Sha256::new(), failed, truncation_said: false, ..self }
     }
 
     fn fail(&mut self, error: &io::Error, sink: &mut impl FnMut(LogEvent<'_>)) -> Progress {
