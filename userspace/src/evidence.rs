@@ -69,16 +69,23 @@ pub struct Setup<'a> {
 ///
 /// # Errors
 /// When this build has none.
+#[expect(clippy::needless_pass_by_value, reason = "a correlator keeps the keys")]
 pub fn correlator(setup: Setup<'_>) -> Result<Box<dyn Correlator>, Failure> {
     tracing::debug!(proxies = setup.keys.len(), out = %setup.out.path().display(), "pairing");
-    Err(Failure::new(Code::Unavailable, "this build records but does not pair: keep the spool and use a complete build"))
+    Err(Failure::new(
+        Code::Unavailable,
+        "this build records but does not pair: keep the spool and use a complete build",
+    ))
 }
 
 /// Feeds a whole spool.
 ///
 /// # Errors
 /// When the spool cannot be read or evidence cannot be written.
-pub fn feed_spool(spool: &mut SpoolReader, correlator: &mut dyn Correlator) -> Result<Fed, Failure> {
+pub fn feed_spool(
+    spool: &mut SpoolReader,
+    correlator: &mut dyn Correlator,
+) -> Result<Fed, Failure> {
     let mut fed = Fed::default();
     while let Some(item) = spool.next_item().or_exit(Code::Data)? {
         match item {

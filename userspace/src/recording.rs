@@ -56,7 +56,9 @@ impl Recorded {
 
 impl std::fmt::Debug for Recording {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Recording").field("spool", self.spool.stats()).finish_non_exhaustive()
+        f.debug_struct("Recording")
+            .field("spool", self.spool.stats())
+            .finish_non_exhaustive()
     }
 }
 
@@ -78,7 +80,12 @@ pub fn capture_id() -> io::Result<String> {
 /// # Errors
 /// The first log that is no regular file or cannot be read.
 pub fn open_logs(config: &Config) -> Result<Vec<Follower>, Failure> {
-    config.proxies.iter().map(|proxy| Follower::new(&proxy.log)).collect::<Result<_, LogError>>().or_exit(Code::NoInput)
+    config
+        .proxies
+        .iter()
+        .map(|proxy| Follower::new(&proxy.log))
+        .collect::<Result<_, LogError>>()
+        .or_exit(Code::NoInput)
 }
 
 impl Recording {
@@ -93,17 +100,30 @@ impl Recording {
         witness: Box<dyn Witness>,
         mut logs: Vec<Follower>,
     ) -> Result<Self, Failure> {
-        let header =
-            SegmentHeader::of_this_machine(capture.to_owned(), witness.generation(), witness.offsets_sha256())
-                .or_exit(Code::Io)?;
+        let header = SegmentHeader::of_this_machine(
+            capture.to_owned(),
+            witness.generation(),
+            witness.offsets_sha256(),
+        )
+        .or_exit(Code::Io)?;
         let dir = out.dir().create_dir(SPOOL).or_exit(Code::CantCreate)?;
         let kept = KeptLogWriter::create(&dir).or_exit(Code::CantCreate)?;
-        let limits = Limits { max_disk_bytes: config.capture.max_disk_bytes, ..Limits::default() };
+        let limits = Limits {
+            max_disk_bytes: config.capture.max_disk_bytes,
+            ..Limits::default()
+        };
         let spool = SpoolWriter::create(dir, header, limits).or_exit(Code::CantCreate)?;
         for log in &mut logs {
             log.ignore_old_rotations();
         }
-        let mut recording = Self { witness, spool, logs, kept, flush_at: Instant::now(), failed: None };
+        let mut recording = Self {
+            witness,
+            spool,
+            logs,
+            kept,
+            flush_at: Instant::now(),
+            failed: None,
+        };
         recording.note(kind::CAPTURE, &serde_json::json!({ "event": "start", "version": env!("CARGO_PKG_VERSION"), "settings": config }));
         Ok(recording)
     }
@@ -150,14 +170,24 @@ impl Recording {
             log.finish(&mut |event| self.kept.event(index, &event));
         }
         if let Some(failed) = self.failed.clone() {
-            self.note(kind::LOSS, &serde_json::json!({ "what": "capture", "cause": failed }));
+            self.note(
+                kind::LOSS,
+                &serde_json::json!({ "what": "capture", "cause": failed }),
+            );
         }
         let lost = self.kept.lost_bytes();
         if lost > 0 {
-            self.note(kind::LOSS, &serde_json::json!({ "what": "proxy_log", "bytes": lost }));
+            self.note(
+                kind::LOSS,
+                &serde_json::json!({ "what": "proxy_log", "bytes": lost }),
+            );
         }
         self.note(kind::CAPTURE, end);
-        Recorded { log_bytes_lost: self.kept.finish(), spool: self.spool.finish(), failed: self.failed }
+        Recorded {
+            log_bytes_lost: self.kept.finish(),
+            spool: self.spool.finish(),
+            failed: self.failed,
+        }
     }
 }
 

@@ -77,12 +77,30 @@ pub fn requirements() -> Vec<Requirement> {
     vec![architecture(), privileges(), btf(), programs()]
 }
 
+/// Refuses early when this process lacks the privileges, before anything else asks for them in its own words.
+///
+/// # Errors
+/// When capabilities are missing.
+pub fn check_privileges() -> Result<(), Failure> {
+    let Requirement {
+        met, detail, code, ..
+    } = privileges();
+    if met {
+        Ok(())
+    } else {
+        Err(Failure::new(code, detail))
+    }
+}
+
 /// Loads and attaches the kernel programs.
 ///
 /// # Errors
 /// The first [`Requirement`] that is not met, or why loading failed.
 pub fn attach(request: &Request) -> Result<Box<dyn Witness>, Failure> {
-    if let Some(unmet) = requirements().into_iter().find(|requirement| !requirement.met) {
+    if let Some(unmet) = requirements()
+        .into_iter()
+        .find(|requirement| !requirement.met)
+    {
         return Err(Failure::new(unmet.code, unmet.detail));
     }
     tracing::debug!(?request, "attaching");
@@ -119,7 +137,9 @@ fn privileges() -> Requirement {
 
 fn missing_capabilities() -> Option<Vec<&'static str>> {
     let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
     let effective = u64::from_str_radix(line.trim(), 16).ok()?;
     let sys_admin = effective & (1 << 21) != 0;
     Some(

@@ -234,7 +234,10 @@ impl RecordArgs {
 impl PairArgs {
     /// Splits the arguments into settings, the output flags and the spool.
     pub fn split(self) -> (Flags, EvidenceFlags, PathBuf) {
-        let flags = Flags { payload: self.evidence.payload, ..self.proxy.into_flags() };
+        let flags = Flags {
+            payload: self.evidence.payload,
+            ..self.proxy.into_flags()
+        };
         (flags, self.evidence, self.spool)
     }
 }

@@ -25,14 +25,25 @@ pub(super) fn doctor(args: &DoctorArgs) -> Result<Code, Failure> {
         print(&text(&found))?;
     }
     // Says what a recording would: the first thing missing.
-    Ok(found.iter().find(|requirement| !requirement.met).map_or(Code::Clean, |requirement| requirement.code))
+    Ok(found
+        .iter()
+        .find(|requirement| !requirement.met)
+        .map_or(Code::Clean, |requirement| requirement.code))
 }
 
 fn text(found: &[Requirement]) -> String {
-    let mut text = format!("countersign {} on Linux {}\n", env!("CARGO_PKG_VERSION"), kernel_release());
-    for Requirement { name, met, detail, .. } in found {
-        let mark = if *met { "ok     " } else { "missing" };
-        text.push_str(&format!("{mark}  {name}: {detail}\n"));
-    }
-    text
+    let head = format!(
+        "countersign {} on Linux {}\n",
+        env!("CARGO_PKG_VERSION"),
+        kernel_release()
+    );
+    let lines = found.iter().map(
+        |Requirement {
+             name, met, detail, ..
+         }| {
+            let mark = if *met { "ok     " } else { "missing" };
+            format!("{mark}  {name}: {detail}\n")
+        },
+    );
+    std::iter::once(head).chain(lines).collect()
 }

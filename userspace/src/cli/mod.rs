@@ -14,7 +14,9 @@ use std::io::{self, IsTerminal, Write};
 use clap::Parser;
 use clap::error::ErrorKind;
 
-pub use args::{Cli, Command, EvidenceFlags, PairArgs, ProxyFlags, RawArgs, RecordArgs, RunArgs, Targets};
+pub use args::{
+    Cli, Command, EvidenceFlags, PairArgs, ProxyFlags, RawArgs, RecordArgs, RunArgs, Targets,
+};
 
 use crate::exit::{Code, Failure, OrExit};
 
@@ -25,11 +27,16 @@ pub fn main() -> Code {
         Ok(cli) => cli,
         Err(error) => {
             // clap's own code for a usage error is 2, which means something else here.
-            let code = match error.kind() {
-                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => Code::Clean,
-                _ => Code::Usage,
+            let asked = matches!(
+                error.kind(),
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+            );
+            let code = if asked { Code::Clean } else { Code::Usage };
+            return if error.print().is_ok() {
+                code
+            } else {
+                Code::Io
             };
-            return if error.print().is_ok() { code } else { Code::Io };
         }
     };
     match dispatch(cli.command) {
@@ -53,7 +60,10 @@ fn dispatch(command: Command) -> Result<Code, Failure> {
 }
 
 fn absent(command: &str) -> Failure {
-    Failure::new(Code::Unavailable, format!("`countersign {command}` is not part of this build: use a complete build"))
+    Failure::new(
+        Code::Unavailable,
+        format!("`countersign {command}` is not part of this build: use a complete build"),
+    )
 }
 
 /// Writes one line to standard error. A closed standard error is no reason to fail.
@@ -64,12 +74,15 @@ fn tell(line: &str) {
 /// Writes to standard output.
 fn print(text: &str) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
-    out.write_all(text.as_bytes()).and_then(|()| out.flush()).or_exit(Code::Io)
+    out.write_all(text.as_bytes())
+        .and_then(|()| out.flush())
+        .or_exit(Code::Io)
 }
 
 fn start_log() {
     use tracing_subscriber::EnvFilter;
-    let filter = EnvFilter::try_from_env("COUNTERSIGN_LOG").unwrap_or_else(|_unset| EnvFilter::new("warn"));
+    let filter =
+        EnvFilter::try_from_env("COUNTERSIGN_LOG").unwrap_or_else(|_unset| EnvFilter::new("warn"));
     // Fails only if a subscriber exists already, which then serves as well.
     let _ = tracing_subscriber::fmt()
         .with_env_filter(filter)

@@ -23,7 +23,12 @@ pub(super) fn pair(args: PairArgs) -> Result<Code, Failure> {
     let (dir, mut spool) = open_spool(&path)?;
     let logs = open_offline_logs(&config)?;
     let out = OutDir::create(&evidence_flags.output, None).or_exit(Code::CantCreate)?;
-    let setup = Setup { config: &config, keys, out: &out, json: evidence_flags.json };
+    let setup = Setup {
+        config: &config,
+        keys,
+        out: &out,
+        json: evidence_flags.json,
+    };
     let mut correlator = evidence::correlator(setup)?;
     let fed = evidence::feed_spool(&mut spool, &mut *correlator)?;
     tell_damage(fed);
@@ -33,7 +38,10 @@ pub(super) fn pair(args: PairArgs) -> Result<Code, Failure> {
         feed_files(logs, &mut *correlator)?;
     }
     let outcome = correlator.finish().or_exit(Code::Io)?;
-    Ok(Code::of_evidence(outcome.findings, outcome.could_not_see || fed.damaged > 0))
+    Ok(Code::of_evidence(
+        outcome.findings,
+        outcome.could_not_see || fed.damaged > 0,
+    ))
 }
 
 /// Pairs what was just recorded into the same output directory.
@@ -45,7 +53,10 @@ pub(super) fn pair_recording(setup: Setup<'_>) -> Result<Outcome, Failure> {
     tell_damage(fed);
     feed_kept(&dir, &mut *correlator)?;
     let outcome = correlator.finish().or_exit(Code::Io)?;
-    Ok(Outcome { could_not_see: outcome.could_not_see || fed.damaged > 0, ..outcome })
+    Ok(Outcome {
+        could_not_see: outcome.could_not_see || fed.damaged > 0,
+        ..outcome
+    })
 }
 
 /// Reads the key of every proxy.
@@ -53,7 +64,13 @@ pub(super) fn load_keys(config: &Config) -> Result<Vec<Option<KeyBytes>>, Failur
     config
         .proxies
         .iter()
-        .map(|proxy| proxy.key.as_ref().map(crate::key::KeySource::load).transpose())
+        .map(|proxy| {
+            proxy
+                .key
+                .as_ref()
+                .map(crate::key::KeySource::load)
+                .transpose()
+        })
         .collect::<Result<_, _>>()
         .or_exit(Code::Config)
 }
@@ -67,8 +84,15 @@ fn open_spool(path: &Path) -> Result<(Dir, SpoolReader), Failure> {
         Ok((dir, reader))
     };
     open().map_err(|error| {
-        let code = if error.downcast_ref::<std::io::Error>().is_some() { Code::NoInput } else { Code::Data };
-        Failure { code, error: error.context(format!("{} is no usable spool", path.display())) }
+        let code = if error.downcast_ref::<std::io::Error>().is_some() {
+            Code::NoInput
+        } else {
+            Code::Data
+        };
+        Failure {
+            code,
+            error: error.context(format!("{} is no usable spool", path.display())),
+        }
     })
 }
 
@@ -78,7 +102,12 @@ fn open_offline_logs(config: &Config) -> Result<Vec<Follower>, Failure> {
         Ok(_) if !path.exists() => Err(LogError::Missing(path.to_owned())),
         other => other,
     };
-    config.proxies.iter().map(|proxy| open(&proxy.log)).collect::<Result<_, _>>().or_exit(Code::NoInput)
+    config
+        .proxies
+        .iter()
+        .map(|proxy| open(&proxy.log))
+        .collect::<Result<_, _>>()
+        .or_exit(Code::NoInput)
 }
 
 fn feed_files(logs: Vec<Follower>, correlator: &mut dyn Correlator) -> Result<(), Failure> {
@@ -97,13 +126,25 @@ fn feed_files(logs: Vec<Follower>, correlator: &mut dyn Correlator) -> Result<()
 }
 
 fn feed_kept(dir: &Dir, correlator: &mut dyn Correlator) -> Result<(), Failure> {
-    let found = keptlog::replay(dir, &mut |proxy, event| correlator.log(proxy, event).map_err(std::io::Error::other))
-        .or_exit(Code::Io)?;
-    if found { Ok(()) } else { Err(Failure::new(Code::Usage, "the spool has no copy of a log: add --proxy-log FILE")) }
+    let found = keptlog::replay(dir, &mut |proxy, event| {
+        correlator.log(proxy, event).map_err(std::io::Error::other)
+    })
+    .or_exit(Code::Io)?;
+    if found {
+        Ok(())
+    } else {
+        Err(Failure::new(
+            Code::Usage,
+            "the spool has no copy of a log: add --proxy-log FILE",
+        ))
+    }
 }
 
 fn tell_damage(fed: Fed) {
     if fed.damaged > 0 {
-        tell(&format!("could not see: {} pieces of the spool are damaged or missing", fed.damaged));
+        tell(&format!(
+            "could not see: {} pieces of the spool are damaged or missing",
+            fed.damaged
+        ));
     }
 }

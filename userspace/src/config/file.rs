@@ -103,7 +103,10 @@ impl ConfigFile {
     /// # Errors
     /// [`ConfigError`], naming the file and the key or line.
     pub fn read(path: &Path) -> Result<Self, ConfigError> {
-        let io_error = |source| ConfigError::Io { path: path.to_owned(), source };
+        let io_error = |source| ConfigError::Io {
+            path: path.to_owned(),
+            source,
+        };
         let file = std::fs::File::options()
             .read(true)
             .custom_flags(libc::O_NONBLOCK | libc::O_NOCTTY)
@@ -114,9 +117,14 @@ impl ConfigFile {
             return Err(ConfigError::WorldWritable(path.to_owned()));
         }
         let mut text = String::new();
-        file.take(FILE_MAX_BYTES as u64 + 1).read_to_string(&mut text).map_err(io_error)?;
+        file.take(FILE_MAX_BYTES as u64 + 1)
+            .read_to_string(&mut text)
+            .map_err(io_error)?;
         if text.len() > FILE_MAX_BYTES {
-            return Err(ConfigError::TooLong { path: path.to_owned(), limit: FILE_MAX_BYTES });
+            return Err(ConfigError::TooLong {
+                path: path.to_owned(),
+                limit: FILE_MAX_BYTES,
+            });
         }
         Self::parse(&text, path)
     }
@@ -127,13 +135,27 @@ impl ConfigFile {
             line: error.span().map_or(1, |span| line_of(text, span.start)),
             message: error.message().trim().replace('\n', ", "),
         })?;
-        let check = Check { path, base: path.parent().unwrap_or(Path::new("")) };
+        let check = Check {
+            path,
+            base: path.parent().unwrap_or(Path::new("")),
+        };
         if raw.proxy.len() > PROXIES_MAX {
-            return Err(check.error("[[proxy]]", format!("more than {PROXIES_MAX} blocks: split the file")));
+            return Err(check.error(
+                "[[proxy]]",
+                format!("more than {PROXIES_MAX} blocks: split the file"),
+            ));
         }
         Ok(Self {
-            proxies: raw.proxy.into_iter().map(|proxy| check.proxy(proxy)).collect::<Result<_, _>>()?,
-            allow_direct: raw.allow_direct.into_iter().map(|allow| check.allow(allow)).collect::<Result<_, _>>()?,
+            proxies: raw
+                .proxy
+                .into_iter()
+                .map(|proxy| check.proxy(proxy))
+                .collect::<Result<_, _>>()?,
+            allow_direct: raw
+                .allow_direct
+                .into_iter()
+                .map(|allow| check.allow(allow))
+                .collect::<Result<_, _>>()?,
             capture: check.capture(raw.capture)?,
         })
     }
@@ -155,17 +177,26 @@ impl Check<'_> {
         }
         let key = match (raw.key_env, raw.key_file) {
             (Some(_), Some(_)) => {
-                return Err(self.error(&block("key_env"), "key_file is there too: keep one of them".into()));
+                return Err(self.error(
+                    &block("key_env"),
+                    "key_file is there too: keep one of them".into(),
+                ));
             }
             (Some(name), None) if name.is_empty() || name.contains(['=', '\0']) => {
-                return Err(self.error(&block("key_env"), "must be the name of an environment variable".into()));
+                return Err(self.error(
+                    &block("key_env"),
+                    "must be the name of an environment variable".into(),
+                ));
             }
             (Some(name), None) => Some(KeySource::Env(name)),
             (None, Some(file)) => Some(KeySource::File(self.base.join(file))),
             (None, None) => None,
         };
         if raw.redact_keys.iter().flatten().any(String::is_empty) {
-            return Err(self.error(&block("redact_keys"), "an empty word would redact everything: remove it".into()));
+            return Err(self.error(
+                &block("redact_keys"),
+                "an empty word would redact everything: remove it".into(),
+            ));
         }
         Ok(Proxy {
             log: self.base.join(raw.log),
@@ -179,15 +210,23 @@ impl Check<'_> {
 
     fn allow(&self, raw: RawAllow) -> Result<AllowDirect, ConfigError> {
         if raw.reason.trim().is_empty() {
-            return Err(self.error("[[allow_direct]] reason", "must say why, the evidence repeats it".into()));
+            return Err(self.error(
+                "[[allow_direct]] reason",
+                "must say why, the evidence repeats it".into(),
+            ));
         }
         if !raw.server_exe.is_absolute() {
             return Err(self.error(
                 "[[allow_direct]] server_exe",
-                "must be an absolute path: a rule that depends on a directory allows too much".into(),
+                "must be an absolute path: a rule that depends on a directory allows too much"
+                    .into(),
             ));
         }
-        Ok(AllowDirect { server_exe: raw.server_exe, methods: raw.methods, reason: raw.reason })
+        Ok(AllowDirect {
+            server_exe: raw.server_exe,
+            methods: raw.methods,
+            reason: raw.reason,
+        })
     }
 
     fn capture(&self, raw: RawCapture) -> Result<FileCapture, ConfigError> {
@@ -203,18 +242,27 @@ impl Check<'_> {
                 RawPayload::Hash => Payload::Hash,
                 RawPayload::Full => Payload::Full,
             }),
-            max_disk_bytes: max_disk.map_err(|message| self.error("[capture] max_disk", message))?,
+            max_disk_bytes: max_disk
+                .map_err(|message| self.error("[capture] max_disk", message))?,
             keep_spool: raw.keep_spool,
         })
     }
 
     fn error(&self, key: &str, message: String) -> ConfigError {
-        ConfigError::Value { path: self.path.to_owned(), key: key.to_owned(), message }
+        ConfigError::Value {
+            path: self.path.to_owned(),
+            key: key.to_owned(),
+            message,
+        }
     }
 }
 
 fn line_of(text: &str, offset: usize) -> usize {
-    1 + text.bytes().take(offset).filter(|byte| *byte == b'\n').count()
+    1 + text
+        .bytes()
+        .take(offset)
+        .filter(|byte| *byte == b'\n')
+        .count()
 }
 
 #[cfg(test)]
@@ -256,15 +304,30 @@ mod tests {
     #[test]
     fn mistakes_name_file_line_and_key() {
         for (text, needles) in [
-            ("[[proxy]]\nname='a'\nlogg='x'\n", &["/etc/cs/c.toml:3", "logg"][..]),
+            (
+                "[[proxy]]\nname='a'\nlogg='x'\n",
+                &["/etc/cs/c.toml:3", "logg"][..],
+            ),
             ("[[proxy]]\nname='a'\n", &["missing field", "log"]),
             ("[capture]\nlinger='soon'\n", &["[capture] linger", "2s"]),
             ("[capture]\nlinger=2\n", &[":2:", "string"]),
-            ("[capture]\npayload='all'\n", &["payload", "redacted"][1..].as_ref()),
-            ("[[proxy]]\nname='a'\nlog='x'\nkey_env='A'\nkey_file='b'\n", &["keep one"]),
-            ("[[proxy]]\nname='a'\nlog='x'\nredact_keys=['']\n", &["redact_keys"]),
-            ("[[allow_direct]]\nserver_exe='clock'\nreason='x'\n", &["absolute"]),
-            ("[[allow_direct]]\nserver_exe='/c'\nreason=' '\n", &["reason"]),
+            ("[capture]\npayload='all'\n", &["redacted"]),
+            (
+                "[[proxy]]\nname='a'\nlog='x'\nkey_env='A'\nkey_file='b'\n",
+                &["keep one"],
+            ),
+            (
+                "[[proxy]]\nname='a'\nlog='x'\nredact_keys=['']\n",
+                &["redact_keys"],
+            ),
+            (
+                "[[allow_direct]]\nserver_exe='clock'\nreason='x'\n",
+                &["absolute"],
+            ),
+            (
+                "[[allow_direct]]\nserver_exe='/c'\nreason=' '\n",
+                &["reason"],
+            ),
             ("not toml", &[":1:"]),
         ] {
             let message = parse(text).unwrap_err().to_string();

@@ -166,7 +166,9 @@ pub enum ConfigError {
         message: String,
     },
     /// `--key-*`, `--proxy-exe` or `--redact-key` without the log that they belong to.
-    #[error("{0} describes the proxy of --proxy-log: add --proxy-log, or move it to the configuration file")]
+    #[error(
+        "{0} describes the proxy of --proxy-log: add --proxy-log, or move it to the configuration file"
+    )]
     FlagWithoutLog(&'static str),
     /// Two blocks with the same name or log.
     #[error("two proxies have the {what} {value}: each needs its own")]
@@ -184,7 +186,12 @@ impl Config {
     /// # Errors
     /// [`ConfigError`], naming file, key and fix.
     pub fn load(flags: Flags) -> Result<Self, ConfigError> {
-        let file = flags.file.as_deref().map(ConfigFile::read).transpose()?.unwrap_or_default();
+        let file = flags
+            .file
+            .as_deref()
+            .map(ConfigFile::read)
+            .transpose()?
+            .unwrap_or_default();
         let mut proxies = file.proxies;
         if let Some(log) = flags.log {
             proxies.insert(
@@ -199,7 +206,9 @@ impl Config {
                 },
             );
         } else if flags.key.is_some() {
-            return Err(ConfigError::FlagWithoutLog("--key-env, --key-file or --key-fd"));
+            return Err(ConfigError::FlagWithoutLog(
+                "--key-env, --key-file or --key-fd",
+            ));
         } else if flags.exe.is_some() {
             return Err(ConfigError::FlagWithoutLog("--proxy-exe"));
         } else if !flags.redact_keys.is_empty() {
@@ -243,10 +252,16 @@ fn refuse_duplicates(proxies: &[Proxy]) -> Result<(), ConfigError> {
     let mut logs = std::collections::BTreeSet::<&Path>::new();
     for proxy in proxies {
         if !names.insert(&proxy.name) {
-            return Err(ConfigError::Duplicate { what: "name", value: proxy.name.clone() });
+            return Err(ConfigError::Duplicate {
+                what: "name",
+                value: proxy.name.clone(),
+            });
         }
         if !logs.insert(&proxy.log) {
-            return Err(ConfigError::Duplicate { what: "log", value: proxy.log.display().to_string() });
+            return Err(ConfigError::Duplicate {
+                what: "log",
+                value: proxy.log.display().to_string(),
+            });
         }
     }
     Ok(())
@@ -279,7 +294,14 @@ mod tests {
             ..Flags::default()
         })
         .unwrap();
-        assert_eq!(config.proxies.iter().map(|proxy| proxy.name.as_str()).collect::<Vec<_>>(), ["proxy", "files"]);
+        assert_eq!(
+            config
+                .proxies
+                .iter()
+                .map(|proxy| proxy.name.as_str())
+                .collect::<Vec<_>>(),
+            ["proxy", "files"]
+        );
         assert_eq!(config.capture.linger, Duration::from_secs(5));
         assert_eq!(config.capture.payload, Payload::Full);
         assert_eq!(config.key_variables(), ["SECRET"]);
@@ -287,20 +309,38 @@ mod tests {
 
     #[test]
     fn proxy_flags_without_a_log_are_refused() {
-        let flags = Flags { exe: Some("/bin/x".into()), ..Flags::default() };
-        assert!(Config::load(flags).unwrap_err().to_string().contains("--proxy-log"));
+        let flags = Flags {
+            exe: Some("/bin/x".into()),
+            ..Flags::default()
+        };
+        assert!(
+            Config::load(flags)
+                .unwrap_err()
+                .to_string()
+                .contains("--proxy-log")
+        );
     }
 
     #[test]
     fn the_same_log_twice_is_refused() {
         let file = write("[[proxy]]\nname='a'\nlog='/x'\n[[proxy]]\nname='b'\nlog='/x'\n");
-        let flags = Flags { file: Some(file.path().to_owned()), ..Flags::default() };
-        assert!(matches!(Config::load(flags), Err(ConfigError::Duplicate { what: "log", .. })));
+        let flags = Flags {
+            file: Some(file.path().to_owned()),
+            ..Flags::default()
+        };
+        assert!(matches!(
+            Config::load(flags),
+            Err(ConfigError::Duplicate { what: "log", .. })
+        ));
     }
 
     #[test]
     fn settings_never_serialise_a_key_source() {
-        let flags = Flags { log: Some("x".into()), key: Some(KeySource::Env("TOPSECRET".into())), ..Flags::default() };
+        let flags = Flags {
+            log: Some("x".into()),
+            key: Some(KeySource::Env("TOPSECRET".into())),
+            ..Flags::default()
+        };
         let json = serde_json::to_string(&Config::load(flags).unwrap()).unwrap();
         assert!(!json.contains("TOPSECRET"));
     }

@@ -13,7 +13,9 @@ const DURATION_MAX: Duration = Duration::from_hours(24);
 /// A message with an example.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("{text:?} is no duration: write it like 2s, 500ms or 1m");
-    let split = text.find(|c: char| c.is_ascii_alphabetic()).ok_or_else(wrong)?;
+    let split = text
+        .find(|c: char| c.is_ascii_alphabetic())
+        .ok_or_else(wrong)?;
     let (number, unit) = text.split_at(split);
     let seconds = match unit {
         "ms" => 0.001,
@@ -22,7 +24,11 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         "h" => 3600.0,
         _ => return Err(wrong()),
     };
-    if number.is_empty() || !number.bytes().all(|byte| byte.is_ascii_digit() || byte == b'.') {
+    if number.is_empty()
+        || !number
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || byte == b'.')
+    {
         return Err(wrong());
     }
     let number: f64 = number.parse().map_err(|_unparsable| wrong())?;
@@ -38,7 +44,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
 /// A message with an example.
 pub fn parse_bytes(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is no size: write it like 512MiB or 10GiB");
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let split = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let shift = match unit.to_ascii_lowercase().as_str() {
         "" | "b" => 0,
@@ -49,7 +57,10 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         _ => return Err(wrong()),
     };
     let number: u64 = number.parse().map_err(|_unparsable| wrong())?;
-    number.checked_mul(1 << shift).filter(|bytes| *bytes > 0).ok_or_else(wrong)
+    number
+        .checked_mul(1 << shift)
+        .filter(|bytes| *bytes > 0)
+        .ok_or_else(wrong)
 }
 
 #[cfg(test)]
@@ -61,7 +72,19 @@ mod tests {
         assert_eq!(parse_duration("2s"), Ok(Duration::from_secs(2)));
         assert_eq!(parse_duration("0s"), Ok(Duration::ZERO));
         assert_eq!(parse_duration("1.5m"), Ok(Duration::from_secs(90)));
-        for bad in ["", "2", "s", "-1s", "1e9s", "infs", "NaNs", "25h", "2 s", "1..5s", "99999999999999999999999h"] {
+        for bad in [
+            "",
+            "2",
+            "s",
+            "-1s",
+            "1e9s",
+            "infs",
+            "NaNs",
+            "25h",
+            "2 s",
+            "1..5s",
+            "99999999999999999999999h",
+        ] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }
     }
@@ -71,7 +94,16 @@ mod tests {
         assert_eq!(parse_bytes("4096"), Ok(4096));
         assert_eq!(parse_bytes("64MiB"), Ok(64 << 20));
         assert_eq!(parse_bytes("1g"), Ok(1 << 30));
-        for bad in ["", "0", "MiB", "1.5G", "-1", "1X", "99999999999999999999", "99999999999T"] {
+        for bad in [
+            "",
+            "0",
+            "MiB",
+            "1.5G",
+            "-1",
+            "1X",
+            "99999999999999999999",
+            "99999999999T",
+        ] {
             assert!(parse_bytes(bad).is_err(), "{bad}");
         }
     }

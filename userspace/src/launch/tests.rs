@@ -14,7 +14,9 @@ fn the_child_runs_nothing_before_it_is_released() {
     let place = tempfile::tempdir().unwrap();
     let marker = place.path().join("ran");
     let signals = Signals::block().unwrap();
-    let blocked = shell(&format!("echo > {}", marker.display())).fork(&signals).unwrap();
+    let blocked = shell(&format!("echo > {}", marker.display()))
+        .fork(&signals)
+        .unwrap();
     // It is in the read of the hand-shake, still with this program's image.
     let exe = std::fs::read_link(format!("/proc/{}/exe", blocked.pid())).unwrap();
     assert_eq!(exe, std::env::current_exe().unwrap());
@@ -32,7 +34,9 @@ fn a_child_that_is_never_released_never_runs_and_is_gone() {
     let place = tempfile::tempdir().unwrap();
     let marker = place.path().join("ran");
     let signals = Signals::block().unwrap();
-    let blocked = shell(&format!("echo > {}", marker.display())).fork(&signals).unwrap();
+    let blocked = shell(&format!("echo > {}", marker.display()))
+        .fork(&signals)
+        .unwrap();
     let pid = blocked.pid();
     drop(blocked);
     assert!(!Path::new(&format!("/proc/{pid}")).exists());
@@ -50,19 +54,42 @@ fn the_exit_code_and_the_killing_signal_are_told_apart() {
 fn a_missing_agent_is_not_found_and_a_plain_file_not_executable() {
     let signals = Signals::block().unwrap();
     let error = |program: &Path| {
-        command(&[program.to_str().unwrap()]).fork(&signals).unwrap().release().unwrap_err()
+        command(&[program.to_str().unwrap()])
+            .fork(&signals)
+            .unwrap()
+            .release()
+            .unwrap_err()
     };
-    assert!(matches!(error("/nonexistent/agent".as_ref()), LaunchError::NotFound { .. }));
-    assert!(matches!(error("no-such-agent-in-path".as_ref()), LaunchError::NotFound { .. }));
-    assert!(matches!(error("/etc/passwd".as_ref()), LaunchError::NotExecutable { .. }));
-    assert!(matches!(error("/etc".as_ref()), LaunchError::NotExecutable { .. }));
-    assert!(matches!(error("/etc/passwd/x".as_ref()), LaunchError::NotFound { .. }));
+    assert!(matches!(
+        error("/nonexistent/agent".as_ref()),
+        LaunchError::NotFound { .. }
+    ));
+    assert!(matches!(
+        error("no-such-agent-in-path".as_ref()),
+        LaunchError::NotFound { .. }
+    ));
+    assert!(matches!(
+        error("/etc/passwd".as_ref()),
+        LaunchError::NotExecutable { .. }
+    ));
+    assert!(matches!(
+        error("/etc".as_ref()),
+        LaunchError::NotExecutable { .. }
+    ));
+    assert!(matches!(
+        error("/etc/passwd/x".as_ref()),
+        LaunchError::NotFound { .. }
+    ));
 }
 
 #[test]
 fn the_agent_is_looked_up_along_path() {
     let signals = Signals::block().unwrap();
-    let mut agent = command(&["true"]).fork(&signals).unwrap().release().unwrap();
+    let mut agent = command(&["true"])
+        .fork(&signals)
+        .unwrap()
+        .release()
+        .unwrap();
     assert_eq!(end(&mut agent, &signals), End::Exited(0));
 }
 
@@ -75,10 +102,21 @@ fn nothing_but_the_standard_descriptors_is_inherited() {
     let secret = std::fs::File::open("/etc/hostname").unwrap();
     rustix::io::fcntl_setfd(&secret, rustix::io::FdFlags::empty()).unwrap();
     assert!(secret.as_raw_fd() > 2);
-    assert_eq!(run(&format!("ls /proc/$$/fd > {}", out.display()), &signals), End::Exited(0));
-    let fds: Vec<u32> = std::fs::read_to_string(out).unwrap().lines().map(|line| line.parse().unwrap()).collect();
+    assert_eq!(
+        run(&format!("ls /proc/$$/fd > {}", out.display()), &signals),
+        End::Exited(0)
+    );
+    let fds: Vec<u32> = std::fs::read_to_string(out)
+        .unwrap()
+        .lines()
+        .map(|line| line.parse().unwrap())
+        .collect();
     // The shell's own: 10 and up for the redirection.
-    assert!(fds.iter().all(|fd| *fd <= 2 || *fd >= 10) && !fds.contains(&secret.as_raw_fd().unsigned_abs()), "{fds:?}");
+    assert!(
+        fds.iter().all(|fd| *fd <= 2 || *fd >= 10)
+            && !fds.contains(&secret.as_raw_fd().unsigned_abs()),
+        "{fds:?}"
+    );
 }
 
 #[test]
@@ -87,13 +125,20 @@ fn the_key_variable_is_removed_and_others_stay() {
     let out = place.path().join("env");
     let signals = Signals::block().unwrap();
     // PATH exists in every test environment; hiding it shows that hiding works without setting variables here.
-    let mut command = command(&["/bin/sh", "-c", &format!("/usr/bin/env > {}", out.display())]);
+    let mut command = command(&[
+        "/bin/sh",
+        "-c",
+        &format!("/usr/bin/env > {}", out.display()),
+    ]);
     command.hidden_variables = vec!["CARGO_MANIFEST_DIR".into()];
     let mut agent = command.fork(&signals).unwrap().release().unwrap();
     assert_eq!(end(&mut agent, &signals), End::Exited(0));
     let environment = std::fs::read_to_string(out).unwrap();
     assert!(environment.contains("PATH="));
-    assert!(std::env::var_os("CARGO_MANIFEST_DIR").is_some(), "run by cargo");
+    assert!(
+        std::env::var_os("CARGO_MANIFEST_DIR").is_some(),
+        "run by cargo"
+    );
     assert!(!environment.contains("CARGO_MANIFEST_DIR="));
 }
 
@@ -105,10 +150,20 @@ fn new_privileges_are_off_unless_asked_for_and_the_group_is_its_own() {
         command.allow_setuid = allow;
         let agent = command.fork(&signals).unwrap().release().unwrap();
         let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("NoNewPrivs:")).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix("NoNewPrivs:"))
+            .unwrap();
         assert_eq!(line.trim(), expected);
         let stat = std::fs::read_to_string(format!("/proc/{}/stat", agent.pid())).unwrap();
-        let group = stat.rsplit_once(") ").unwrap().1.split(' ').nth(2).unwrap().to_owned();
+        let group = stat
+            .rsplit_once(") ")
+            .unwrap()
+            .1
+            .split(' ')
+            .nth(2)
+            .unwrap()
+            .to_owned();
         assert_eq!(group, agent.pid().to_string());
     }
 }
@@ -116,10 +171,17 @@ fn new_privileges_are_off_unless_asked_for_and_the_group_is_its_own() {
 #[test]
 fn signals_have_their_default_action_and_mask_again() {
     let signals = Signals::block().unwrap();
-    let agent = command(&["/bin/sleep", "60"]).fork(&signals).unwrap().release().unwrap();
+    let agent = command(&["/bin/sleep", "60"])
+        .fork(&signals)
+        .unwrap()
+        .release()
+        .unwrap();
     let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
     let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap();
         u64::from_str_radix(line.trim(), 16).unwrap()
     };
     assert_eq!(field("SigBlk:") & (1 << (libc::SIGINT - 1)), 0);
@@ -135,12 +197,20 @@ fn root_drops_to_the_named_user_with_that_users_groups_only() {
     let place = tempfile::tempdir().unwrap();
     let signals = Signals::block().unwrap();
     let identity = resolve_user(Some("nobody")).unwrap();
-    let command = Command { identity: identity.clone(), ..command(&["/bin/sleep", "60"]) };
+    let command = Command {
+        identity: identity.clone(),
+        ..command(&["/bin/sleep", "60"])
+    };
     let agent = command.fork(&signals).unwrap().release().unwrap();
     let status = std::fs::read_to_string(format!("/proc/{}/status", agent.pid())).unwrap();
     let field = |name: &str| {
-        let line = status.lines().find_map(|line| line.strip_prefix(name)).unwrap();
-        line.split_whitespace().map(|id| id.parse::<u32>().unwrap()).collect::<Vec<_>>()
+        let line = status
+            .lines()
+            .find_map(|line| line.strip_prefix(name))
+            .unwrap();
+        line.split_whitespace()
+            .map(|id| id.parse::<u32>().unwrap())
+            .collect::<Vec<_>>()
     };
     assert_eq!(field("Uid:"), [identity.uid; 4]);
     assert_eq!(field("Gid:"), [identity.gid; 4]);
@@ -166,9 +236,14 @@ fn a_signal_is_passed_on_to_the_whole_group_and_the_fourth_kills() {
         // To this thread: another test's thread must not get it.
         // SAFETY: a valid signal to the calling thread, in which it is blocked.
         unsafe { libc::pthread_kill(libc::pthread_self(), libc::SIGINT) };
-        assert_eq!(agent.wait(&signals, DEADLINE).unwrap(), Event::Signal(libc::SIGINT));
+        assert_eq!(
+            agent.wait(&signals, DEADLINE).unwrap(),
+            Event::Signal(libc::SIGINT)
+        );
         if number <= 3 {
-            wait_until(|| std::fs::read_to_string(&count).is_ok_and(|text| text.lines().count() == number));
+            wait_until(|| {
+                std::fs::read_to_string(&count).is_ok_and(|text| text.lines().count() == number)
+            });
         }
     }
     assert_eq!(end(&mut agent, &signals), End::Killed(9));
@@ -177,7 +252,11 @@ fn a_signal_is_passed_on_to_the_whole_group_and_the_fourth_kills() {
 #[test]
 fn an_agent_whose_watcher_gives_up_is_killed() {
     let signals = Signals::block().unwrap();
-    let agent = command(&["/bin/sleep", "60"]).fork(&signals).unwrap().release().unwrap();
+    let agent = command(&["/bin/sleep", "60"])
+        .fork(&signals)
+        .unwrap()
+        .release()
+        .unwrap();
     let pid = agent.pid();
     drop(agent);
     assert!(!Path::new(&format!("/proc/{pid}")).exists());
@@ -196,7 +275,11 @@ fn standard_output_is_the_agents() {
     let signals = Signals::block().unwrap();
     let (mut read, write) = std::io::pipe().unwrap();
     // The agent inherits the standard descriptors only, so the pipe is reached by its path.
-    let script = format!("echo hello > /proc/{}/fd/{}", std::process::id(), write.as_raw_fd());
+    let script = format!(
+        "echo hello > /proc/{}/fd/{}",
+        std::process::id(),
+        write.as_raw_fd()
+    );
     assert_eq!(run(&script, &signals), End::Exited(0));
     drop(write);
     let mut text = String::new();

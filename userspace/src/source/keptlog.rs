@@ -49,13 +49,31 @@ struct Line {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "event", rename_all = "snake_case")]
 enum Kept {
-    Opened { file: u64, path: PathBuf, facts: FileFacts, again: Option<u64> },
-    Truncated { file: u64, read: u64, size: u64 },
-    Rewritten { file: u64 },
-    Rotated { file: u64 },
+    Opened {
+        file: u64,
+        path: PathBuf,
+        facts: FileFacts,
+        again: Option<u64>,
+    },
+    Truncated {
+        file: u64,
+        read: u64,
+        size: u64,
+    },
+    Rewritten {
+        file: u64,
+    },
+    Rotated {
+        file: u64,
+    },
     Missing,
-    Refused { why: String },
-    Unreadable { file: u64, why: String },
+    Refused {
+        why: String,
+    },
+    Unreadable {
+        file: u64,
+        why: String,
+    },
     TooMany,
 }
 
@@ -67,7 +85,12 @@ impl KeptLogWriter {
     pub fn create(spool: &Dir) -> io::Result<Self> {
         let dir = spool.create_dir(KEPT_LOGS)?;
         let events = dir.create_file(EVENTS)?;
-        Ok(Self { dir, events, copies: BTreeMap::new(), lost_bytes: 0 })
+        Ok(Self {
+            dir,
+            events,
+            copies: BTreeMap::new(),
+            lost_bytes: 0,
+        })
     }
 
     /// Keeps one event of the log of proxy number `proxy`.
@@ -77,24 +100,38 @@ impl KeptLogWriter {
                 self.bytes(proxy, *file, *offset, data);
                 return;
             }
-            LogEvent::Opened { file, path, facts, again } => Kept::Opened {
+            LogEvent::Opened {
+                file,
+                path,
+                facts,
+                again,
+            } => Kept::Opened {
                 file: file.0,
                 path: path.clone(),
                 facts: *facts,
                 again: again.map(|file| file.0),
             },
-            LogEvent::Truncated { file, read, size } => Kept::Truncated { file: file.0, read: *read, size: *size },
+            LogEvent::Truncated { file, read, size } => Kept::Truncated {
+                file: file.0,
+                read: *read,
+                size: *size,
+            },
             LogEvent::Rewritten { file } => Kept::Rewritten { file: file.0 },
             LogEvent::Rotated { file } => Kept::Rotated { file: file.0 },
             LogEvent::Missing => Kept::Missing,
             LogEvent::Refused { why } => Kept::Refused { why: why.clone() },
-            LogEvent::Unreadable { file, why } => Kept::Unreadable { file: file.0, why: why.clone() },
+            LogEvent::Unreadable { file, why } => Kept::Unreadable {
+                file: file.0,
+                why: why.clone(),
+            },
             LogEvent::TooMany => Kept::TooMany,
         };
-        let written = serde_json::to_vec(&Line { proxy, event: kept }).map_err(io::Error::from).and_then(|mut line| {
-            line.push(b'\n');
-            self.events.write_all(&line)
-        });
+        let written = serde_json::to_vec(&Line { proxy, event: kept })
+            .map_err(io::Error::from)
+            .and_then(|mut line| {
+                line.push(b'\n');
+                self.events.write_all(&line)
+            });
         if let Err(error) = written {
             tracing::warn!(%error, "an event of a proxy log could not be kept");
             self.lost_bytes += 1;
@@ -108,7 +145,12 @@ impl KeptLogWriter {
 
     /// Makes the copies durable.
     pub fn finish(self) -> u64 {
-        for file in self.copies.values().map(|copy| &copy.file).chain([&self.events]) {
+        for file in self
+            .copies
+            .values()
+            .map(|copy| &copy.file)
+            .chain([&self.events])
+        {
             if let Err(error) = file.sync_all() {
                 tracing::warn!(%error, "the copy of a proxy log could not be made durable");
             }
@@ -121,7 +163,14 @@ impl KeptLogWriter {
         if !self.copies.contains_key(&key) {
             match self.dir.create_file(&copy_name(proxy, file.0)) {
                 Ok(file) => {
-                    self.copies.insert(key, Copy { file, written: 0, broken: false });
+                    self.copies.insert(
+                        key,
+                        Copy {
+                            file,
+                            written: 0,
+                            broken: false,
+                        },
+                    );
                 }
                 Err(error) => {
                     tracing::warn!(%error, "a proxy log cannot be kept");
@@ -130,7 +179,9 @@ impl KeptLogWriter {
                 }
             }
         }
-        let Some(copy) = self.copies.get_mut(&key) else { return };
+        let Some(copy) = self.copies.get_mut(&key) else {
+            return;
+        };
         if copy.broken || copy.written != offset {
             copy.broken = true;
             self.lost_bytes += data.len() as u64;
@@ -151,7 +202,10 @@ impl KeptLogWriter {
 ///
 /// # Errors
 /// When the copies cannot be read or are damaged.
-pub fn replay(spool: &Dir, sink: &mut dyn FnMut(usize, LogEvent<'_>) -> io::Result<()>) -> io::Result<bool> {
+pub fn replay(
+    spool: &Dir,
+    sink: &mut dyn FnMut(usize, LogEvent<'_>) -> io::Result<()>,
+) -> io::Result<bool> {
     let dir = match spool.open_dir(std::path::Path::new(KEPT_LOGS)) {
         Ok(dir) => dir,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
@@ -161,14 +215,17 @@ pub fn replay(spool: &Dir, sink: &mut dyn FnMut(usize, LogEvent<'_>) -> io::Resu
     let mut line = Vec::new();
     loop {
         line.clear();
-        (&mut events).take(LINE_MAX_BYTES).read_until(b'\n', &mut line)?;
+        (&mut events)
+            .take(LINE_MAX_BYTES)
+            .read_until(b'\n', &mut line)?;
         if line.is_empty() {
             return Ok(true);
         }
         let Line { proxy, event } = serde_json::from_slice(&line)?;
-        let opened = match &event {
-            Kept::Opened { file, .. } => Some(*file),
-            _ => None,
+        let opened = if let Kept::Opened { file, .. } = &event {
+            Some(*file)
+        } else {
+            None
         };
         sink(proxy, event.into_event())?;
         if let Some(file) = opened {
@@ -196,7 +253,14 @@ fn replay_bytes(
         if length == 0 {
             return Ok(());
         }
-        sink(proxy, LogEvent::Bytes { file: FileId(file), offset, data: &buffer[..length] })?;
+        sink(
+            proxy,
+            LogEvent::Bytes {
+                file: FileId(file),
+                offset,
+                data: &buffer[..length],
+            },
+        )?;
         offset += length as u64;
     }
 }
@@ -204,15 +268,30 @@ fn replay_bytes(
 impl Kept {
     fn into_event(self) -> LogEvent<'static> {
         match self {
-            Self::Opened { file, path, facts, again } => {
-                LogEvent::Opened { file: FileId(file), path, facts, again: again.map(FileId) }
-            }
-            Self::Truncated { file, read, size } => LogEvent::Truncated { file: FileId(file), read, size },
+            Self::Opened {
+                file,
+                path,
+                facts,
+                again,
+            } => LogEvent::Opened {
+                file: FileId(file),
+                path,
+                facts,
+                again: again.map(FileId),
+            },
+            Self::Truncated { file, read, size } => LogEvent::Truncated {
+                file: FileId(file),
+                read,
+                size,
+            },
             Self::Rewritten { file } => LogEvent::Rewritten { file: FileId(file) },
             Self::Rotated { file } => LogEvent::Rotated { file: FileId(file) },
             Self::Missing => LogEvent::Missing,
             Self::Refused { why } => LogEvent::Refused { why },
-            Self::Unreadable { file, why } => LogEvent::Unreadable { file: FileId(file), why },
+            Self::Unreadable { file, why } => LogEvent::Unreadable {
+                file: FileId(file),
+                why,
+            },
             Self::TooMany => LogEvent::TooMany,
         }
     }
@@ -250,7 +329,12 @@ mod tests {
                 LogEvent::Bytes { file, data, .. } => bytes.entry(file.0).or_default().extend(data),
                 LogEvent::Opened { .. } => names.push("opened"),
                 LogEvent::Truncated { .. } => names.push("truncated"),
-                _ => names.push("other"),
+                LogEvent::Rewritten { .. }
+                | LogEvent::Rotated { .. }
+                | LogEvent::Missing
+                | LogEvent::Refused { .. }
+                | LogEvent::Unreadable { .. }
+                | LogEvent::TooMany => names.push("other"),
             }
             Ok(())
         });

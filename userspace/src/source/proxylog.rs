@@ -147,7 +147,10 @@ impl Follower {
     /// # Errors
     /// [`LogError`] when what is there is not a readable regular file.
     pub fn new(path: &Path) -> Result<Self, LogError> {
-        let name = path.file_name().ok_or_else(|| LogError::NoName(path.to_owned()))?.to_owned();
+        let name = path
+            .file_name()
+            .ok_or_else(|| LogError::NoName(path.to_owned()))?
+            .to_owned();
         let parent = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
             _ => PathBuf::from("."),
@@ -249,7 +252,11 @@ impl Follower {
     }
 
     fn size_left(&self) -> u64 {
-        self.rotated.iter().chain(&self.current).map(OpenLog::unread).sum()
+        self.rotated
+            .iter()
+            .chain(&self.current)
+            .map(OpenLog::unread)
+            .sum()
     }
 
     /// Whether the log's directory is held; tries to open it if not.
@@ -290,7 +297,9 @@ impl Follower {
             }
             Err(refusal) => {
                 if self.last_refusal.as_ref() != Some(&refusal) {
-                    sink(LogEvent::Refused { why: refusal.to_string() });
+                    sink(LogEvent::Refused {
+                        why: refusal.to_string(),
+                    });
                     self.last_refusal = Some(refusal);
                 }
             }
@@ -299,13 +308,17 @@ impl Follower {
 
     /// Whether the name leads to the file that is being read: the cheap question of every look.
     fn still_current(&self) -> bool {
-        let (Some(dir), Some(current)) = (&self.dir, &self.current) else { return false };
+        let (Some(dir), Some(current)) = (&self.dir, &self.current) else {
+            return false;
+        };
         rustix::fs::statat(dir, &self.name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
             .is_ok_and(|stat| (stat.st_dev, stat.st_ino) == current.identity())
     }
 
     fn retire_current(&mut self, sink: &mut impl FnMut(LogEvent<'_>)) {
-        let Some(mut old) = self.current.take() else { return };
+        let Some(mut old) = self.current.take() else {
+            return;
+        };
         // What was written between the last read and the rename.
         let _ = old.advance(&mut self.buffer, &mut u64::MAX.clone(), sink);
         sink(LogEvent::Rotated { file: old.id() });
@@ -315,7 +328,9 @@ impl Follower {
 
     fn pick_up_rotated(&mut self, sink: &mut impl FnMut(LogEvent<'_>)) {
         for name in rotation::files(self.dir.as_ref(), &self.name) {
-            let Ok(mut log) = self.open(&name) else { continue };
+            let Ok(mut log) = self.open(&name) else {
+                continue;
+            };
             if self.known.contains(&log.identity()) {
                 continue;
             }
@@ -325,7 +340,12 @@ impl Follower {
             }
             log.set_id(self.take_id());
             self.remember(log.identity());
-            sink(LogEvent::Opened { file: log.id(), path: self.parent.join(&name), facts: log.facts(), again: None });
+            sink(LogEvent::Opened {
+                file: log.id(),
+                path: self.parent.join(&name),
+                facts: log.facts(),
+                again: None,
+            });
             let _ = log.advance(&mut self.buffer, &mut u64::MAX.clone(), sink);
             self.keep_reading(log, sink);
         }
@@ -352,7 +372,12 @@ impl Follower {
             return;
         }
         log.set_id(self.take_id());
-        sink(LogEvent::Opened { file: log.id(), path: self.path(), facts: log.facts(), again });
+        sink(LogEvent::Opened {
+            file: log.id(),
+            path: self.path(),
+            facts: log.facts(),
+            again,
+        });
         self.current = Some(log);
         if let Some(log) = &mut self.current {
             let _ = log.advance(&mut self.buffer, budget, sink);

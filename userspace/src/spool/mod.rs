@@ -17,7 +17,7 @@ mod header;
 mod reader;
 mod writer;
 
-pub use header::{HeaderError, SegmentHeader, kernel_release, machine, boot_id, host_name};
+pub use header::{HeaderError, SegmentHeader, boot_id, host_name, kernel_release, machine};
 pub use reader::{Damage, DamageKind, SpoolError, SpoolItem, SpoolReader};
 pub use writer::{Limits, SpoolStats, SpoolWriter};
 
@@ -49,7 +49,9 @@ fn checksum(length: u32, body: &[u8]) -> u32 {
 
 /// Appends one frame. `false` if the body is too long for one.
 fn push_frame(buffer: &mut Vec<u8>, body: &[u8], limit: usize) -> bool {
-    let Ok(length) = u32::try_from(body.len()) else { return false };
+    let Ok(length) = u32::try_from(body.len()) else {
+        return false;
+    };
     if body.is_empty() || body.len() > limit {
         return false;
     }

@@ -32,29 +32,53 @@ pub(super) fn find(targets: &Targets) -> Result<BTreeSet<u32>, Failure> {
     }
     for group in &targets.cgroup {
         let below = group.strip_prefix("/").unwrap_or(group);
-        let path = ROOTS.iter().map(|root| Path::new(root).join(below)).find(|path| path.join("cgroup.procs").exists());
-        let path = path.ok_or_else(|| missing(format!("there is no control group {}: check --cgroup", group.display())))?;
+        let path = ROOTS
+            .iter()
+            .map(|root| Path::new(root).join(below))
+            .find(|path| path.join("cgroup.procs").exists());
+        let path = path.ok_or_else(|| {
+            missing(format!(
+                "there is no control group {}: check --cgroup",
+                group.display()
+            ))
+        })?;
         add(&path, &mut found);
     }
     for unit in &targets.unit {
-        let name = if unit.contains('.') { unit.clone() } else { format!("{unit}.service") };
+        let name = if unit.contains('.') {
+            unit.clone()
+        } else {
+            format!("{unit}.service")
+        };
         let path = search(|directory| directory == name);
-        let path = path.ok_or_else(|| missing(format!("no control group of the unit {name} exists: is it running?")))?;
+        let path = path.ok_or_else(|| {
+            missing(format!(
+                "no control group of the unit {name} exists: is it running?"
+            ))
+        })?;
         add(&path, &mut found);
     }
     for id in &targets.container {
         if id.len() < CONTAINER_ID_MIN || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Err(Failure::new(
                 Code::Usage,
-                format!("{id:?} is no container id: give at least {CONTAINER_ID_MIN} hex digits to --container"),
+                format!(
+                    "{id:?} is no container id: give at least {CONTAINER_ID_MIN} hex digits to --container"
+                ),
             ));
         }
         let path = search(|directory| directory.contains(id.as_str()));
-        let path = path.ok_or_else(|| missing(format!("no control group of the container {id} exists: is it running?")))?;
+        let path = path.ok_or_else(|| {
+            missing(format!(
+                "no control group of the container {id} exists: is it running?"
+            ))
+        })?;
         add(&path, &mut found);
     }
     if found.is_empty() {
-        return Err(missing("the control group has no processes: is it running?".to_owned()));
+        return Err(missing(
+            "the control group has no processes: is it running?".to_owned(),
+        ));
     }
     Ok(found)
 }
@@ -68,16 +92,26 @@ fn add(group: &Path, found: &mut BTreeSet<u32>) {
     walk(group, |directory| {
         let list = std::fs::read_to_string(directory.join("cgroup.procs")).unwrap_or_default();
         // 0 stands for processes outside our pid namespace.
-        found.extend(list.lines().filter_map(|line| line.parse::<u32>().ok()).filter(|pid| *pid != 0));
+        found.extend(
+            list.lines()
+                .filter_map(|line| line.parse::<u32>().ok())
+                .filter(|pid| *pid != 0),
+        );
         false
     });
 }
 
 fn search(fits: impl Fn(&str) -> bool) -> Option<PathBuf> {
-    let root = ROOTS.iter().map(Path::new).find(|root| root.join("cgroup.procs").exists())?;
+    let root = ROOTS
+        .iter()
+        .map(Path::new)
+        .find(|root| root.join("cgroup.procs").exists())?;
     let mut hit = None;
     walk(root, |directory| {
-        let found = directory.file_name().and_then(|name| name.to_str()).is_some_and(&fits);
+        let found = directory
+            .file_name()
+            .and_then(|name| name.to_str())
+            .is_some_and(&fits);
         if found {
             hit = Some(directory.to_owned());
         }
@@ -95,7 +129,14 @@ fn walk(start: &Path, mut visit: impl FnMut(&Path) -> bool) {
         if visited > GROUPS_MAX || visit(&directory) {
             return;
         }
-        let entries = std::fs::read_dir(&directory).into_iter().flatten().flatten();
-        queue.extend(entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir())).map(|entry| entry.path()));
+        let entries = std::fs::read_dir(&directory)
+            .into_iter()
+            .flatten()
+            .flatten();
+        queue.extend(
+            entries
+                .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+                .map(|entry| entry.path()),
+        );
     }
 }
