@@ -11,5 +11,8 @@ fn main() -> io::Result<()> {
         println!("cargo::rerun-if-changed={}", folder.display());
     }
     let object = fs::read(folder.join("countersign-ebpf.o")).unwrap_or_default();
-    fs::write(Path::new(&variable("OUT_DIR")?).join("countersign-ebpf.o"), object)
+    fs::write(
+        Path::new(&variable("OUT_DIR")?).join("countersign-ebpf.o"),
+        object,
+    )
 }

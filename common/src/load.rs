@@ -8,9 +8,14 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Byte offsets of kernel structure members, read from the running kernel's BTF and set before the programs are loaded.
 ///
 /// Named `STRUCT_MEMBER`; each is relative to the start of the named structure, through anonymous members.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
-#[expect(missing_docs, reason = "each name is the kernel's structure and member")]
+#[expect(
+    missing_docs,
+    reason = "each name is the kernel's structure and member"
+)]
 pub struct Offsets {
     pub task_group_leader: u32,
     pub task_files: u32,

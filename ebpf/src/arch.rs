@@ -39,5 +39,14 @@ pub unsafe fn syscall_number(regs: *const PtRegs) -> u64 {
 #[inline(always)]
 pub unsafe fn syscall_args(regs: *const PtRegs) -> [u64; 6] {
     // SAFETY: as above.
-    unsafe { [(*regs).di, (*regs).si, (*regs).dx, (*regs).r10, (*regs).r8, (*regs).r9] }
+    unsafe {
+        [
+            (*regs).di,
+            (*regs).si,
+            (*regs).dx,
+            (*regs).r10,
+            (*regs).r8,
+            (*regs).r9,
+        ]
+    }
 }

@@ -34,16 +34,24 @@ const NO_EXIST: u64 = 1;
 pub fn file_of(task: *mut task_struct, fd: u64) -> u64 {
     // The kernel takes descriptors as `unsigned int` or `int`: the upper half of the register means nothing.
     let fd = fd & 0xffff_ffff;
-    let Some(files) = kernel::<u64>(task as u64, off!(task_files)) else { return 0 };
+    let Some(files) = kernel::<u64>(task as u64, off!(task_files)) else {
+        return 0;
+    };
     if files == 0 {
         return 0;
     }
-    let Some(table) = kernel::<u64>(files, off!(files_fdt)) else { return 0 };
-    let Some(limit) = kernel::<u32>(table, off!(fdtable_max_fds)) else { return 0 };
+    let Some(table) = kernel::<u64>(files, off!(files_fdt)) else {
+        return 0;
+    };
+    let Some(limit) = kernel::<u32>(table, off!(fdtable_max_fds)) else {
+        return 0;
+    };
     if fd >= u64::from(limit) {
         return 0;
     }
-    let Some(array) = kernel::<u64>(table, off!(fdtable_fd)) else { return 0 };
+    let Some(array) = kernel::<u64>(table, off!(fdtable_fd)) else {
+        return 0;
+    };
     kernel::<u64>(array, fd * 8).unwrap_or(0)
 }
 
@@ -80,7 +88,11 @@ fn try_resolve(held: &mut Held, file: u64, with_files: bool) -> Option<()> {
         held.channel.object = inode;
         held.channel.inode = kernel(inode, off!(inode_ino))?;
         held.mode = u64::from(kernel::<u32>(file, off!(file_mode))?);
-        held.channel.kind = if magic == PIPEFS_MAGIC { channel_kind::PIPE } else { channel_kind::FIFO };
+        held.channel.kind = if magic == PIPEFS_MAGIC {
+            channel_kind::PIPE
+        } else {
+            channel_kind::FIFO
+        };
     } else if format == S_IFSOCK {
         let socket: u64 = kernel(file, off!(file_private_data))?;
         if kernel::<u16>(socket, off!(socket_type))? != SOCK_STREAM {
@@ -130,7 +142,10 @@ pub enum Enrolled {
 /// and with the last peer known.
 #[inline(never)]
 pub fn enrol(id: &mut ChannelId, may_add: u64) -> Enrolled {
-    let key = ChannelKey { object: id.object, inode: id.inode };
+    let key = ChannelKey {
+        object: id.object,
+        inode: id.inode,
+    };
     let mut how = Enrolled::Known;
     let mut found = CHANNELS.get_ptr_mut(&key);
     if found.is_none() {
@@ -182,14 +197,25 @@ pub fn enrol(id: &mut ChannelId, may_add: u64) -> Enrolled {
 /// the bytes can be that of the numbers swapped. Such operations overlap in time too, and the sums are exact.
 #[inline(always)]
 pub fn advance(id: &ChannelId, op_direction: u8, bytes: u64) -> (u64, u64) {
-    let key = ChannelKey { object: id.object, inode: id.inode };
-    let Some(state) = CHANNELS.get_ptr_mut(&key) else { return (0, 0) };
+    let key = ChannelKey {
+        object: id.object,
+        inode: id.inode,
+    };
+    let Some(state) = CHANNELS.get_ptr_mut(&key) else {
+        return (0, 0);
+    };
     // SAFETY: values of the map, aligned to 8 and only ever changed atomically.
     unsafe {
         if op_direction == direction::READ {
-            (fetch_add(&raw mut (*state).ops[0], 1), fetch_add(&raw mut (*state).bytes[0], bytes))
+            (
+                fetch_add(&raw mut (*state).ops[0], 1),
+                fetch_add(&raw mut (*state).bytes[0], bytes),
+            )
         } else {
-            (fetch_add(&raw mut (*state).ops[1], 1), fetch_add(&raw mut (*state).bytes[1], bytes))
+            (
+                fetch_add(&raw mut (*state).ops[1], 1),
+                fetch_add(&raw mut (*state).bytes[1], bytes),
+            )
         }
     }
 }
@@ -200,5 +226,10 @@ pub fn other_end_known(id: &ChannelId) -> bool {
     if id.peer_object == 0 || id.peer_inode == 0 {
         return false;
     }
-    CHANNELS.get_ptr(&ChannelKey { object: id.peer_object, inode: id.peer_inode }).is_some()
+    CHANNELS
+        .get_ptr(&ChannelKey {
+            object: id.peer_object,
+            inode: id.peer_inode,
+        })
+        .is_some()
 }

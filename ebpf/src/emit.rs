@@ -48,7 +48,9 @@ pub fn record<T>(record_kind: u16, fill: impl FnOnce(*mut T)) {
             return;
         }
         fill(place);
-        place.cast::<RecordHeader>().write(header(record_kind, size_of::<T>() as u32));
+        place
+            .cast::<RecordHeader>()
+            .write(header(record_kind, size_of::<T>() as u32));
         submit(place.cast());
     }
 }
@@ -74,7 +76,11 @@ pub fn reserve(size: u64) -> Option<*mut u8> {
 pub unsafe fn submit(place: *mut c_void) {
     // SAFETY: a map of this object.
     let waiting = unsafe { bpf_ringbuf_query(ring(), u64::from(BPF_RB_AVAIL_DATA)) };
-    let flags = if waiting > WAKE_UP_BYTES { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+    let flags = if waiting > WAKE_UP_BYTES {
+        BPF_RB_FORCE_WAKEUP
+    } else {
+        BPF_RB_NO_WAKEUP
+    };
     count(counter::RECORDS, 1);
     // SAFETY: the caller's.
     unsafe { bpf_ringbuf_submit(place, u64::from(flags)) };
@@ -184,9 +190,18 @@ unsafe extern "C" fn step(_index: u64, context: *mut c_void) -> i64 {
             missing(thread, op_left, gap::LIMIT);
             return 1;
         }
-        let allowed = if op_left < limit_left { op_left } else { limit_left };
+        let allowed = if op_left < limit_left {
+            op_left
+        } else {
+            limit_left
+        };
         let address = (*thread).segment;
-        let len = piece(address, (*thread).segment_left, allowed, (*thread).fault_until);
+        let len = piece(
+            address,
+            (*thread).segment_left,
+            allowed,
+            (*thread).fault_until,
+        );
         match chunk(thread, address, len) {
             Outcome::Captured => {
                 count(counter::PAYLOAD_BYTES, len);
@@ -295,6 +310,8 @@ fn ring() -> *mut c_void {
 pub unsafe fn fetch_add(value: *mut u64, amount: u64) -> u64 {
     // SAFETY: the caller's.
     unsafe {
-        core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(value, amount)
+        core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(
+            value, amount,
+        )
     }
 }

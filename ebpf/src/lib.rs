@@ -141,10 +141,10 @@ pub const MESSAGES_MAX: u32 = 1024;
 pub const PAGE_BYTES: u64 = 4096;
 
 /// Steps of the walker for one operation: each vector ends one piece, each chunk ends one, and after a fault each page.
-pub const STEPS_MAX: u32 =
-    (VECTORS_MAX + 2 * (PROXY_OP_MAX_BYTES / PAGE_BYTES) + PROXY_OP_MAX_BYTES / CHUNK_MAX_BYTES as u64)
-        as u32
-        + 16;
+pub const STEPS_MAX: u32 = (VECTORS_MAX
+    + 2 * (PROXY_OP_MAX_BYTES / PAGE_BYTES)
+    + PROXY_OP_MAX_BYTES / CHUNK_MAX_BYTES as u64) as u32
+    + 16;
 
 /// Bytes of the next piece: not over a chunk, nor over the segment, nor over what the operation has left; and only to
 /// the end of the page while `fault_until`, the end of a piece that could not be read, is ahead.
@@ -184,18 +184,38 @@ mod tests {
 
     #[test]
     fn a_proxy_is_captured_in_full_and_an_untrusted_writer_least() {
-        assert_eq!(op_limit(tag::TREE | tag::PROXY, direction::WRITE), PROXY_OP_MAX_BYTES);
+        assert_eq!(
+            op_limit(tag::TREE | tag::PROXY, direction::WRITE),
+            PROXY_OP_MAX_BYTES
+        );
         assert_eq!(op_limit(tag::TREE, direction::WRITE), WRITER_OP_MAX_BYTES);
         assert_eq!(op_limit(tag::PEER, direction::READ), READER_OP_MAX_BYTES);
     }
 
     #[test]
     fn every_transfer_call_has_the_direction_of_its_name() {
-        for read in [nr::READ, nr::READV, nr::RECVFROM, nr::RECVMSG, nr::RECVMMSG, nr::PREADV, nr::PREADV2] {
+        for read in [
+            nr::READ,
+            nr::READV,
+            nr::RECVFROM,
+            nr::RECVMSG,
+            nr::RECVMMSG,
+            nr::PREADV,
+            nr::PREADV2,
+        ] {
             assert_eq!(classify(read), Class::Transfer);
             assert_eq!(direction_of(read), direction::READ);
         }
-        for write in [nr::WRITE, nr::WRITEV, nr::SENDTO, nr::SENDMSG, nr::SENDMMSG, nr::PWRITEV, nr::PWRITEV2, nr::PWRITE64] {
+        for write in [
+            nr::WRITE,
+            nr::WRITEV,
+            nr::SENDTO,
+            nr::SENDMSG,
+            nr::SENDMMSG,
+            nr::PWRITEV,
+            nr::PWRITEV2,
+            nr::PWRITE64,
+        ] {
             assert_eq!(classify(write), Class::Transfer);
             assert_eq!(direction_of(write), direction::WRITE);
         }

@@ -5,8 +5,14 @@
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
-#![expect(missing_docs, reason = "the tracepoint macro makes functions that cannot carry documentation")]
-#![expect(internal_features, reason = "atomic addition has no stable form on this target")]
+#![expect(
+    missing_docs,
+    reason = "the tracepoint macro makes functions that cannot carry documentation"
+)]
+#![expect(
+    internal_features,
+    reason = "atomic addition has no stable form on this target"
+)]
 
 mod arch;
 mod channel;
@@ -80,12 +86,16 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
             return 0;
         }
         match (class, bits) {
-            (Class::Transfer, Some(bits)) => transfer::exit(task, leader, bits, regs, number, returned),
+            (Class::Transfer, Some(bits)) => {
+                transfer::exit(task, leader, bits, regs, number, returned)
+            }
             (Class::Splice, Some(bits)) => splice::exit(task, leader, bits, regs, number, returned),
             (Class::End | Class::OwnEnd, Some(bits)) if bits & tag::TREE != 0 => {
                 ends::tagged_exit(task, leader, bits, regs, number, returned);
             }
-            (Class::End, Some(bits)) => ends::tagged_exit(task, leader, bits, regs, number, returned),
+            (Class::End, Some(bits)) => {
+                ends::tagged_exit(task, leader, bits, regs, number, returned)
+            }
             (Class::End, None) => ends::untagged_exit(task, leader, regs, number, returned),
             _ => {}
         }
@@ -125,7 +135,10 @@ pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
 unsafe fn in_compat(task: *mut task_struct) -> bool {
     // SAFETY: a typed load inside `struct task_struct`.
     let status = unsafe {
-        task.cast::<u8>().add(off!(task_thread_info_status) as usize).cast::<u32>().read()
+        task.cast::<u8>()
+            .add(off!(task_thread_info_status) as usize)
+            .cast::<u32>()
+            .read()
     };
     status & TS_COMPAT != 0
 }

@@ -2,8 +2,8 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE,
-        bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE, task_struct,
+        BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE,
+        task_struct,
     },
     btf_maps::{HashMap, LruHashMap, PerCpuArray, RingBuf},
     helpers::generated::bpf_task_storage_get,
@@ -73,9 +73,8 @@ impl<T> TaskStorage<T> {
     #[inline(always)]
     pub unsafe fn find(&self, task: *mut task_struct) -> Option<*mut T> {
         // SAFETY: the verifier checks the pointer.
-        let value = unsafe {
-            bpf_task_storage_get(self.pointer(), task.cast(), core::ptr::null_mut(), 0)
-        };
+        let value =
+            unsafe { bpf_task_storage_get(self.pointer(), task.cast(), core::ptr::null_mut(), 0) };
         (!value.is_null()).then_some(value.cast())
     }
 

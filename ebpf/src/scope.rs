@@ -6,7 +6,10 @@
 use aya_ebpf::bindings::task_struct;
 use countersign_common::{ChannelId, Transfer, counter, tag};
 
-use crate::{emit::count, maps::{TAGS, THREADS}};
+use crate::{
+    emit::count,
+    maps::{TAGS, THREADS},
+};
 
 /// What a watched thread's `sys_enter` saw, and where its capture walker stands.
 ///
@@ -62,7 +65,8 @@ pub struct Held {
 #[inline(always)]
 pub unsafe fn tag_of(leader: *mut task_struct) -> Option<u32> {
     // SAFETY: storage of a live task, aligned.
-    unsafe { TAGS.find(leader).map(|value| *value) }.filter(|bits| *bits & (tag::TREE | tag::PEER) != 0)
+    unsafe { TAGS.find(leader).map(|value| *value) }
+        .filter(|bits| *bits & (tag::TREE | tag::PEER) != 0)
 }
 
 /// Stores a tag. Counted if it cannot be.

@@ -18,8 +18,14 @@ const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 const DEBIAN_SOURCE: &str = "/usr/lib/rustlib/src";
 const DEBIAN_LLVM: &str = "/usr/lib/llvm-22";
-const DEBIAN_PACKAGES: [&str; 6] =
-    ["rustc-web", "cargo-web", "rust-web-src", "llvm-22-dev", "libzstd-dev", "zlib1g-dev"];
+const DEBIAN_PACKAGES: [&str; 6] = [
+    "rustc-web",
+    "cargo-web",
+    "rust-web-src",
+    "llvm-22-dev",
+    "libzstd-dev",
+    "zlib1g-dev",
+];
 
 /// A compiler for kernel programs and its linker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,18 +49,32 @@ pub(crate) fn build(root: &Path) -> anyhow::Result<PathBuf> {
     let mut command = toolchain_command(&toolchain.cargo);
     command
         .current_dir(&crate_dir)
-        .args(["build", "-Zbuild-std=core", "--release", "--locked", "--target", TARGET])
+        .args([
+            "build",
+            "-Zbuild-std=core",
+            "--release",
+            "--locked",
+            "--target",
+            TARGET,
+        ])
         .args(["--bin", OBJECT, "--target-dir"])
         .arg(&target_dir)
         .env("RUSTC", &toolchain.rustc)
         .env("RUSTC_BOOTSTRAP", "1")
-        .env("CARGO_ENCODED_RUSTFLAGS", rustflags(root, &cargo_home, &toolchain));
+        .env(
+            "CARGO_ENCODED_RUSTFLAGS",
+            rustflags(root, &cargo_home, &toolchain),
+        );
     run(&mut command, "build the kernel programs")?;
 
     let built = target_dir.join(TARGET).join("release").join(OBJECT);
     let object = root.join("target/bpf").join(format!("{OBJECT}.o"));
     let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
-    ensure!(bytes.starts_with(b"\x7fELF"), "{} is not an ELF object", built.display());
+    ensure!(
+        bytes.starts_with(b"\x7fELF"),
+        "{} is not an ELF object",
+        built.display()
+    );
     // An unchanged object keeps its time, so that nothing is built again for it.
     if fs::read(&object).ok().as_deref() != Some(bytes.as_slice()) {
         fs::create_dir_all(root.join("target/bpf")).context("create target/bpf")?;
@@ -84,8 +104,12 @@ pub(crate) fn ensure_toolchain(root: &Path) -> anyhow::Result<Toolchain> {
         return rustup(root, source);
     }
     let mut apt = Command::new("apt-get");
-    apt.args(["install", "--yes", "--no-install-recommends"]).args(DEBIAN_PACKAGES);
-    run(&mut apt, "install Debian's Rust and LLVM 22 (rustup could not add rust-src)")?;
+    apt.args(["install", "--yes", "--no-install-recommends"])
+        .args(DEBIAN_PACKAGES);
+    run(
+        &mut apt,
+        "install Debian's Rust and LLVM 22 (rustup could not add rust-src)",
+    )?;
     ensure!(
         debian_is_there(),
         "no toolchain for kernel programs: {DEBIAN_RUSTC} with LLVM 22 and its source are needed, or rust-src from rustup"
@@ -95,7 +119,12 @@ pub(crate) fn ensure_toolchain(root: &Path) -> anyhow::Result<Toolchain> {
 
 fn debian(root: &Path) -> anyhow::Result<Toolchain> {
     let arguments = ["--no-default-features", "--features", "llvm-22"];
-    let linker = bpf_linker(root, "0.13.0", &arguments, Some(("LLVM_PREFIX", DEBIAN_LLVM)))?;
+    let linker = bpf_linker(
+        root,
+        "0.13.0",
+        &arguments,
+        Some(("LLVM_PREFIX", DEBIAN_LLVM)),
+    )?;
     Ok(Toolchain {
         cargo: DEBIAN_CARGO.into(),
         rustc: DEBIAN_RUSTC.into(),
@@ -111,12 +140,18 @@ fn rustup(root: &Path, source: PathBuf) -> anyhow::Result<Toolchain> {
         command.current_dir(root).args(["which", program]);
         output(&mut command).map(PathBuf::from)
     };
-    Ok(Toolchain { cargo: which("cargo")?, rustc: which("rustc")?, linker, source })
+    Ok(Toolchain {
+        cargo: which("cargo")?,
+        rustc: which("rustc")?,
+        linker,
+        source,
+    })
 }
 
 /// The source of the pinned rustup toolchain, if that component is installed and the compiler has LLVM 22.
 fn rustup_source(root: &Path) -> Option<PathBuf> {
-    let rustc = |arguments: &[&str]| output(toolchain_command("rustc").current_dir(root).args(arguments));
+    let rustc =
+        |arguments: &[&str]| output(toolchain_command("rustc").current_dir(root).args(arguments));
     let source = Path::new(&rustc(&["--print", "sysroot"]).ok()?).join("lib/rustlib/src/rust");
     let has_llvm = rustc(&["-vV"]).ok()?.contains("LLVM version: 22.");
     // Debian's own compiler can be the only `rustc` there is: its linker is another.
@@ -182,7 +217,13 @@ fn cargo_home() -> anyhow::Result<PathBuf> {
 /// A command without what the `cargo` that runs this program has put into the environment.
 fn toolchain_command(program: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program);
-    for variable in ["CARGO", "RUSTC", "RUSTFLAGS", "CARGO_BUILD_TARGET", "CARGO_TARGET_DIR"] {
+    for variable in [
+        "CARGO",
+        "RUSTC",
+        "RUSTFLAGS",
+        "CARGO_BUILD_TARGET",
+        "CARGO_TARGET_DIR",
+    ] {
         command.env_remove(variable);
     }
     command
@@ -190,7 +231,9 @@ fn toolchain_command(program: impl AsRef<std::ffi::OsStr>) -> Command {
 
 fn run(command: &mut Command, what: &str) -> anyhow::Result<()> {
     let program = command.get_program().to_string_lossy().into_owned();
-    let status = command.status().with_context(|| format!("{what}: start {program}"))?;
+    let status = command
+        .status()
+        .with_context(|| format!("{what}: start {program}"))?;
     ensure!(status.success(), "{what}: {program} ended with {status}");
     Ok(())
 }
@@ -198,7 +241,11 @@ fn run(command: &mut Command, what: &str) -> anyhow::Result<()> {
 fn output(command: &mut Command) -> anyhow::Result<String> {
     let output = command.output()?;
     if !output.status.success() {
-        bail!(io::Error::other(format!("{} ended with {}", command.get_program().to_string_lossy(), output.status)));
+        bail!(io::Error::other(format!(
+            "{} ended with {}",
+            command.get_program().to_string_lossy(),
+            output.status
+        )));
     }
     Ok(String::from_utf8(output.stdout)?.trim().to_owned())
 }

@@ -7,8 +7,8 @@ use aya_ebpf::{
     helpers::{bpf_get_current_uid_gid, bpf_probe_read_user, generated::bpf_loop},
 };
 use countersign_common::{
-    ChannelEnd, ChannelId, FileOpen, Peer, Task, channel_kind, counter, end_how, kind, load::ChannelKey,
-    tag, transfer_flags,
+    ChannelEnd, ChannelId, FileOpen, Peer, Task, channel_kind, counter, end_how, kind,
+    load::ChannelKey, tag, transfer_flags,
 };
 use countersign_ebpf::nr;
 
@@ -65,9 +65,15 @@ pub unsafe fn tagged_exit(
     let who = current(leader);
     match number {
         nr::PIPE | nr::PIPE2 | nr::SOCKETPAIR => {
-            let place = if number == nr::SOCKETPAIR { args[3] } else { args[0] };
+            let place = if number == nr::SOCKETPAIR {
+                args[3]
+            } else {
+                args[0]
+            };
             // SAFETY: the helper checks the address.
-            let Ok(pair) = (unsafe { bpf_probe_read_user(place as *const [u32; 2]) }) else { return };
+            let Ok(pair) = (unsafe { bpf_probe_read_user(place as *const [u32; 2]) }) else {
+                return;
+            };
             hold(task, bits, &who, end_how::CREATED, pair[0]);
             hold(task, bits, &who, end_how::CREATED, pair[1]);
         }
@@ -106,7 +112,10 @@ pub unsafe fn untagged_exit(
     if held.channel.kind == 0 {
         return;
     }
-    let key = ChannelKey { object: held.channel.object, inode: held.channel.inode };
+    let key = ChannelKey {
+        object: held.channel.object,
+        inode: held.channel.inode,
+    };
     let watched = CHANNELS.get_ptr(&key).is_some()
         || other_end_known(&held.channel)
         || (number == nr::CONNECT && to_listener_of_tree(&held.channel));
@@ -140,7 +149,8 @@ pub unsafe fn untagged_exit(
 #[inline(always)]
 pub unsafe fn received(thread: *mut Thread, message: u64) {
     // SAFETY: the helper checks the address. `struct user_msghdr`: control at 32, its length at 40.
-    let Ok([control, len]) = (unsafe { bpf_probe_read_user((message + 32) as *const [u64; 2]) }) else {
+    let Ok([control, len]) = (unsafe { bpf_probe_read_user((message + 32) as *const [u64; 2]) })
+    else {
         return;
     };
     if len < 16 {
@@ -152,7 +162,12 @@ pub unsafe fn received(thread: *mut Thread, message: u64) {
         (*thread).vectors_left = len;
         (*thread).segment_left = 0;
         let mut context = thread;
-        bpf_loop(CONTROL_STEPS_MAX, control_step as *const () as *mut c_void, (&raw mut context).cast(), 0);
+        bpf_loop(
+            CONTROL_STEPS_MAX,
+            control_step as *const () as *mut c_void,
+            (&raw mut context).cast(),
+            0,
+        );
     }
 }
 
@@ -165,22 +180,34 @@ unsafe extern "C" fn control_step(_index: u64, context: *mut c_void) -> i64 {
         let place = (*thread).vector;
         let left = (*thread).vectors_left;
         if (*thread).segment_left >= 4 {
-            let Ok(fd) = bpf_probe_read_user(place as *const u32) else { return 1 };
+            let Ok(fd) = bpf_probe_read_user(place as *const u32) else {
+                return 1;
+            };
             (*thread).segment_left -= 4;
             // Control data starts aligned to 8, and so does each header: an odd number of descriptors is followed by 4 bytes.
-            let step = if (*thread).segment_left == 0 && place & 7 == 0 { 8 } else { 4 };
+            let step = if (*thread).segment_left == 0 && place & 7 == 0 {
+                8
+            } else {
+                4
+            };
             (*thread).vector = place + step;
             (*thread).vectors_left = if left > step { left - step } else { 0 };
             let task = aya_ebpf::helpers::generated::bpf_get_current_task_btf();
             let who = (*thread).transfer.task;
-            let bits = if (*thread).transfer.flags & transfer_flags::BY_PEER == 0 { tag::TREE } else { 0 };
+            let bits = if (*thread).transfer.flags & transfer_flags::BY_PEER == 0 {
+                tag::TREE
+            } else {
+                0
+            };
             hold(task, bits, &who, end_how::SCM_RIGHTS, fd);
             return 0;
         }
         if left < 16 {
             return 1;
         }
-        let Ok([len, which]) = bpf_probe_read_user(place as *const [u64; 2]) else { return 1 };
+        let Ok([len, which]) = bpf_probe_read_user(place as *const [u64; 2]) else {
+            return 1;
+        };
         if len < 16 || len > left {
             return 1;
         }
@@ -202,7 +229,11 @@ unsafe extern "C" fn control_step(_index: u64, context: *mut c_void) -> i64 {
 fn hold(task: *mut task_struct, bits: u32, who: &Task, how: u8, fd: u32) {
     let mut held = empty();
     let proxy_open = bits & tag::PROXY != 0 && how == end_how::OPENED;
-    resolve(&mut held, file_of(task, u64::from(fd)), u64::from(proxy_open));
+    resolve(
+        &mut held,
+        file_of(task, u64::from(fd)),
+        u64::from(proxy_open),
+    );
     if held.channel.kind == 0 {
         return;
     }
@@ -255,7 +286,9 @@ fn to_listener_of_tree(id: &ChannelId) -> bool {
     if id.peer_object == 0 {
         return false;
     }
-    let Some(address) = kernel::<u64>(id.peer_object, off!(unix_addr)) else { return false };
+    let Some(address) = kernel::<u64>(id.peer_object, off!(unix_addr)) else {
+        return false;
+    };
     address != 0 && LISTENERS.get_ptr(&address).is_some()
 }
 

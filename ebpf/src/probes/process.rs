@@ -85,13 +85,25 @@ pub unsafe fn exec(task: *mut task_struct, bprm: u64) {
     unsafe {
         let Some(bits) = tag_of(task) else { return };
         let (inode, dev) = executable(bprm).unwrap_or((0, 0));
-        let is_proxy = PROXY_EXES.get_ptr(&ExeKey { inode, dev, reserved: 0 }).is_some();
-        let bits = if is_proxy { bits | tag::PROXY } else { bits & !tag::PROXY };
+        let is_proxy = PROXY_EXES
+            .get_ptr(&ExeKey {
+                inode,
+                dev,
+                reserved: 0,
+            })
+            .is_some();
+        let bits = if is_proxy {
+            bits | tag::PROXY
+        } else {
+            bits & !tag::PROXY
+        };
         set_tag(task, bits);
         let who = current(task);
         let (uid, euid, gid) = ids(task);
         const SIZE: usize = size_of::<Exec>() + 2 * EXEC_TEXT_MAX_BYTES;
-        let Some(place) = reserve(SIZE as u64) else { return };
+        let Some(place) = reserve(SIZE as u64) else {
+            return;
+        };
         let exec = place.cast::<Exec>();
         (*exec).task = who;
         (*exec).exe_inode = inode;
@@ -108,7 +120,8 @@ pub unsafe fn exec(task: *mut task_struct, bprm: u64) {
 
         let name: u64 = kernel(bprm, off!(bprm_filename)).unwrap_or(0);
         let text = place.add(size_of::<Exec>());
-        let read = bpf_probe_read_kernel_str(text.cast(), EXEC_TEXT_MAX_BYTES as u32, name as *const _);
+        let read =
+            bpf_probe_read_kernel_str(text.cast(), EXEC_TEXT_MAX_BYTES as u32, name as *const _);
         // The helper counts the NUL.
         let mut name_len = if read > 0 { read as u64 - 1 } else { 0 };
         if name_len > EXEC_TEXT_MAX_BYTES as u64 {
@@ -118,7 +131,9 @@ pub unsafe fn exec(task: *mut task_struct, bprm: u64) {
         (*exec).filename_len = name_len as u16;
         (*exec).args_len = args_len as u16;
         let size = size_of::<Exec>() as u64 + name_len + args_len;
-        place.cast::<RecordHeader>().write(header(kind::EXEC, size as u32));
+        place
+            .cast::<RecordHeader>()
+            .write(header(kind::EXEC, size as u32));
         submit(place.cast());
     }
 }
@@ -135,7 +150,9 @@ pub unsafe fn exit(task: *mut task_struct) {
         if tag_of(leader).is_none() {
             return;
         }
-        let Some(signal) = kernel::<u64>(task as u64, off!(task_signal)) else { return };
+        let Some(signal) = kernel::<u64>(task as u64, off!(task_signal)) else {
+            return;
+        };
         if kernel::<u32>(signal, off!(signal_live)) != Some(0) {
             return;
         }
@@ -186,7 +203,9 @@ unsafe fn arguments(task: *mut task_struct, text: *mut u8) -> u64 {
 /// Real uid, effective uid, real gid.
 #[inline(always)]
 fn ids(task: *mut task_struct) -> (u32, u32, u32) {
-    let Some(cred) = kernel::<u64>(task as u64, off!(task_real_cred)) else { return (0, 0, 0) };
+    let Some(cred) = kernel::<u64>(task as u64, off!(task_real_cred)) else {
+        return (0, 0, 0);
+    };
     (
         kernel(cred, off!(cred_uid)).unwrap_or(0),
         kernel(cred, off!(cred_euid)).unwrap_or(0),

@@ -82,18 +82,49 @@ pub unsafe fn exit(
         let (source, sink) = descriptors(number, &(*thread).args);
         // `vmsplice` has one descriptor: the end of the pipe says the direction.
         let first_writes = number == nr::VMSPLICE && (*thread).first.mode & 2 != 0;
-        let first_direction = if first_writes { direction::WRITE } else { direction::READ };
+        let first_direction = if first_writes {
+            direction::WRITE
+        } else {
+            direction::READ
+        };
         // `tee` leaves the bytes where they are.
-        let peek = if number == nr::TEE { transfer_flags::PEEK } else { 0 };
-        end(task, leader, thread, bits, number, returned as u64, flags | peek, first_direction, source);
+        let peek = if number == nr::TEE {
+            transfer_flags::PEEK
+        } else {
+            0
+        };
+        end(
+            task,
+            leader,
+            thread,
+            bits,
+            number,
+            returned as u64,
+            flags | peek,
+            first_direction,
+            source,
+        );
         // The second end takes the first one's place: what follows is written for `first`.
         copy_second(thread);
-        end(task, leader, thread, bits, number, returned as u64, flags, direction::WRITE, sink);
+        end(
+            task,
+            leader,
+            thread,
+            bits,
+            number,
+            returned as u64,
+            flags,
+            direction::WRITE,
+            sink,
+        );
     }
 }
 
 #[inline(always)]
-#[expect(clippy::too_many_arguments, reason = "a body shared by two ends, inlined by the compiler")]
+#[expect(
+    clippy::too_many_arguments,
+    reason = "a body shared by two ends, inlined by the compiler"
+)]
 unsafe fn end(
     task: *mut task_struct,
     leader: *mut task_struct,
@@ -123,7 +154,14 @@ unsafe fn end(
         if enrolled == Enrolled::New {
             ends::report(&(*thread).first, &who, end_how::USED, fd as u32);
         }
-        describe(thread, &who, number, bpf_ktime_get_boot_ns(), flags, op_direction);
+        describe(
+            thread,
+            &who,
+            number,
+            bpf_ktime_get_boot_ns(),
+            flags,
+            op_direction,
+        );
         begin(thread, returned);
         missing(thread, returned, gap::SPLICE);
     }
@@ -133,7 +171,11 @@ unsafe fn end(
 unsafe fn copy_second(thread: *mut Thread) {
     // SAFETY: two fields of the current thread's state; plain data.
     unsafe {
-        core::ptr::copy_nonoverlapping::<Held>(&raw const (*thread).second, &raw mut (*thread).first, 1);
+        core::ptr::copy_nonoverlapping::<Held>(
+            &raw const (*thread).second,
+            &raw mut (*thread).first,
+            1,
+        );
     }
 }
 

@@ -4,9 +4,14 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::task_struct,
-    helpers::{bpf_probe_read_user, generated::{bpf_ktime_get_boot_ns, bpf_loop}},
+    helpers::{
+        bpf_probe_read_user,
+        generated::{bpf_ktime_get_boot_ns, bpf_loop},
+    },
 };
-use countersign_common::{RecordHeader, Task, Transfer, counter, end_how, gap, tag, transfer_flags};
+use countersign_common::{
+    RecordHeader, Task, Transfer, counter, end_how, gap, tag, transfer_flags,
+};
 use countersign_ebpf::{MESSAGES_MAX, VECTORS_MAX, direction_of, nr, op_limit};
 
 use super::ends;
@@ -132,7 +137,14 @@ pub unsafe fn describe(
     // SAFETY: the caller's.
     unsafe {
         (*thread).transfer = Transfer {
-            header: RecordHeader { kind: 0, cpu: 0, size: 0, cpu_seq: 0, boot_ns: 0, generation: 0 },
+            header: RecordHeader {
+                kind: 0,
+                cpu: 0,
+                size: 0,
+                cpu_seq: 0,
+                boot_ns: 0,
+                generation: 0,
+            },
             task: *who,
             channel: (*thread).first.channel,
             op_seq: 0,
@@ -193,9 +205,18 @@ unsafe fn capture(thread: *mut Thread, number: u64, returned: u64) {
                 (*thread).messages = (*thread).args[1];
                 // Each message has the limit of an operation of its own.
                 (*thread).args[2] = (*thread).limit_left;
-                let messages = if returned > u64::from(MESSAGES_MAX) { MESSAGES_MAX } else { returned as u32 };
+                let messages = if returned > u64::from(MESSAGES_MAX) {
+                    MESSAGES_MAX
+                } else {
+                    returned as u32
+                };
                 let mut context = thread;
-                bpf_loop(messages, message_step as *const () as *mut c_void, (&raw mut context).cast(), 0);
+                bpf_loop(
+                    messages,
+                    message_step as *const () as *mut c_void,
+                    (&raw mut context).cast(),
+                    0,
+                );
             }
             _ => {
                 begin(thread, returned);
@@ -213,7 +234,11 @@ unsafe fn from_vectors(thread: *mut Thread, vector: u64, vectors: u64) {
     // SAFETY: the caller's.
     unsafe {
         (*thread).vector = vector;
-        (*thread).vectors_left = if vectors > VECTORS_MAX { VECTORS_MAX } else { vectors };
+        (*thread).vectors_left = if vectors > VECTORS_MAX {
+            VECTORS_MAX
+        } else {
+            vectors
+        };
         (*thread).segment_left = 0;
         walk(thread);
     }

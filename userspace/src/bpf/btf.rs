@@ -92,7 +92,12 @@ impl<'a> Btf<'a> {
         let header = word(bytes, 4)?;
         let types = section(bytes, header, word(bytes, 8)?, word(bytes, 12)?)?;
         let strings = section(bytes, header, word(bytes, 16)?, word(bytes, 20)?)?;
-        let mut btf = Self { strings, types, starts: Vec::new(), structs: HashMap::new() };
+        let mut btf = Self {
+            strings,
+            types,
+            starts: Vec::new(),
+            structs: HashMap::new(),
+        };
         btf.index()?;
         Ok(btf)
     }
@@ -103,12 +108,17 @@ impl<'a> Btf<'a> {
         let mut id = *self
             .structs
             .get(name.as_bytes())
-            .ok_or_else(|| BtfError::NoStruct { name: name.to_owned() })?;
+            .ok_or_else(|| BtfError::NoStruct {
+                name: name.to_owned(),
+            })?;
         let mut bits = 0_u32;
         for part in member.split('.') {
-            let (offset, of_type) = self.member(id, part.as_bytes(), 0)?.ok_or_else(|| {
-                BtfError::NoMember { name: name.to_owned(), member: member.to_owned() }
-            })?;
+            let (offset, of_type) =
+                self.member(id, part.as_bytes(), 0)?
+                    .ok_or_else(|| BtfError::NoMember {
+                        name: name.to_owned(),
+                        member: member.to_owned(),
+                    })?;
             bits = bits.saturating_add(offset);
             id = self.strip(of_type)?;
         }
@@ -146,16 +156,13 @@ impl<'a> Btf<'a> {
     }
 
     /// Bit offset and type of a member of structure `id`.
-    fn member(
-        &self,
-        id: u32,
-        name: &[u8],
-        depth: u32,
-    ) -> Result<Option<(u32, u32)>, BtfError> {
+    fn member(&self, id: u32, name: &[u8], depth: u32) -> Result<Option<(u32, u32)>, BtfError> {
         if depth > NESTING_MAX {
             return Ok(None);
         }
-        let Some(at) = self.start(id) else { return Ok(None) };
+        let Some(at) = self.start(id) else {
+            return Ok(None);
+        };
         let info = word(self.types, at + 4)?;
         if !matches!(kind_of(info), KIND_STRUCT | KIND_UNION) {
             return Ok(None);
@@ -164,7 +171,11 @@ impl<'a> Btf<'a> {
         for index in 0..(info & 0xffff) as usize {
             let place = at + 12 + index * 12;
             let raw = word(self.types, place + 8)?;
-            let bits = if has_bitfields { raw & 0x00ff_ffff } else { raw };
+            let bits = if has_bitfields {
+                raw & 0x00ff_ffff
+            } else {
+                raw
+            };
             let of_type = word(self.types, place + 4)?;
             let found = self.string(word(self.types, place)?);
             if found == name {
@@ -212,7 +223,9 @@ fn kind_of(info: u32) -> u32 {
 
 fn section(bytes: &[u8], header: u32, offset: u32, len: u32) -> Result<&[u8], BtfError> {
     let start = header as usize + offset as usize;
-    bytes.get(start..start + len as usize).ok_or(BtfError::Truncated { at: start })
+    bytes
+        .get(start..start + len as usize)
+        .ok_or(BtfError::Truncated { at: start })
 }
 
 fn word(bytes: &[u8], at: usize) -> Result<u32, BtfError> {
@@ -262,8 +275,14 @@ mod tests {
         assert_eq!(btf.offset("s", "a"), Ok(0));
         assert_eq!(btf.offset("s", "b"), Ok(4));
         assert_eq!(btf.offset("s", "d"), Ok(8));
-        assert!(matches!(btf.offset("s", "e"), Err(BtfError::NoMember { .. })));
-        assert!(matches!(btf.offset("t", "a"), Err(BtfError::NoStruct { .. })));
+        assert!(matches!(
+            btf.offset("s", "e"),
+            Err(BtfError::NoMember { .. })
+        ));
+        assert!(matches!(
+            btf.offset("t", "a"),
+            Err(BtfError::NoStruct { .. })
+        ));
     }
 
     proptest! {

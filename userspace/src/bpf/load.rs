@@ -14,20 +14,25 @@ use aya::{
 };
 use countersign_common::{
     RecordHeader, counter,
-    load::{ChannelKey, ChannelState, CpuState, ExeKey},
+    load::{ChannelKey, ChannelState, CpuState, ExeKey, Offsets},
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{object, offsets, tag};
+use super::{object, offsets, tag::Tagger};
 
 /// Default size of the data ring, in bytes.
 pub const RING_BYTES_DEFAULT: u32 = 64 << 20;
 
 /// The programs of tier T; each has the name of its tracepoint. Fork comes first and `sys_exit` before `sys_enter`: what is
 /// attached half-way can only miss, never misattribute.
-const PROGRAMS: [&str; 5] =
-    ["sched_process_fork", "sched_process_exec", "sched_process_exit", "sys_exit", "sys_enter"];
+const PROGRAMS: [&str; 5] = [
+    "sched_process_fork",
+    "sched_process_exec",
+    "sched_process_exit",
+    "sys_exit",
+    "sys_enter",
+];
 
 /// What a capture is loaded with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,7 +47,11 @@ pub struct LoadOptions {
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { ring_bytes: RING_BYTES_DEFAULT, generation: 1, proxy_exes: Vec::new() }
+        Self {
+            ring_bytes: RING_BYTES_DEFAULT,
+            generation: 1,
+            proxy_exes: Vec::new(),
+        }
     }
 }
 
@@ -51,11 +60,13 @@ pub struct Capture {
     /// Holds the programs and their links.
     _ebpf: Ebpf,
     ring: RingBuf<MapData>,
-    tags: MapData,
+    tags: Tagger,
     cpus: PerCpuArray<MapData, [u8; size_of::<CpuState>()]>,
     channels: HashMap<MapData, [u8; size_of::<ChannelKey>()], [u8; size_of::<ChannelState>()]>,
     programs: Vec<(&'static str, RawFd)>,
     malformed: u64,
+    generation: u64,
+    offsets: Offsets,
 }
 
 /// What one program did, from its `fdinfo`.
@@ -98,11 +109,19 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         .load(object)
         .context("create the maps (capturing needs root, or CAP_BPF and CAP_PERFMON)")?;
 
-    let proxies = ebpf.map_mut("PROXY_EXES").context("the object has no map PROXY_EXES")?;
+    let proxies = ebpf
+        .map_mut("PROXY_EXES")
+        .context("the object has no map PROXY_EXES")?;
     let mut proxies: HashMap<_, [u8; size_of::<ExeKey>()], u32> = proxies.try_into()?;
     for (dev, inode) in &options.proxy_exes {
-        let key = ExeKey { inode: *inode, dev: *dev, reserved: 0 };
-        proxies.insert(as_array(&key)?, 1, 0).context("add a proxy's executable")?;
+        let key = ExeKey {
+            inode: *inode,
+            dev: *dev,
+            reserved: 0,
+        };
+        proxies
+            .insert(as_array(&key)?, 1, 0)
+            .context("add a proxy's executable")?;
     }
 
     let mut programs = Vec::new();
@@ -111,13 +130,18 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
             .program_mut(name)
             .with_context(|| format!("the object has no program {name}"))?
             .try_into()?;
-        program.load(name, &btf).with_context(|| format!("load the program for {name}"))?;
-        program.attach().with_context(|| format!("attach to {name}"))?;
+        program
+            .load(name, &btf)
+            .with_context(|| format!("load the program for {name}"))?;
+        program
+            .attach()
+            .with_context(|| format!("attach to {name}"))?;
         programs.push((name, program.fd()?.as_fd().as_raw_fd()));
     }
 
     let mut take = |name: &str| {
-        ebpf.take_map(name).with_context(|| format!("the object has no map {name}"))
+        ebpf.take_map(name)
+            .with_context(|| format!("the object has no map {name}"))
     };
     let ring = RingBuf::try_from(take("RING")?).context("map the ring")?;
     let cpus = PerCpuArray::try_from(take("CPUS")?)?;
@@ -125,32 +149,62 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
     let Map::Unsupported(tags) = take("TAGS")? else {
         anyhow::bail!("the map TAGS is not a task storage");
     };
-    Ok(Capture { _ebpf: ebpf, ring, tags, cpus, channels, programs, malformed: 0 })
+    let tags = tags
+        .fd()
+        .as_fd()
+        .try_clone_to_owned()
+        .context("keep the tag map open")?;
+    Ok(Capture {
+        _ebpf: ebpf,
+        ring,
+        tags: Tagger::new(tags),
+        cpus,
+        channels,
+        programs,
+        malformed: 0,
+        generation: options.generation,
+        offsets,
+    })
 }
 
 impl Capture {
-    /// Sets a process's tag, with all its threads.
+    /// What sets and reads tags; clone it to use it while another thread drains the ring.
+    pub fn tagger(&self) -> &Tagger {
+        &self.tags
+    }
+
+    /// [`Tagger::tag_process`].
     ///
     /// # Errors
-    /// When the process is gone or the kernel cannot store the tag.
+    /// As there.
     pub fn tag_process(&self, pidfd: BorrowedFd<'_>, bits: u32) -> anyhow::Result<()> {
-        tag::set(self.tags.fd().as_fd(), pidfd, bits).context("store the tag of a process")
+        self.tags.tag_process(pidfd, bits)
     }
 
-    /// Sets the tag of the process with this number, which must not be reusable meanwhile (a child not waited for).
+    /// [`Tagger::tag_pid`].
     ///
     /// # Errors
-    /// When there is no such process or the kernel cannot store the tag.
+    /// As there.
     pub fn tag_pid(&self, pid: u32, bits: u32) -> anyhow::Result<()> {
-        self.tag_process(tag::open(pid)?.as_fd(), bits)
+        self.tags.tag_pid(pid, bits)
     }
 
-    /// The tag of a process; `None` when it has none.
+    /// [`Tagger::tag_of`].
     ///
     /// # Errors
-    /// When there is no such process.
+    /// As there.
     pub fn tag_of(&self, pid: u32) -> anyhow::Result<Option<u32>> {
-        tag::find(self.tags.fd().as_fd(), tag::open(pid)?.as_fd()).context("read the tag of a process")
+        self.tags.tag_of(pid)
+    }
+
+    /// As given at load.
+    pub fn generation(&self) -> u64 {
+        self.generation
+    }
+
+    /// The kernel's structure offsets that the programs were loaded with.
+    pub fn offsets(&self) -> &Offsets {
+        &self.offsets
     }
 
     /// The kernel's counters, summed over all CPUs, indexed by [`counter`]. One system call.
@@ -175,10 +229,17 @@ impl Capture {
         self.programs
             .iter()
             .map(|(name, fd)| {
-                let text = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
+                let text =
+                    fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
                 let field = |key: &str| {
                     text.lines()
-                        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':')?.trim().parse().ok())
+                        .find_map(|line| {
+                            line.strip_prefix(key)?
+                                .strip_prefix(':')?
+                                .trim()
+                                .parse()
+                                .ok()
+                        })
                         .unwrap_or(0)
                 };
                 ProgramLedger {
@@ -200,9 +261,10 @@ impl Capture {
             .iter()
             .map(|entry| {
                 let (key, state) = entry.context("list the channel table")?;
-                let (Ok(key), Ok(state)) =
-                    (ChannelKey::read_from_bytes(&key), ChannelState::read_from_bytes(&state))
-                else {
+                let (Ok(key), Ok(state)) = (
+                    ChannelKey::read_from_bytes(&key),
+                    ChannelState::read_from_bytes(&state),
+                ) else {
                     anyhow::bail!("the channel table has entries of another size");
                 };
                 Ok(ChannelTotals { key, state })
@@ -246,7 +308,9 @@ impl Capture {
 
 impl fmt::Debug for Capture {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Capture").field("programs", &self.programs).finish_non_exhaustive()
+        f.debug_struct("Capture")
+            .field("programs", &self.programs)
+            .finish_non_exhaustive()
     }
 }
 
@@ -258,8 +322,13 @@ fn whole_record(entry: &[u8]) -> Option<&[u8]> {
     entry.get(..size)
 }
 
-fn as_array<T: IntoBytes + zerocopy::Immutable, const N: usize>(value: &T) -> anyhow::Result<[u8; N]> {
-    value.as_bytes().try_into().context("a key has another size")
+fn as_array<T: IntoBytes + zerocopy::Immutable, const N: usize>(
+    value: &T,
+) -> anyhow::Result<[u8; N]> {
+    value
+        .as_bytes()
+        .try_into()
+        .context("a key has another size")
 }
 
 #[cfg(test)]
@@ -269,8 +338,14 @@ mod tests {
     use super::*;
 
     fn entry(size: u32, len: usize) -> Vec<u8> {
-        let header =
-            RecordHeader { kind: 1, cpu: 0, size, cpu_seq: 0, boot_ns: 0, generation: 0 };
+        let header = RecordHeader {
+            kind: 1,
+            cpu: 0,
+            size,
+            cpu_seq: 0,
+            boot_ns: 0,
+            generation: 0,
+        };
         let mut bytes = header.as_bytes().to_vec();
         bytes.resize(len, 0);
         bytes

@@ -6,4 +6,5 @@ mod btf;
 pub mod load;
 pub mod object;
 pub mod offsets;
+pub mod self_test;
 pub mod tag;

@@ -5,7 +5,8 @@
 
 use std::{
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::Arc,
 };
 
 use anyhow::Context;
@@ -24,30 +25,66 @@ struct ElementAttr {
     flags: u64,
 }
 
-/// Sets the tag of the process behind `pidfd`. All its threads, present and future, have it from then on.
-pub(super) fn set(map: BorrowedFd<'_>, pidfd: BorrowedFd<'_>, tag: u32) -> io::Result<()> {
-    let mut tag = tag;
-    element(BPF_MAP_UPDATE_ELEM, map, pidfd, &mut tag)
+/// Sets and reads tags. Clones share the map.
+#[derive(Clone, Debug)]
+pub struct Tagger {
+    map: Arc<OwnedFd>,
 }
 
-/// The tag of the process behind `pidfd`; `None` when it has none.
-pub(super) fn find(map: BorrowedFd<'_>, pidfd: BorrowedFd<'_>) -> io::Result<Option<u32>> {
-    let mut tag = 0;
-    match element(BPF_MAP_LOOKUP_ELEM, map, pidfd, &mut tag) {
-        Ok(()) => Ok(Some(tag)),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error),
+impl Tagger {
+    pub(super) fn new(map: OwnedFd) -> Self {
+        Self { map: Arc::new(map) }
+    }
+
+    /// Sets the tag of the process behind `pidfd`. All its threads, present and future, have it from then on; children that it
+    /// has already do not.
+    ///
+    /// # Errors
+    /// When the process is gone or the kernel cannot store the tag.
+    pub fn tag_process(&self, pidfd: BorrowedFd<'_>, bits: u32) -> anyhow::Result<()> {
+        let mut bits = bits;
+        element(BPF_MAP_UPDATE_ELEM, self.map.as_fd(), pidfd, &mut bits)
+            .context("store the tag of a process")
+    }
+
+    /// Sets the tag of the process with this number, which must not be reusable meanwhile (a child not waited for).
+    ///
+    /// # Errors
+    /// When there is no such process or the kernel cannot store the tag.
+    pub fn tag_pid(&self, pid: u32, bits: u32) -> anyhow::Result<()> {
+        self.tag_process(open(pid)?.as_fd(), bits)
+    }
+
+    /// The tag of a process; `None` when it never had one.
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub fn tag_of(&self, pid: u32) -> anyhow::Result<Option<u32>> {
+        let mut bits = 0;
+        match element(
+            BPF_MAP_LOOKUP_ELEM,
+            self.map.as_fd(),
+            open(pid)?.as_fd(),
+            &mut bits,
+        ) {
+            Ok(()) => Ok(Some(bits)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).context("read the tag of a process"),
+        }
     }
 }
 
-/// Opens a process by number. The caller makes sure that the number cannot have been reused.
-pub(super) fn open(pid: u32) -> anyhow::Result<std::os::fd::OwnedFd> {
+fn open(pid: u32) -> anyhow::Result<OwnedFd> {
     let pid = i32::try_from(pid)
         .ok()
         .and_then(Pid::from_raw)
         .with_context(|| format!("{pid} is not a process id"))?;
-    pidfd_open(pid, PidfdFlags::empty())
-        .with_context(|| format!("open process {}: it must exist and be no mere thread", pid.as_raw_pid()))
+    pidfd_open(pid, PidfdFlags::empty()).with_context(|| {
+        format!(
+            "open process {}: it must exist and be no mere thread",
+            pid.as_raw_pid()
+        )
+    })
 }
 
 fn element(
@@ -67,7 +104,16 @@ fn element(
     // SAFETY: the kernel reads `attr` and four bytes of `key`, and reads or writes four bytes of `value` (the map's value
     // size); all live until the call returns.
     let result = unsafe {
-        libc::syscall(libc::SYS_bpf, command, &raw const attr, size_of::<ElementAttr>())
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            &raw const attr,
+            size_of::<ElementAttr>(),
+        )
     };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
