@@ -1,5 +1,6 @@
 //! Countersign's shell: everything that touches the kernel, files, processes and clocks.
 
+pub mod bpf;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -9,6 +10,8 @@ pub mod key;
 pub mod launch;
 pub mod outdir;
 pub mod recording;
+pub mod report;
+pub mod sink;
 pub mod source;
 pub mod spool;
 pub mod witness;

@@ -1,0 +1,357 @@
+//! Channels: kernel objects told apart, socket ends joined into pairs, holders of ends remembered.
+//!
+//! Owns the identity of pipes, FIFOs, unix socket pairs and proxies' files. A channel is keyed by kernel address *and* inode
+//! number, so a reused address is another channel. It does not look at bytes.
+
+use std::collections::HashMap;
+
+use countersign_common as abi;
+
+use crate::process::ProcessIx;
+use crate::record::Direction;
+use crate::time::BootNs;
+
+/// Channels kept. Stops an agent that opens pipes in a loop from filling memory.
+pub const CHANNELS_MAX: usize = 1 << 20;
+
+/// Holders kept per channel. Stops an agent that forks in a loop from filling memory.
+pub const HOLDERS_MAX: usize = 256;
+
+/// Index of a channel in its [`ChannelTable`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ChannelIx(pub u32);
+
+/// One direction of a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct StreamIx {
+    /// The channel.
+    pub channel: ChannelIx,
+    /// The end that writes into this direction: 0 for pipes and files, 0 or 1 for sockets.
+    pub from_end: u8,
+}
+
+/// Which side of a stream something was seen at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum End {
+    /// Where bytes go in.
+    Writer,
+    /// Where bytes come out.
+    Reader,
+}
+
+impl End {
+    /// Name as stored in the evidence.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Writer => "writer",
+            Self::Reader => "reader",
+        }
+    }
+}
+
+/// Kind of a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum ChannelKind {
+    /// An anonymous pipe.
+    Pipe,
+    /// A named pipe.
+    Fifo,
+    /// A connected `AF_UNIX` stream socket pair.
+    UnixStream,
+    /// A regular file that a proxy writes.
+    File,
+    /// A kind that this version does not know.
+    Unknown,
+}
+
+impl ChannelKind {
+    /// Name as stored in the evidence.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pipe => "pipe",
+            Self::Fifo => "fifo",
+            Self::UnixStream => "unix_stream",
+            Self::File => "file",
+            Self::Unknown => "unknown",
+        }
+    }
+
+    fn from_abi(kind: u8) -> Self {
+        match kind {
+            abi::channel_kind::PIPE => Self::Pipe,
+            abi::channel_kind::FIFO => Self::Fifo,
+            abi::channel_kind::UNIX_STREAM => Self::UnixStream,
+            abi::channel_kind::FILE => Self::File,
+            _ => Self::Unknown,
+        }
+    }
+}
+
+/// How a process got its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Got {
+    /// It made the channel.
+    Created,
+    /// It connected.
+    Connected,
+    /// It accepted.
+    Accepted,
+    /// It opened a FIFO, or another process's descriptor through `/proc`.
+    Opened,
+    /// `pidfd_getfd`.
+    PidfdGetfd,
+    /// Passed over a socket.
+    ScmRights,
+    /// First seen using it; inherited, or got in a way that was not seen.
+    Used,
+}
+
+impl Got {
+    /// Name as stored in the evidence.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Created => "created",
+            Self::Connected => "connected",
+            Self::Accepted => "accepted",
+            Self::Opened => "reopened",
+            Self::PidfdGetfd => "pidfd_getfd",
+            Self::ScmRights => "scm_rights",
+            Self::Used => "used",
+        }
+    }
+
+    fn from_abi(how: u8) -> Self {
+        match how {
+            abi::end_how::CREATED => Self::Created,
+            abi::end_how::CONNECTED => Self::Connected,
+            abi::end_how::ACCEPTED => Self::Accepted,
+            abi::end_how::OPENED => Self::Opened,
+            abi::end_how::PIDFD_GETFD => Self::PidfdGetfd,
+            abi::end_how::SCM_RIGHTS => Self::ScmRights,
+            _ => Self::Used,
+        }
+    }
+}
+
+/// A process at an end of a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// Who.
+    pub process: ProcessIx,
+    /// Which end; always 0 for pipes and files.
+    pub end: u8,
+    /// How it got there.
+    pub got: Got,
+    /// It read.
+    pub reads: bool,
+    /// It wrote.
+    pub writes: bool,
+    /// First seen there.
+    pub first: BootNs,
+    /// Last seen there.
+    pub last: BootNs,
+}
+
+/// Kernel identity of one end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EndKey {
+    /// Kernel address of the inode or socket.
+    pub object: u64,
+    /// Inode number.
+    pub inode: u64,
+}
+
+/// One channel.
+#[derive(Clone, Debug)]
+pub struct Channel {
+    /// What it is.
+    pub kind: ChannelKind,
+    /// Its ends; pipes and files have the first only.
+    pub ends: [Option<EndKey>; 2],
+    /// Kernel `dev_t` of its file system, 0 for sockets.
+    pub dev: u32,
+    /// First record that named it.
+    pub first_seen: BootNs,
+    /// Last record that named it.
+    pub last_seen: BootNs,
+    /// Its creation was seen, so its streams start at byte 0.
+    pub created: bool,
+    /// Who held an end.
+    pub holders: Vec<Holder>,
+    /// Holders that found no room.
+    pub holders_overflowed: u64,
+}
+
+impl Channel {
+    /// The process that made the channel, when that was seen.
+    pub fn creator(&self) -> Option<ProcessIx> {
+        self.holders.iter().find(|holder| holder.got == Got::Created).map(|holder| holder.process)
+    }
+}
+
+/// All channels of a capture.
+#[derive(Debug, Default)]
+pub struct ChannelTable {
+    channels: Vec<Channel>,
+    by_key: HashMap<EndKey, (ChannelIx, u8)>,
+    /// Socket ends known from their peer before their inode number was.
+    awaited: HashMap<u64, (ChannelIx, u8)>,
+    /// Records whose channel found no room.
+    pub overflowed: u64,
+}
+
+impl ChannelTable {
+    /// All channels in order of first mention.
+    pub fn iter(&self) -> impl Iterator<Item = (ChannelIx, &Channel)> {
+        self.channels
+            .iter()
+            .enumerate()
+            .map(|(ix, channel)| (ChannelIx(u32::try_from(ix).unwrap_or(u32::MAX)), channel))
+    }
+
+    /// The channel at an index that this table gave out.
+    pub fn channel(&self, ix: ChannelIx) -> &Channel {
+        &self.channels[ix.0 as usize]
+    }
+
+    /// The channel of a record and the end that it speaks of; `None` when the table is full.
+    pub fn resolve(&mut self, id: &abi::ChannelId, at: BootNs) -> Option<(ChannelIx, u8)> {
+        let key = EndKey { object: id.object, inode: id.inode };
+        let (ix, end) = match self.by_key.get(&key) {
+            Some(found) => *found,
+            None => self.learn(key, id, at)?,
+        };
+        self.learn_peer(ix, end, id);
+        let channel = &mut self.channels[ix.0 as usize];
+        channel.last_seen = channel.last_seen.max(at);
+        Some((ix, end))
+    }
+
+    /// The stream that an operation at an end belongs to, and the side it was seen at.
+    pub fn stream_of(&self, ix: ChannelIx, end: u8, direction: Direction) -> (StreamIx, End) {
+        let from_end = match (self.channel(ix).kind, direction) {
+            (ChannelKind::UnixStream, Direction::Write) => end,
+            (ChannelKind::UnixStream, Direction::Read) => 1 - end,
+            (
+                ChannelKind::Pipe | ChannelKind::Fifo | ChannelKind::File | ChannelKind::Unknown,
+                Direction::Read | Direction::Write,
+            ) => 0,
+        };
+        let side = match direction {
+            Direction::Write => End::Writer,
+            Direction::Read => End::Reader,
+        };
+        (StreamIx { channel: ix, from_end }, side)
+    }
+
+    /// Takes a channel-end record.
+    pub fn got_end(&mut self, record: &abi::ChannelEnd, process: ProcessIx) {
+        let at = BootNs(record.header.boot_ns);
+        let Some((ix, end)) = self.resolve(&record.channel, at) else { return };
+        let got = Got::from_abi(record.how);
+        let channel = &mut self.channels[ix.0 as usize];
+        if matches!(got, Got::Created) {
+            channel.created = true;
+        }
+        let holder = holder(channel, process, end, got, at);
+        if let Some(holder) = holder {
+            if holder.got == Got::Used {
+                holder.got = got;
+            }
+            holder.last = at;
+        }
+    }
+
+    /// Notes that a process moved bytes at an end.
+    pub fn used(&mut self, ix: ChannelIx, end: u8, process: ProcessIx, direction: Direction, at: BootNs) {
+        let channel = &mut self.channels[ix.0 as usize];
+        if let Some(holder) = holder(channel, process, end, Got::Used, at) {
+            holder.last = holder.last.max(at);
+            match direction {
+                Direction::Read => holder.reads = true,
+                Direction::Write => holder.writes = true,
+            }
+        }
+    }
+
+    fn learn(&mut self, key: EndKey, id: &abi::ChannelId, at: BootNs) -> Option<(ChannelIx, u8)> {
+        if let Some((ix, end)) = self.awaited.get(&key.object).copied() {
+            let other = self.channels[ix.0 as usize].ends[usize::from(1 - end)];
+            if other.is_some_and(|other| other.object == id.peer_object || id.peer_object == 0) {
+                self.awaited.remove(&key.object);
+                self.channels[ix.0 as usize].ends[usize::from(end)] = Some(key);
+                self.by_key.insert(key, (ix, end));
+                return Some((ix, end));
+            }
+        }
+        if self.channels.len() >= CHANNELS_MAX {
+            self.overflowed += 1;
+            return None;
+        }
+        let ix = ChannelIx(u32::try_from(self.channels.len()).ok()?);
+        self.channels.push(Channel {
+            kind: ChannelKind::from_abi(id.kind),
+            ends: [Some(key), None],
+            dev: id.dev,
+            first_seen: at,
+            last_seen: at,
+            created: false,
+            holders: Vec::new(),
+            holders_overflowed: 0,
+        });
+        self.by_key.insert(key, (ix, 0));
+        Some((ix, 0))
+    }
+
+    fn learn_peer(&mut self, ix: ChannelIx, end: u8, id: &abi::ChannelId) {
+        if id.peer_object == 0 || self.channels[ix.0 as usize].kind != ChannelKind::UnixStream {
+            return;
+        }
+        let slot = usize::from(1 - end);
+        if self.channels[ix.0 as usize].ends[slot].is_some() {
+            return;
+        }
+        if id.peer_inode == 0 {
+            self.awaited.insert(id.peer_object, (ix, 1 - end));
+            return;
+        }
+        let key = EndKey { object: id.peer_object, inode: id.peer_inode };
+        if self.by_key.contains_key(&key) {
+            // The peer came first as a channel of its own, before either end could name the other: the two rows stay
+            // apart, which can only lose a pairing, never make one up.
+            return;
+        }
+        self.channels[ix.0 as usize].ends[slot] = Some(key);
+        self.by_key.insert(key, (ix, 1 - end));
+    }
+}
+
+fn holder(
+    channel: &mut Channel,
+    process: ProcessIx,
+    end: u8,
+    got: Got,
+    at: BootNs,
+) -> Option<&mut Holder> {
+    let known = channel.holders.iter().position(|holder| holder.process == process && holder.end == end);
+    let position = match known {
+        Some(position) => position,
+        None if channel.holders.len() < HOLDERS_MAX => {
+            channel.holders.push(Holder {
+                process,
+                end,
+                got,
+                reads: false,
+                writes: false,
+                first: at,
+                last: at,
+            });
+            channel.holders.len() - 1
+        }
+        None => {
+            channel.holders_overflowed += 1;
+            return None;
+        }
+    };
+    channel.holders.get_mut(position)
+}

@@ -1,0 +1,301 @@
+//! Newline framing, as MCP's stdio transport uses it.
+//!
+//! Owns the cutting of one end's bytes at `\n`. Lines that do not begin like JSON are counted but not kept. A gap ends the
+//! line in progress as incomplete; what follows up to the next line end is a tail without its head.
+
+use std::sync::Arc;
+
+use crate::channel::{End, StreamIx};
+use crate::frame::{FRAME_MAX_BYTES, Frame, FrameFlags};
+use crate::process::ProcessIx;
+use crate::time::BootNs;
+use crate::stream::Op;
+
+use countersign_common::transfer_flags;
+
+/// White space kept at the head of a line while nothing else has come. Stops a writer of blanks from filling memory.
+const BLANK_HEAD_MAX: usize = 4096;
+
+/// Processes remembered as carriers of one line.
+const CARRIERS_MAX: usize = 16;
+
+/// Cuts one end of one stream into lines.
+#[derive(Debug)]
+pub struct LineFramer {
+    stream: StreamIx,
+    end: End,
+    line: Option<Line>,
+    /// Flags for the next line to begin.
+    next_flags: FrameFlags,
+    last_exit: BootNs,
+    last_by: Option<(ProcessIx, u32)>,
+    current_op_overlaps: bool,
+    /// Lines that did not begin like JSON.
+    pub opaque_lines: u64,
+    /// Their bytes.
+    pub opaque_bytes: u64,
+}
+
+#[derive(Debug)]
+struct Line {
+    position: u64,
+    len: u64,
+    first_enter: BootNs,
+    first_exit: BootNs,
+    last_exit: BootNs,
+    by: Vec<ProcessIx>,
+    bytes: Vec<u8>,
+    flags: FrameFlags,
+    kind: Kind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Blank,
+    Json,
+    Opaque,
+}
+
+impl LineFramer {
+    /// A framer at the beginning of a stream, or in the middle of one (`attached`).
+    pub fn new(stream: StreamIx, end: End, attached: bool) -> Self {
+        Self {
+            stream,
+            end,
+            line: None,
+            next_flags: if attached { FrameFlags::FIRST_OF_ATTACHED } else { FrameFlags::empty() },
+            last_exit: BootNs(0),
+            last_by: None,
+            current_op_overlaps: false,
+            opaque_lines: 0,
+            opaque_bytes: 0,
+        }
+    }
+
+    /// Bytes held for the line in progress.
+    pub fn buffered(&self) -> usize {
+        self.line.as_ref().map_or(0, |line| line.bytes.len())
+    }
+
+    /// Takes bytes of an operation.
+    pub fn bytes(
+        &mut self,
+        op: &Op,
+        offset: u64,
+        position: u64,
+        data: &[u8],
+        out: &mut impl FnMut(Frame),
+    ) {
+        if offset == 0 {
+            self.begin_op(op);
+        }
+        let mut rest = data;
+        let mut at = position;
+        while let Some(newline) = memchr::memchr(b'\n', rest) {
+            self.append(op, at, &rest[..newline]);
+            self.end_line(op, at + newline as u64, out);
+            at += newline as u64 + 1;
+            rest = &rest[newline + 1..];
+        }
+        if !rest.is_empty() {
+            self.append(op, at, rest);
+        }
+        let op_is_over = offset + data.len() as u64 >= op.returned;
+        if op_is_over {
+            if self.current_op_overlaps && let Some(line) = &mut self.line {
+                line.flags |= FrameFlags::ORDER_AMBIGUOUS;
+            }
+            self.current_op_overlaps = false;
+            self.last_exit = self.last_exit.max(op.exit);
+            self.last_by = Some((op.process, op.tid));
+        }
+    }
+
+    /// Notes that bytes are missing here.
+    pub fn gap(&mut self, out: &mut impl FnMut(Frame)) {
+        if let Some(mut line) = self.line.take() {
+            line.flags |= FrameFlags::INCOMPLETE;
+            self.emit(line, out);
+        }
+        self.next_flags = FrameFlags::HEAD_MISSING;
+    }
+
+    /// The stream is over.
+    pub fn finish(&mut self, out: &mut impl FnMut(Frame)) {
+        if let Some(mut line) = self.line.take() {
+            line.flags |= FrameFlags::UNTERMINATED;
+            self.emit(line, out);
+        }
+    }
+
+    fn begin_op(&mut self, op: &Op) {
+        let same_thread = self.last_by == Some((op.process, op.tid));
+        self.current_op_overlaps = !same_thread && self.last_by.is_some() && op.enter < self.last_exit;
+        // Whole lines can be swapped without changing any of them; only a line in progress is in doubt.
+        if self.current_op_overlaps && let Some(line) = &mut self.line {
+            line.flags |= FrameFlags::ORDER_AMBIGUOUS;
+        }
+    }
+
+    fn append(&mut self, op: &Op, position: u64, data: &[u8]) {
+        let line = self.line.get_or_insert_with(|| Line {
+            position,
+            len: 0,
+            first_enter: op.enter,
+            first_exit: op.exit,
+            last_exit: op.exit,
+            by: Vec::new(),
+            bytes: Vec::new(),
+            flags: std::mem::take(&mut self.next_flags),
+            kind: Kind::Blank,
+        });
+        line.last_exit = line.last_exit.max(op.exit);
+        line.len += data.len() as u64;
+        if !line.by.contains(&op.process) && line.by.len() < CARRIERS_MAX {
+            line.by.push(op.process);
+        }
+        if op.flags & transfer_flags::FD_SWAPPED != 0 {
+            line.flags |= FrameFlags::FD_SWAPPED;
+        }
+        if line.kind == Kind::Blank {
+            line.kind = kind_of(data, line.bytes.len());
+        }
+        match line.kind {
+            Kind::Opaque => line.bytes = Vec::new(),
+            Kind::Blank | Kind::Json => {
+                let room = FRAME_MAX_BYTES.saturating_sub(line.bytes.len());
+                if data.len() > room {
+                    line.flags |= FrameFlags::TOO_LONG;
+                }
+                line.bytes.extend_from_slice(&data[..data.len().min(room)]);
+            }
+        }
+    }
+
+    fn end_line(&mut self, op: &Op, _newline: u64, out: &mut impl FnMut(Frame)) {
+        let Some(mut line) = self.line.take() else {
+            // An empty line. If a gap came right before, it is the end of a line whose head is missing: now in step again.
+            self.next_flags = FrameFlags::empty();
+            return;
+        };
+        line.last_exit = line.last_exit.max(op.exit);
+        self.emit(line, out);
+    }
+
+    fn emit(&mut self, mut line: Line, out: &mut impl FnMut(Frame)) {
+        if line.bytes.last() == Some(&b'\r') {
+            line.bytes.pop();
+            line.len -= 1;
+        }
+        match line.kind {
+            Kind::Blank => return,
+            Kind::Opaque => {
+                self.opaque_lines += 1;
+                self.opaque_bytes += line.len;
+                line.flags |= FrameFlags::NOT_JSON;
+            }
+            Kind::Json => {}
+        }
+        out(Frame {
+            stream: self.stream,
+            end: self.end,
+            position: line.position,
+            len: line.len,
+            first_enter: line.first_enter,
+            first_exit: line.first_exit,
+            last_exit: line.last_exit,
+            by: line.by,
+            bytes: Arc::new(line.bytes),
+            flags: line.flags,
+        });
+    }
+}
+
+fn kind_of(data: &[u8], already: usize) -> Kind {
+    let text = data.strip_prefix(b"\xef\xbb\xbf").unwrap_or(data);
+    match text.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        Some(b'{' | b'[') => Kind::Json,
+        None if already + data.len() <= BLANK_HEAD_MAX => Kind::Blank,
+        Some(_) | None => Kind::Opaque,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::channel::ChannelIx;
+
+    const STREAM: StreamIx = StreamIx { channel: ChannelIx(0), from_end: 0 };
+
+    #[test]
+    fn a_gap_makes_the_line_in_progress_and_the_next_one_suspect() {
+        let mut framer = LineFramer::new(STREAM, End::Reader, false);
+        let mut frames = Vec::new();
+        feed(&mut framer, b"{\"a\":1}\n{\"b\"", 0, &mut frames);
+        framer.gap(&mut |frame| frames.push(frame));
+        feed(&mut framer, b"{2}\n{\"c\":3}\n", 100, &mut frames);
+        let flags: Vec<_> = frames.iter().map(|frame| frame.flags).collect();
+        assert_eq!(
+            flags,
+            [
+                FrameFlags::empty(),
+                FrameFlags::INCOMPLETE,
+                FrameFlags::HEAD_MISSING,
+                FrameFlags::empty()
+            ]
+        );
+    }
+
+    #[test]
+    fn lines_that_are_not_json_are_counted_not_kept() {
+        let mut framer = LineFramer::new(STREAM, End::Reader, false);
+        let mut frames = Vec::new();
+        feed(&mut framer, b"hello world\n\n  \n{}\r\n", 0, &mut frames);
+        assert_eq!(framer.opaque_lines, 1);
+        assert!(frames[0].bytes.is_empty());
+        assert_eq!(frames[1].bytes.as_slice(), b"{}");
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn rechunking_changes_no_frame(
+            text in "([ {}\\[\\]a\"\n\r]{0,40}\n){0,6}",
+            cuts in proptest::collection::vec(0usize..300, 0..12),
+        ) {
+            let whole = frames_of(text.as_bytes(), &[]);
+            let cut = frames_of(text.as_bytes(), &cuts);
+            proptest::prop_assert_eq!(whole, cut);
+        }
+    }
+
+    fn frames_of(text: &[u8], cuts: &[usize]) -> Vec<(u64, Vec<u8>, FrameFlags)> {
+        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (text.len() + 1)).collect();
+        cuts.extend([0, text.len()]);
+        cuts.sort_unstable();
+        let mut framer = LineFramer::new(STREAM, End::Reader, false);
+        let mut frames = Vec::new();
+        for pair in cuts.windows(2) {
+            if pair[0] < pair[1] {
+                feed(&mut framer, &text[pair[0]..pair[1]], pair[0] as u64, &mut frames);
+            }
+        }
+        frames
+            .into_iter()
+            .map(|frame| (frame.position, frame.bytes.to_vec(), frame.flags))
+            .collect()
+    }
+
+    fn feed(framer: &mut LineFramer, data: &[u8], position: u64, frames: &mut Vec<Frame>) {
+        let op = Op {
+            process: ProcessIx(0),
+            tid: 1,
+            syscall: 0,
+            flags: 0,
+            enter: BootNs(position),
+            exit: BootNs(position + 1),
+            returned: data.len() as u64,
+            stream_before: position,
+        };
+        framer.bytes(&op, 0, position, data, &mut |frame| frames.push(frame));
+    }
+}

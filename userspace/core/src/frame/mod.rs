@@ -1,0 +1,80 @@
+//! Frames: the bytes of one JSON-RPC payload in a stream, as seen at one end.
+//!
+//! Owns the frame type and, one module per framing, the state machines that cut streams into frames. It does not parse JSON.
+
+use std::sync::Arc;
+
+use bitflags::bitflags;
+
+use crate::channel::{End, StreamIx};
+use crate::process::ProcessIx;
+use crate::time::BootNs;
+
+pub mod line;
+
+/// Longest frame kept, in bytes. Stops a writer that never ends its line from filling memory.
+pub const FRAME_MAX_BYTES: usize = 64 << 20;
+
+/// Index of a frame in the correlator's store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct FrameIx(pub u32);
+
+bitflags! {
+    /// What is wrong or odd about a frame.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct FrameFlags: u16 {
+        /// A gap lies before its first byte: the beginning may be missing.
+        const HEAD_MISSING = 1 << 0;
+        /// A gap lies inside or right after it: its bytes are incomplete.
+        const INCOMPLETE = 1 << 1;
+        /// Operations that overlap in time share it; their order is a guess.
+        const ORDER_AMBIGUOUS = 1 << 2;
+        /// A descriptor was swapped during one of its operations.
+        const FD_SWAPPED = 1 << 3;
+        /// Longer than [`FRAME_MAX_BYTES`]; the rest was dropped.
+        const TOO_LONG = 1 << 4;
+        /// The capture began inside the stream and this is its first frame.
+        const FIRST_OF_ATTACHED = 1 << 5;
+        /// It does not begin like JSON; its bytes were not kept.
+        const NOT_JSON = 1 << 6;
+        /// The stream ended without a line end.
+        const UNTERMINATED = 1 << 7;
+    }
+}
+
+/// One frame at one end.
+#[derive(Clone, Debug)]
+pub struct Frame {
+    /// Which stream.
+    pub stream: StreamIx,
+    /// Seen at which end.
+    pub end: End,
+    /// Position of its first byte in the stream.
+    pub position: u64,
+    /// Length in bytes, without the line end.
+    pub len: u64,
+    /// Entry of the operation that carried its first byte.
+    pub first_enter: BootNs,
+    /// Return of the operation that carried its first byte.
+    pub first_exit: BootNs,
+    /// Return of the operation that carried its last byte.
+    pub last_exit: BootNs,
+    /// Whose operations carried it, in order of first byte.
+    pub by: Vec<ProcessIx>,
+    /// Its bytes, without the line end; empty when not kept.
+    pub bytes: Arc<Vec<u8>>,
+    /// What is wrong with it.
+    pub flags: FrameFlags,
+}
+
+impl Frame {
+    /// Whether every byte is there and in proved order.
+    pub fn is_whole(&self) -> bool {
+        !self.flags.intersects(
+            FrameFlags::HEAD_MISSING
+                | FrameFlags::INCOMPLETE
+                | FrameFlags::TOO_LONG
+                | FrameFlags::ORDER_AMBIGUOUS,
+        )
+    }
+}

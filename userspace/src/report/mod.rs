@@ -1,0 +1,3 @@
+//! What people see at the end of a run.
+
+pub mod escape;
