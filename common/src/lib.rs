@@ -9,6 +9,8 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod load;
+
 use core::mem::{offset_of, size_of};
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
@@ -180,7 +182,7 @@ pub mod counter {
     pub const PEERS_MARKED: u32 = 12;
     /// System calls in the 32-bit ABI by tagged tasks, which are not decoded.
     pub const COMPAT_SYSCALLS: u32 = 13;
-    /// io_uring and legacy AIO submissions by tagged tasks, which are not decoded.
+    /// `io_uring` and legacy AIO submissions by tagged tasks, which are not decoded.
     pub const UNSEEN_SUBMISSIONS: u32 = 14;
     /// Kernel memory that could not be read where the layout says it must be.
     pub const KERNEL_READ_FAILED: u32 = 15;

@@ -1,0 +1,106 @@
+//! Does the capture work here? A token through a pipe and a socket pair must come back, whole, at both ends.
+
+use std::{
+    fs::File,
+    io::{Read, Write},
+    os::unix::net::UnixStream,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, ensure};
+use countersign_common::{Transfer, channel_kind, direction, kind, tag};
+use zerocopy::FromBytes;
+
+use super::load::{Capture, LoadOptions, load};
+
+/// Longest wait for the token to come out of the ring.
+const DEADLINE: Duration = Duration::from_secs(2);
+const RING_BYTES: u32 = 1 << 20;
+
+/// Loads the programs, tags this process, moves a random token and looks for it. The tag is taken away again.
+///
+/// # Errors
+/// What does not work: loading, tagging, or the ends at which the token was not captured.
+pub fn self_test() -> anyhow::Result<()> {
+    let options = LoadOptions {
+        ring_bytes: RING_BYTES,
+        ..LoadOptions::default()
+    };
+    let mut capture = load(&options)?;
+    let pid = std::process::id();
+    capture.tag_pid(pid, tag::TREE)?;
+    let moved = move_token();
+    let untagged = capture.tag_pid(pid, 0);
+    let token = moved?;
+    untagged?;
+    wait_for(&mut capture, &token)
+}
+
+fn move_token() -> anyhow::Result<[u8; 32]> {
+    let mut token = [0; 32];
+    File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut token))
+        .context("read /dev/urandom")?;
+    let mut back = [0; 32];
+    let (mut reader, mut writer) = std::io::pipe().context("make a pipe")?;
+    writer
+        .write_all(&token)
+        .and_then(|()| reader.read_exact(&mut back))
+        .context("use a pipe")?;
+    let (mut left, mut right) = UnixStream::pair().context("make a socket pair")?;
+    left.write_all(&token)
+        .and_then(|()| right.read_exact(&mut back))
+        .context("use a socket pair")?;
+    Ok(token)
+}
+
+fn wait_for(capture: &mut Capture, token: &[u8]) -> anyhow::Result<()> {
+    let ends = [
+        (channel_kind::PIPE, direction::WRITE, "a pipe's writer"),
+        (channel_kind::PIPE, direction::READ, "a pipe's reader"),
+        (
+            channel_kind::UNIX_STREAM,
+            direction::WRITE,
+            "a unix socket's writer",
+        ),
+        (
+            channel_kind::UNIX_STREAM,
+            direction::READ,
+            "a unix socket's reader",
+        ),
+    ];
+    let mut seen = [false; 4];
+    let deadline = Instant::now() + DEADLINE;
+    loop {
+        capture.drain(|record| {
+            let Ok((transfer, payload)) = Transfer::read_from_prefix(record) else {
+                return;
+            };
+            if transfer.header.kind != kind::CHUNK || payload != token {
+                return;
+            }
+            for (seen, (channel, end, _)) in seen.iter_mut().zip(ends) {
+                *seen |= (transfer.channel.kind, transfer.direction) == (channel, end);
+            }
+        });
+        if seen == [true; 4] {
+            return Ok(());
+        }
+        if Instant::now() > deadline {
+            break;
+        }
+        capture.wait(Duration::from_millis(5))?;
+    }
+    let missing: Vec<_> = ends
+        .iter()
+        .zip(seen)
+        .filter(|(_, seen)| !seen)
+        .map(|((_, _, name), _)| *name)
+        .collect();
+    ensure!(
+        missing.is_empty(),
+        "the programs run, but bytes were not captured at: {}",
+        missing.join(", ")
+    );
+    Ok(())
+}

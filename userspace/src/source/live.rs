@@ -1,0 +1,271 @@
+//! The live source: a thread that moves records from the kernel's ring to a sink.
+//!
+//! It adds a heartbeat each second (what the programs and the kernel counted, both clocks) and, at the end, what the
+//! kernel counted per channel. It interprets no record.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle},
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use countersign_common::{counter, kind};
+use serde::Serialize;
+
+use super::user_record::user_record;
+use crate::{
+    bpf::load::{Capture, ChannelTotals, ProgramLedger},
+    clock::Moment,
+};
+
+/// How long the ring may wait unlooked at. The kernel wakes us only when about a mebibyte is waiting.
+const POLL: Duration = Duration::from_millis(4);
+/// Time between heartbeats.
+const HEARTBEAT: Duration = Duration::from_secs(1);
+/// Empty looks at the ring, [`POLL`] apart, after which a stopped capture counts as drained. A record that is reserved and not
+/// yet submitted makes the ring look empty for some microseconds.
+const EMPTY_LOOKS: u32 = 3;
+/// Longest drain after a stop. Tagged processes that go on writing would keep it going for ever.
+const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// Where records go.
+pub trait RecordSink {
+    /// Takes one record, header first, cut to its size.
+    ///
+    /// # Errors
+    /// When the sink can take no more; it ends the capture.
+    fn record(&mut self, bytes: &[u8]) -> anyhow::Result<()>;
+}
+
+impl<F: FnMut(&[u8]) -> anyhow::Result<()>> RecordSink for F {
+    fn record(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        self(bytes)
+    }
+}
+
+/// What a capture delivered.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct LiveSummary {
+    /// Records from the kernel.
+    pub records: u64,
+    /// Ring entries that contradicted themselves.
+    pub malformed: u64,
+    /// Whether the ring was empty at the end; if not, [`DRAIN_MAX`] ran out.
+    pub drained: bool,
+}
+
+/// A running capture thread.
+#[derive(Debug)]
+pub struct Live<S> {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<(S, anyhow::Result<LiveSummary>)>,
+}
+
+impl<S: RecordSink + Send + 'static> Live<S> {
+    /// Starts the thread. Tag processes through [`Capture::tagger`] from elsewhere.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start(mut capture: Capture, mut sink: S) -> anyhow::Result<Self> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let seen = Arc::clone(&stop);
+        let thread = thread::Builder::new()
+            .name("capture".to_owned())
+            .spawn(move || {
+                let result = run(&mut capture, &mut sink, &seen);
+                (sink, result)
+            })
+            .context("start the capture thread")?;
+        Ok(Self { stop, thread })
+    }
+
+    /// Whether the thread has ended by itself: its sink refused a record or the ring failed. [`Live::stop`] says why.
+    pub fn has_ended(&self) -> bool {
+        self.thread.is_finished()
+    }
+
+    /// Stops: takes what is in the ring, adds the totals, detaches the programs. The sink comes back in any case.
+    ///
+    /// # Errors
+    /// When the thread panicked, which its code has no way to.
+    pub fn stop(self) -> anyhow::Result<(S, anyhow::Result<LiveSummary>)> {
+        self.stop.store(true, Ordering::Release);
+        self.thread
+            .join()
+            .map_err(|_panic| anyhow::anyhow!("the capture thread panicked"))
+    }
+}
+
+/// Moves records until `stop` is set, then until the ring is empty, then adds the totals.
+///
+/// # Errors
+/// The sink's, or the kernel's.
+pub fn run(
+    capture: &mut Capture,
+    sink: &mut impl RecordSink,
+    stop: &AtomicBool,
+) -> anyhow::Result<LiveSummary> {
+    let mut summary = LiveSummary::default();
+    heartbeat(capture, sink)?;
+    let mut next_heartbeat = Instant::now() + HEARTBEAT;
+    while !stop.load(Ordering::Acquire) {
+        if drain(capture, sink, &mut summary)? == 0 {
+            capture.wait(POLL)?;
+        }
+        if Instant::now() >= next_heartbeat {
+            heartbeat(capture, sink)?;
+            next_heartbeat = Instant::now() + HEARTBEAT;
+        }
+    }
+    let deadline = Instant::now() + DRAIN_MAX;
+    let mut empty_looks = 0;
+    while empty_looks < EMPTY_LOOKS && Instant::now() < deadline {
+        if drain(capture, sink, &mut summary)? == 0 {
+            empty_looks += 1;
+            capture.wait(POLL)?;
+        } else {
+            empty_looks = 0;
+        }
+    }
+    summary.drained = empty_looks == EMPTY_LOOKS;
+    for totals in capture.channel_totals()? {
+        sink.record(&user_record(
+            kind::CHANNEL_TOTALS,
+            capture.generation(),
+            &TotalsRecord::from(totals),
+        )?)?;
+    }
+    heartbeat(capture, sink)?;
+    summary.malformed = capture.malformed();
+    Ok(summary)
+}
+
+fn drain(
+    capture: &mut Capture,
+    sink: &mut impl RecordSink,
+    summary: &mut LiveSummary,
+) -> anyhow::Result<usize> {
+    let mut result = Ok(());
+    let records = capture.drain(|record| {
+        if result.is_ok() {
+            result = sink.record(record);
+        }
+    });
+    summary.records += records as u64;
+    result.map(|()| records)
+}
+
+fn heartbeat(capture: &Capture, sink: &mut impl RecordSink) -> anyhow::Result<()> {
+    let generation = capture.generation();
+    let now = Moment::now();
+    let clock = ClockRecord {
+        boot_ns: now.boot_ns,
+        utc_ns: now.utc_ns,
+    };
+    sink.record(&user_record(kind::CLOCK, generation, &clock)?)?;
+    let ledger = LedgerRecord {
+        programs: capture.ledger(),
+        counters: CounterNames::from(&capture.counters()?),
+        malformed: capture.malformed(),
+    };
+    sink.record(&user_record(kind::LEDGER, generation, &ledger)?)
+}
+
+/// JSON of [`kind::CLOCK`].
+#[derive(Serialize)]
+struct ClockRecord {
+    boot_ns: u64,
+    utc_ns: i64,
+}
+
+/// JSON of [`kind::LEDGER`].
+#[derive(Serialize)]
+struct LedgerRecord {
+    programs: Vec<ProgramLedger>,
+    counters: CounterNames,
+    malformed: u64,
+}
+
+/// JSON of [`kind::CHANNEL_TOTALS`]: index 0 read, 1 written.
+#[derive(Serialize)]
+struct TotalsRecord {
+    object: u64,
+    inode: u64,
+    dev: u32,
+    kind: u32,
+    epoch: u64,
+    peer_object: u64,
+    peer_inode: u64,
+    read_ops: u64,
+    read_bytes: u64,
+    written_ops: u64,
+    written_bytes: u64,
+}
+
+impl From<ChannelTotals> for TotalsRecord {
+    fn from(totals: ChannelTotals) -> Self {
+        let ChannelTotals { key, state } = totals;
+        Self {
+            object: key.object,
+            inode: key.inode,
+            dev: state.dev,
+            kind: state.kind,
+            epoch: state.epoch,
+            peer_object: state.peer_object,
+            peer_inode: state.peer_inode,
+            read_ops: state.ops[0],
+            read_bytes: state.bytes[0],
+            written_ops: state.ops[1],
+            written_bytes: state.bytes[1],
+        }
+    }
+}
+
+/// The kernel's counters by name.
+#[derive(Serialize)]
+struct CounterNames {
+    records: u64,
+    payload_bytes: u64,
+    ring_dropped_records: u64,
+    ring_dropped_bytes: u64,
+    fault_bytes: u64,
+    limit_bytes: u64,
+    tag_failed: u64,
+    pending_failed: u64,
+    channel_failed: u64,
+    fd_swapped: u64,
+    no_enter: u64,
+    splice_bytes: u64,
+    peers_marked: u64,
+    compat_syscalls: u64,
+    unseen_submissions: u64,
+    kernel_read_failed: u64,
+}
+
+impl From<&[u64; counter::COUNT as usize]> for CounterNames {
+    fn from(values: &[u64; counter::COUNT as usize]) -> Self {
+        let of = |index: u32| values[index as usize];
+        Self {
+            records: of(counter::RECORDS),
+            payload_bytes: of(counter::PAYLOAD_BYTES),
+            ring_dropped_records: of(counter::RING_DROPPED_RECORDS),
+            ring_dropped_bytes: of(counter::RING_DROPPED_BYTES),
+            fault_bytes: of(counter::FAULT_BYTES),
+            limit_bytes: of(counter::LIMIT_BYTES),
+            tag_failed: of(counter::TAG_FAILED),
+            pending_failed: of(counter::PENDING_FAILED),
+            channel_failed: of(counter::CHANNEL_FAILED),
+            fd_swapped: of(counter::FD_SWAPPED),
+            no_enter: of(counter::NO_ENTER),
+            splice_bytes: of(counter::SPLICE_BYTES),
+            peers_marked: of(counter::PEERS_MARKED),
+            compat_syscalls: of(counter::COMPAT_SYSCALLS),
+            unseen_submissions: of(counter::UNSEEN_SUBMISSIONS),
+            kernel_read_failed: of(counter::KERNEL_READ_FAILED),
+        }
+    }
+}
