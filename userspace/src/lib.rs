@@ -1,1 +1,3 @@
 //! Countersign's shell: everything that touches the kernel, files, processes and clocks.
+
+pub mod proxy;

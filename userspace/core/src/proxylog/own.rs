@@ -1,0 +1,26 @@
+//! What `countersign proxy` writes where mcp-audit is silent, in the same format.
+//!
+//! Facts about traffic that is no ordinary call stand in entries with a method of their own, in
+//! `params`, because the signature covers those.
+
+/// A line that is no JSON. `params: {bytes, reason, sha256}` describe it without its line end.
+pub const UNPARSEABLE: &str = "countersign/unparseable";
+
+/// JSON, or an element of a batch, that is neither request nor answer. `params` as above.
+pub const NOT_A_MESSAGE: &str = "countersign/not_a_message";
+
+/// A line over the limit. `params` as above.
+pub const OVERSIZED: &str = "countersign/oversized";
+
+/// An answer to no request that is in flight; `request_id`, `result`, `error` are the answer's.
+pub const UNMATCHED_RESPONSE: &str = "countersign/unmatched_response";
+
+/// Entries that `--fail-open` gave up. `params: {entries}`.
+pub const DROPPED: &str = "countersign/dropped";
+
+/// `error.code` of the entry for a request that was never answered; its `error.data` is
+/// `{"countersign":"no_response","reason":…}`, so that it cannot be taken for a server's own error.
+pub const NO_RESPONSE_CODE: i64 = -32001;
+
+/// The value of `error.data.countersign` for a request that was never answered.
+pub const NO_RESPONSE: &str = "no_response";
