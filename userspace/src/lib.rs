@@ -9,6 +9,7 @@ pub mod exit;
 pub mod key;
 pub mod launch;
 pub mod outdir;
+pub mod proxy;
 pub mod recording;
 pub mod report;
 pub mod sink;
