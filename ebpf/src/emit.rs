@@ -3,7 +3,11 @@
 //! A reservation's size must be a constant to the verifier: pieces go into classes of 64 B to 64 KiB of payload *plus* the
 //! header, doubling. Nothing is staged: a per-CPU buffer can be overwritten where programs are preemptible.
 
-use core::{ffi::c_void, ptr::copy_nonoverlapping};
+use core::{
+    ffi::c_void,
+    intrinsics::{AtomicOrdering, atomic_xadd},
+    ptr::copy_nonoverlapping,
+};
 
 use aya_ebpf::{
     bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
@@ -32,7 +36,12 @@ const WAKE_UP_BYTES: u64 = 1 << 20;
 pub fn count(index: u32, amount: u64) {
     if let Some(cpu) = CPUS.get_ptr_mut(0) {
         // SAFETY: a value of the map. Atomic: on Linux >= 7.0 another task's program can come in between.
-        unsafe { fetch_add(&raw mut (*cpu).counters[index as usize], amount) };
+        unsafe {
+            atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(
+                &raw mut (*cpu).counters[index as usize],
+                amount,
+            );
+        }
     }
 }
 
@@ -304,14 +313,13 @@ fn ring() -> *mut c_void {
 /// Adds atomically; the value before. `AtomicU64::fetch_add` does not exist for this target, which has no compare-and-swap
 /// in its baseline; `BPF_ATOMIC | BPF_FETCH` comes with `-C target-cpu=v3` (Linux >= 5.12).
 ///
+/// Sequentially consistent although nothing needs it: for a relaxed addition LLVM 22 emits the form *without* `BPF_FETCH` even
+/// where the result is used, and the "result" is then the amount.
+///
 /// # Safety
 /// An aligned word of a map that is only changed atomically.
 #[inline(always)]
 pub unsafe fn fetch_add(value: *mut u64, amount: u64) -> u64 {
     // SAFETY: the caller's.
-    unsafe {
-        core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(
-            value, amount,
-        )
-    }
+    unsafe { atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(value, amount) }
 }

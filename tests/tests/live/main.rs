@@ -1,0 +1,9 @@
+//! Tests on the running kernel: root, and kernel programs that are built in. Each forks a child, tags it before it
+//! starts and compares what the ring delivered with what the child did.
+#![expect(clippy::unwrap_used, reason = "tests panic on purpose")]
+
+mod calls;
+mod harness;
+mod limits;
+mod peers;
+mod processes;
