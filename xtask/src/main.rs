@@ -1,2 +1,50 @@
-//! Workspace commands.
-fn main() {}
+//! Workspace commands: set-up, the kernel programs, the demo, the checks.
+//!
+//! Owns the command line only; each command is a module of its own.
+
+#[path = "../../tests/peers/agent/src/seed.rs"]
+mod seed;
+
+mod checks;
+mod demo;
+mod setup;
+mod tamper;
+mod verify;
+mod workspace;
+
+use clap::{Parser, Subcommand};
+
+use checks::Strictness;
+
+/// Workspace commands of Countersign.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Install what the demo and the tests need; instant when nothing is missing
+    Setup,
+    /// Run a misbehaving agent under Countersign, tamper with the log, and check every verdict against the plan
+    Demo {
+        /// Decides the calls, the bypasses and the tampering
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Run every check: formatting, lints, tests and, as root, the live tests, the peers and the demo
+    Test,
+    /// The same as in CI: whatever cannot run is a failure
+    Ci,
+}
+
+fn main() -> anyhow::Result<()> {
+    match Arguments::parse().command {
+        Command::Setup => setup::all(),
+        Command::Demo { seed } => demo::demo(seed),
+        Command::Test => checks::all(Strictness::Developer),
+        Command::Ci => checks::all(Strictness::Ci),
+    }
+}
