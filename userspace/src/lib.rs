@@ -1,1 +1,4 @@
 //! Countersign's shell: everything that touches the kernel, files, processes and clocks.
+
+pub mod report;
+pub mod sink;
