@@ -8,8 +8,8 @@ use std::time::Instant;
 
 use anyhow::bail;
 
-use crate::workspace::{cargo, is_root, kernel_programs, root, run, run_keeping, say};
-use crate::{demo, setup};
+use crate::workspace::{cargo, is_root, root, run, run_keeping, say};
+use crate::{demo, kernel_programs, setup};
 
 /// Seeds of the demos that end the checks.
 const DEMO_SEEDS: [u64; 2] = [1, 20];

@@ -13,8 +13,8 @@ use anyhow::{Context as _, ensure};
 use serde_json::Value;
 
 use crate::verify::{Expectation, Judged};
-use crate::workspace::{built, cargo, is_root, kernel_programs, output, peers, run, say, status};
-use crate::{setup, tamper};
+use crate::workspace::{built, cargo, is_root, output, peers, run, say, status};
+use crate::{kernel_programs, setup, tamper};
 
 /// Calls through the proxy.
 const CALLS: u32 = 24;

@@ -7,6 +7,7 @@ mod seed;
 
 mod checks;
 mod demo;
+mod ebpf;
 mod setup;
 mod tamper;
 mod verify;
@@ -28,6 +29,8 @@ struct Arguments {
 enum Command {
     /// Install what the demo and the tests need; instant when nothing is missing
     Setup,
+    /// Build the kernel programs, with their toolchain if need be
+    BuildEbpf,
     /// Run a misbehaving agent under Countersign, tamper with the log, and check every verdict against the plan
     Demo {
         /// Decides the calls, the bypasses and the tampering
@@ -42,9 +45,18 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
-        Command::Setup => setup::all(),
+        Command::Setup => {
+            setup::all()?;
+            ebpf::ensure_toolchain(&workspace::root()).map(drop)
+        }
+        Command::BuildEbpf => kernel_programs(),
         Command::Demo { seed } => demo::demo(seed),
         Command::Test => checks::all(Strictness::Developer),
         Command::Ci => checks::all(Strictness::Ci),
     }
+}
+
+/// Builds the kernel programs.
+fn kernel_programs() -> anyhow::Result<()> {
+    ebpf::build(&workspace::root()).map(drop)
 }

@@ -38,14 +38,6 @@ pub(crate) fn cargo<I: IntoIterator<Item = S>, S: AsRef<OsStr>>(arguments: I) ->
     command
 }
 
-/// Builds the kernel programs, with their toolchain if need be.
-///
-/// # Errors
-/// The toolchain cannot be installed or the build fails.
-pub(crate) fn kernel_programs() -> anyhow::Result<()> {
-    run(&mut cargo(["xtask", "build-ebpf"]))
-}
-
 /// Whether this process runs as root.
 ///
 /// # Errors

@@ -1,0 +1,121 @@
+//! What user space and the kernel programs share besides records: the structure offsets set at load, and the keys and
+//! values of the maps that user space writes or reads.
+
+use core::mem::size_of;
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+/// Byte offsets of kernel structure members, read from the running kernel's BTF and set before the programs are loaded.
+///
+/// Named `STRUCT_MEMBER`; each is relative to the start of the named structure, through anonymous members.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+#[expect(missing_docs, reason = "each name is the kernel's structure and member")]
+pub struct Offsets {
+    pub task_group_leader: u32,
+    pub task_files: u32,
+    pub task_start_boottime: u32,
+    pub task_signal: u32,
+    pub task_tgid: u32,
+    pub task_pid: u32,
+    pub task_mm: u32,
+    pub task_thread_info_status: u32,
+    pub task_real_cred: u32,
+    pub task_cgroups: u32,
+    pub task_thread_pid: u32,
+    pub task_exit_code: u32,
+    pub files_fdt: u32,
+    pub fdtable_fd: u32,
+    pub fdtable_max_fds: u32,
+    pub file_inode: u32,
+    pub file_mode: u32,
+    pub file_flags: u32,
+    pub file_private_data: u32,
+    pub inode_mode: u32,
+    pub inode_ino: u32,
+    pub inode_sb: u32,
+    pub sb_dev: u32,
+    pub sb_magic: u32,
+    pub socket_type: u32,
+    pub socket_sk: u32,
+    pub socket_alloc_inode: u32,
+    pub sock_family: u32,
+    pub sock_socket: u32,
+    pub unix_peer: u32,
+    pub unix_addr: u32,
+    pub signal_live: u32,
+    pub signal_flags: u32,
+    pub signal_group_exit_code: u32,
+    pub cred_uid: u32,
+    pub cred_euid: u32,
+    pub cred_gid: u32,
+    pub bprm_file: u32,
+    pub bprm_filename: u32,
+    pub mm_arg_start: u32,
+    pub mm_arg_end: u32,
+    pub css_set_dfl_cgrp: u32,
+    pub cgroup_kn: u32,
+    pub kernfs_id: u32,
+    pub pid_level: u32,
+    pub pid_numbers: u32,
+}
+
+/// Key of the kernel's channel table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ChannelKey {
+    /// As in [`ChannelId::object`](super::ChannelId::object).
+    pub object: u64,
+    /// As in [`ChannelId::inode`](super::ChannelId::inode).
+    pub inode: u64,
+}
+
+/// Value of the kernel's channel table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ChannelState {
+    /// When the entry was made, `CLOCK_BOOTTIME` nanoseconds.
+    pub epoch: u64,
+    /// The last peer socket known: it stays after the peer has closed.
+    pub peer_object: u64,
+    /// The last peer inode known.
+    pub peer_inode: u64,
+    /// Operations, indexed by [`direction`](super::direction).
+    pub ops: [u64; 2],
+    /// Bytes, indexed by [`direction`](super::direction).
+    pub bytes: [u64; 2],
+    /// Kernel `dev_t`.
+    pub dev: u32,
+    /// One of [`channel_kind`](super::channel_kind).
+    pub kind: u32,
+}
+
+/// Key of the table of proxy executables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct ExeKey {
+    /// Inode number.
+    pub inode: u64,
+    /// Kernel `dev_t` of the super block.
+    pub dev: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// Value of the per-CPU table: the record sequence and the counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct CpuState {
+    /// Next [`RecordHeader::cpu_seq`](super::RecordHeader::cpu_seq).
+    pub seq: u64,
+    /// Indexed by [`counter`](super::counter).
+    pub counters: [u64; super::counter::COUNT as usize],
+}
+
+const _: () = {
+    assert!(size_of::<Offsets>() == 46 * 4);
+    assert!(size_of::<ChannelKey>() == 16);
+    assert!(size_of::<ChannelState>() == 64);
+    assert!(size_of::<ExeKey>() == 16);
+    assert!(size_of::<CpuState>() == 8 + 8 * 32);
+};

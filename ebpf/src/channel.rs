@@ -1,0 +1,204 @@
+//! From a descriptor to a channel: `fd → struct file → inode → pipe, FIFO, unix stream socket or regular file`.
+//!
+//! Every pointer is read with `bpf_probe_read_kernel`: objects that vanish meanwhile give a failed or stale read, never a
+//! fault. The look-up holds no reference, so another thread can swap the descriptor between this look-up and the
+//! kernel's own; comparing `sys_enter` with `sys_exit` shows all but a swap there and back, which the channel's byte
+//! balance shows.
+
+use aya_ebpf::{bindings::task_struct, helpers::generated::bpf_ktime_get_boot_ns};
+use countersign_common::{
+    ChannelId, channel_kind, counter, direction,
+    load::{ChannelKey, ChannelState},
+};
+
+use crate::{
+    emit::{count, fetch_add},
+    maps::CHANNELS,
+    offsets::{kernel, off},
+    scope::Held,
+};
+
+const S_IFMT: u16 = 0o170_000;
+const S_IFIFO: u16 = 0o010_000;
+const S_IFREG: u16 = 0o100_000;
+const S_IFSOCK: u16 = 0o140_000;
+/// `PIPEFS_MAGIC` (`include/uapi/linux/magic.h`): the super block of anonymous pipes.
+const PIPEFS_MAGIC: u64 = 0x5049_5045;
+const AF_UNIX: u16 = 1;
+const SOCK_STREAM: u16 = 1;
+/// `BPF_NOEXIST`.
+const NO_EXIST: u64 = 1;
+
+/// `struct file` behind a descriptor of the current task; 0 for none.
+#[inline(always)]
+pub fn file_of(task: *mut task_struct, fd: u64) -> u64 {
+    // The kernel takes descriptors as `unsigned int` or `int`: the upper half of the register means nothing.
+    let fd = fd & 0xffff_ffff;
+    let Some(files) = kernel::<u64>(task as u64, off!(task_files)) else { return 0 };
+    if files == 0 {
+        return 0;
+    }
+    let Some(table) = kernel::<u64>(files, off!(files_fdt)) else { return 0 };
+    let Some(limit) = kernel::<u32>(table, off!(fdtable_max_fds)) else { return 0 };
+    if fd >= u64::from(limit) {
+        return 0;
+    }
+    let Some(array) = kernel::<u64>(table, off!(fdtable_fd)) else { return 0 };
+    kernel::<u64>(array, fd * 8).unwrap_or(0)
+}
+
+/// Fills `held` with what `file` is. The kind stays 0 for what is not watched; regular files count only `with_files`.
+#[inline(never)]
+pub fn resolve(held: &mut Held, file: u64, with_files: u64) {
+    held.file = file;
+    held.channel = ChannelId {
+        object: 0,
+        inode: 0,
+        peer_object: 0,
+        peer_inode: 0,
+        epoch: 0,
+        dev: 0,
+        kind: 0,
+        reserved: [0; 3],
+        reserved2: 0,
+    };
+    held.mode = 0;
+    if file != 0 {
+        let _ = try_resolve(held, file, with_files != 0);
+    }
+}
+
+#[inline(always)]
+fn try_resolve(held: &mut Held, file: u64, with_files: bool) -> Option<()> {
+    let inode: u64 = kernel(file, off!(file_inode))?;
+    let mode: u16 = kernel(inode, off!(inode_mode))?;
+    let format = mode & S_IFMT;
+    if format == S_IFIFO {
+        let sb: u64 = kernel(inode, off!(inode_sb))?;
+        let magic: u64 = kernel(sb, off!(sb_magic))?;
+        held.channel.dev = kernel(sb, off!(sb_dev))?;
+        held.channel.object = inode;
+        held.channel.inode = kernel(inode, off!(inode_ino))?;
+        held.mode = u64::from(kernel::<u32>(file, off!(file_mode))?);
+        held.channel.kind = if magic == PIPEFS_MAGIC { channel_kind::PIPE } else { channel_kind::FIFO };
+    } else if format == S_IFSOCK {
+        let socket: u64 = kernel(file, off!(file_private_data))?;
+        if kernel::<u16>(socket, off!(socket_type))? != SOCK_STREAM {
+            return None;
+        }
+        let sock: u64 = kernel(socket, off!(socket_sk))?;
+        if sock == 0 || kernel::<u16>(sock, off!(sock_family))? != AF_UNIX {
+            return None;
+        }
+        held.channel.object = sock;
+        held.channel.inode = kernel(inode, off!(inode_ino))?;
+        held.mode = 3;
+        let peer: u64 = kernel(sock, off!(unix_peer))?;
+        if peer != 0 {
+            held.channel.peer_object = peer;
+            let peer_socket: u64 = kernel(peer, off!(sock_socket))?;
+            // A peer that is closed, or that nobody has accepted yet, has no socket.
+            if peer_socket != 0 {
+                held.channel.peer_inode =
+                    kernel(peer_socket + off!(socket_alloc_inode), off!(inode_ino))?;
+            }
+        }
+        held.channel.kind = channel_kind::UNIX_STREAM;
+    } else if format == S_IFREG && with_files {
+        let sb: u64 = kernel(inode, off!(inode_sb))?;
+        held.channel.dev = kernel(sb, off!(sb_dev))?;
+        held.channel.object = inode;
+        held.channel.inode = kernel(inode, off!(inode_ino))?;
+        held.mode = u64::from(kernel::<u32>(file, off!(file_mode))?);
+        held.channel.kind = channel_kind::FILE;
+    }
+    Some(())
+}
+
+/// How [`enrol`] found a channel.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Enrolled {
+    /// It was in the table.
+    Known,
+    /// It is now.
+    New,
+    /// It is not, and must not or cannot be.
+    No,
+}
+
+/// Finds the channel in the table, adding it when `may_add` or when its other end is there. Completes `id` with the epoch
+/// and with the last peer known.
+#[inline(never)]
+pub fn enrol(id: &mut ChannelId, may_add: u64) -> Enrolled {
+    let key = ChannelKey { object: id.object, inode: id.inode };
+    let mut how = Enrolled::Known;
+    let mut found = CHANNELS.get_ptr_mut(&key);
+    if found.is_none() {
+        if may_add == 0 && !other_end_known(id) {
+            return Enrolled::No;
+        }
+        // SAFETY: no arguments.
+        let now = unsafe { bpf_ktime_get_boot_ns() };
+        let state = ChannelState {
+            epoch: now,
+            peer_object: id.peer_object,
+            peer_inode: id.peer_inode,
+            ops: [0; 2],
+            bytes: [0; 2],
+            dev: id.dev,
+            kind: u32::from(id.kind),
+        };
+        // Another CPU may have added it since: then this one is refused and the look-up finds the other.
+        let _ = CHANNELS.insert(&key, &state, NO_EXIST);
+        found = CHANNELS.get_ptr_mut(&key);
+        how = Enrolled::New;
+    }
+    let Some(state) = found else {
+        count(counter::CHANNEL_FAILED, 1);
+        // SAFETY: no arguments. An epoch of its own: the numbers that follow continue nothing.
+        id.epoch = unsafe { bpf_ktime_get_boot_ns() };
+        return Enrolled::No;
+    };
+    // SAFETY: a value of the map, word-sized accesses.
+    unsafe {
+        id.epoch = (*state).epoch;
+        if id.peer_inode != 0 {
+            (*state).peer_object = id.peer_object;
+            (*state).peer_inode = id.peer_inode;
+        } else if id.peer_object == 0 || id.peer_object == (*state).peer_object {
+            id.peer_object = (*state).peer_object;
+            id.peer_inode = (*state).peer_inode;
+        } else {
+            (*state).peer_object = id.peer_object;
+            (*state).peer_inode = 0;
+        }
+    }
+    how
+}
+
+/// Takes a number and a place in the stream for an operation of `bytes`; `(op_seq, stream_before)`.
+///
+/// The two counters move one after the other: for operations whose probes run at the same time on two CPUs the order of
+/// the bytes can be that of the numbers swapped. Such operations overlap in time too, and the sums are exact.
+#[inline(always)]
+pub fn advance(id: &ChannelId, op_direction: u8, bytes: u64) -> (u64, u64) {
+    let key = ChannelKey { object: id.object, inode: id.inode };
+    let Some(state) = CHANNELS.get_ptr_mut(&key) else { return (0, 0) };
+    // SAFETY: values of the map, aligned to 8 and only ever changed atomically.
+    unsafe {
+        if op_direction == direction::READ {
+            (fetch_add(&raw mut (*state).ops[0], 1), fetch_add(&raw mut (*state).bytes[0], bytes))
+        } else {
+            (fetch_add(&raw mut (*state).ops[1], 1), fetch_add(&raw mut (*state).bytes[1], bytes))
+        }
+    }
+}
+
+/// Whether the socket at the other end is in the table.
+#[inline(always)]
+pub fn other_end_known(id: &ChannelId) -> bool {
+    if id.peer_object == 0 || id.peer_inode == 0 {
+        return false;
+    }
+    CHANNELS.get_ptr(&ChannelKey { object: id.peer_object, inode: id.peer_inode }).is_some()
+}

@@ -1,0 +1,300 @@
+//! Records into the ring, counters, and the capture walker: user memory straight into ring reservations.
+//!
+//! A reservation's size must be a constant to the verifier: pieces go into classes of 64 B to 64 KiB of payload *plus* the
+//! header, doubling. Nothing is staged: a per-CPU buffer can be overwritten where programs are preemptible.
+
+use core::{ffi::c_void, ptr::copy_nonoverlapping};
+
+use aya_ebpf::{
+    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    helpers::{
+        bpf_probe_read_user,
+        generated::{
+            bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, bpf_loop, bpf_ringbuf_discard,
+            bpf_ringbuf_query, bpf_ringbuf_reserve, bpf_ringbuf_submit,
+        },
+    },
+};
+use countersign_common::{RecordHeader, Transfer, counter, gap, kind, transfer_flags};
+use countersign_ebpf::{STEPS_MAX, piece};
+
+use crate::{
+    maps::{CPUS, RING},
+    offsets::GENERATION,
+    scope::Thread,
+};
+
+/// Bytes waiting in the ring from which on the consumer is woken; below, it polls.
+const WAKE_UP_BYTES: u64 = 1 << 20;
+
+/// Adds to a counter of this CPU.
+#[inline(always)]
+pub fn count(index: u32, amount: u64) {
+    if let Some(cpu) = CPUS.get_ptr_mut(0) {
+        // SAFETY: a value of the map. Atomic: on Linux >= 7.0 another task's program can come in between.
+        unsafe { fetch_add(&raw mut (*cpu).counters[index as usize], amount) };
+    }
+}
+
+/// Emits a record of fixed layout: `fill` writes all of it but the header.
+#[inline(always)]
+pub fn record<T>(record_kind: u16, fill: impl FnOnce(*mut T)) {
+    // SAFETY: reserve, fill, submit; the verifier follows the reservation.
+    unsafe {
+        let place = bpf_ringbuf_reserve(ring(), size_of::<T>() as u64, 0).cast::<T>();
+        if place.is_null() {
+            let _ = header(record_kind, 0);
+            count(counter::RING_DROPPED_RECORDS, 1);
+            return;
+        }
+        fill(place);
+        place.cast::<RecordHeader>().write(header(record_kind, size_of::<T>() as u32));
+        submit(place.cast());
+    }
+}
+
+/// Reserves, for records with a tail that the caller fills.
+#[inline(always)]
+pub fn reserve(size: u64) -> Option<*mut u8> {
+    // SAFETY: a map of this object.
+    let place = unsafe { bpf_ringbuf_reserve(ring(), size, 0) };
+    if place.is_null() {
+        let _ = header(0, 0);
+        count(counter::RING_DROPPED_RECORDS, 1);
+        return None;
+    }
+    Some(place.cast())
+}
+
+/// Submits a reservation; wakes the consumer only when much is waiting (the wake-up is most of a record's cost).
+///
+/// # Safety
+/// `place` is a reservation with a written header.
+#[inline(always)]
+pub unsafe fn submit(place: *mut c_void) {
+    // SAFETY: a map of this object.
+    let waiting = unsafe { bpf_ringbuf_query(ring(), u64::from(BPF_RB_AVAIL_DATA)) };
+    let flags = if waiting > WAKE_UP_BYTES { BPF_RB_FORCE_WAKEUP } else { BPF_RB_NO_WAKEUP };
+    count(counter::RECORDS, 1);
+    // SAFETY: the caller's.
+    unsafe { bpf_ringbuf_submit(place, u64::from(flags)) };
+}
+
+/// The header of the next record of this CPU. Each call takes a number: also a record that found no room has one, and
+/// leaves a hole.
+#[inline(always)]
+pub fn header(record_kind: u16, size: u32) -> RecordHeader {
+    let mut cpu_seq = 0;
+    if let Some(cpu) = CPUS.get_ptr_mut(0) {
+        // SAFETY: a value of the map.
+        cpu_seq = unsafe { fetch_add(&raw mut (*cpu).seq, 1) };
+    }
+    // SAFETY: no arguments; a static of this object, volatile because the loader sets it.
+    unsafe {
+        RecordHeader {
+            kind: record_kind,
+            cpu: bpf_get_smp_processor_id() as u16,
+            size,
+            cpu_seq,
+            boot_ns: bpf_ktime_get_boot_ns(),
+            generation: core::ptr::read_volatile(&raw const GENERATION),
+        }
+    }
+}
+
+/// Captures the operation that `thread.transfer` describes from the segment and vectors set there.
+///
+/// # Safety
+/// `thread` is the current thread's state.
+#[inline(never)]
+pub unsafe fn walk(thread: *mut Thread) -> i64 {
+    let mut context = thread;
+    // SAFETY: the callback gets the address of `context`, which lives until the helper returns.
+    unsafe {
+        bpf_loop(
+            STEPS_MAX,
+            step as *const () as *mut c_void,
+            (&raw mut context).cast(),
+            0,
+        );
+        let left = (*thread).op_left;
+        if left > 0 {
+            if (*thread).vectors_left == 0 {
+                // The vectors in user memory now describe less than the kernel moved: they were replaced.
+                count(counter::FAULT_BYTES, left);
+                missing(thread, left, gap::FAULT);
+            } else {
+                (*thread).transfer.flags |= transfer_flags::TRUNCATED_VECTOR;
+                count(counter::LIMIT_BYTES, left);
+                missing(thread, left, gap::VECTORS);
+            }
+        }
+    }
+    0
+}
+
+/// Emits a gap of `len` bytes at the walker's place.
+///
+/// # Safety
+/// `thread` is the current thread's state.
+#[inline(never)]
+pub unsafe fn missing(thread: *mut Thread, len: u64, reason: u16) -> i64 {
+    record::<Transfer>(kind::GAP, |place| {
+        // SAFETY: a fresh reservation of that size; a copy of plain data.
+        unsafe {
+            copy_nonoverlapping(&raw const (*thread).transfer, place, 1);
+            (*place).len = len as u32;
+            (*place).reason = reason;
+        }
+    });
+    // SAFETY: the current thread's state.
+    unsafe {
+        (*thread).transfer.offset += len;
+        (*thread).op_left -= len;
+    }
+    0
+}
+
+/// One step of the walker; 1 ends the loop.
+unsafe extern "C" fn step(_index: u64, context: *mut c_void) -> i64 {
+    // SAFETY: `walk` passes the address of its pointer.
+    unsafe {
+        let thread = *context.cast::<*mut Thread>();
+        let op_left = (*thread).op_left;
+        if op_left == 0 {
+            return 1;
+        }
+        if (*thread).segment_left == 0 {
+            if (*thread).vectors_left == 0 {
+                return 1;
+            }
+            let Ok(vector) = bpf_probe_read_user((*thread).vector as *const [u64; 2]) else {
+                (*thread).vectors_left = 0;
+                return 1;
+            };
+            (*thread).vector += 16;
+            (*thread).vectors_left -= 1;
+            (*thread).segment = vector[0];
+            (*thread).segment_left = vector[1];
+            return 0;
+        }
+        let limit_left = (*thread).limit_left;
+        if limit_left == 0 {
+            count(counter::LIMIT_BYTES, op_left);
+            missing(thread, op_left, gap::LIMIT);
+            return 1;
+        }
+        let allowed = if op_left < limit_left { op_left } else { limit_left };
+        let address = (*thread).segment;
+        let len = piece(address, (*thread).segment_left, allowed, (*thread).fault_until);
+        match chunk(thread, address, len) {
+            Outcome::Captured => {
+                count(counter::PAYLOAD_BYTES, len);
+                (*thread).transfer.offset += len;
+                (*thread).op_left -= len;
+            }
+            Outcome::Fault if address >= (*thread).fault_until => {
+                // One page is enough to fail the whole piece: take it again page by page.
+                (*thread).fault_until = address + len;
+                return 0;
+            }
+            Outcome::Fault => {
+                count(counter::FAULT_BYTES, len);
+                missing(thread, len, gap::FAULT);
+            }
+            Outcome::RingFull => {
+                count(counter::RING_DROPPED_BYTES, len);
+                missing(thread, len, gap::RING_FULL);
+            }
+        }
+        (*thread).limit_left -= len;
+        (*thread).segment = address + len;
+        (*thread).segment_left -= len;
+        0
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Outcome {
+    Captured,
+    Fault,
+    RingFull,
+}
+
+#[inline(always)]
+unsafe fn chunk(thread: *mut Thread, address: u64, len: u64) -> Outcome {
+    // SAFETY: the caller's.
+    unsafe {
+        if len <= 1 << 6 {
+            chunk_of::<{ 1 << 6 }>(thread, address, len)
+        } else if len <= 1 << 7 {
+            chunk_of::<{ 1 << 7 }>(thread, address, len)
+        } else if len <= 1 << 8 {
+            chunk_of::<{ 1 << 8 }>(thread, address, len)
+        } else if len <= 1 << 9 {
+            chunk_of::<{ 1 << 9 }>(thread, address, len)
+        } else if len <= 1 << 10 {
+            chunk_of::<{ 1 << 10 }>(thread, address, len)
+        } else if len <= 1 << 11 {
+            chunk_of::<{ 1 << 11 }>(thread, address, len)
+        } else if len <= 1 << 12 {
+            chunk_of::<{ 1 << 12 }>(thread, address, len)
+        } else if len <= 1 << 13 {
+            chunk_of::<{ 1 << 13 }>(thread, address, len)
+        } else if len <= 1 << 14 {
+            chunk_of::<{ 1 << 14 }>(thread, address, len)
+        } else if len <= 1 << 15 {
+            chunk_of::<{ 1 << 15 }>(thread, address, len)
+        } else {
+            chunk_of::<{ 1 << 16 }>(thread, address, len)
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64) -> Outcome {
+    const HEADER: u64 = size_of::<Transfer>() as u64;
+    // SAFETY: reserve, fill, submit or discard; the verifier checks that `len` stays within the class.
+    unsafe {
+        let place = bpf_ringbuf_reserve(ring(), HEADER + CLASS, 0).cast::<u8>();
+        if place.is_null() {
+            let _ = header(0, 0);
+            count(counter::RING_DROPPED_RECORDS, 1);
+            return Outcome::RingFull;
+        }
+        let len = if len > CLASS { CLASS } else { len };
+        if aya_ebpf::helpers::generated::bpf_probe_read_user(
+            place.add(HEADER as usize).cast(),
+            len as u32,
+            address as *const c_void,
+        ) != 0
+        {
+            bpf_ringbuf_discard(place.cast(), u64::from(BPF_RB_NO_WAKEUP));
+            return Outcome::Fault;
+        }
+        let record = place.cast::<Transfer>();
+        copy_nonoverlapping(&raw const (*thread).transfer, record, 1);
+        (*record).header = header(kind::CHUNK, (HEADER + len) as u32);
+        (*record).len = len as u32;
+        submit(place.cast());
+    }
+    Outcome::Captured
+}
+
+#[inline(always)]
+fn ring() -> *mut c_void {
+    core::ptr::from_ref(&RING).cast_mut().cast()
+}
+
+/// Adds atomically; the value before. `AtomicU64::fetch_add` does not exist for this target, which has no compare-and-swap
+/// in its baseline; `BPF_ATOMIC | BPF_FETCH` comes with `-C target-cpu=v3` (Linux >= 5.12).
+///
+/// # Safety
+/// An aligned word of a map that is only changed atomically.
+#[inline(always)]
+pub unsafe fn fetch_add(value: *mut u64, amount: u64) -> u64 {
+    // SAFETY: the caller's.
+    unsafe {
+        core::intrinsics::atomic_xadd::<u64, u64, { core::intrinsics::AtomicOrdering::Relaxed }>(value, amount)
+    }
+}

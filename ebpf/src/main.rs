@@ -1,0 +1,143 @@
+//! Countersign's kernel programs, tier T: BTF tracepoints (Linux >= 5.17 for `bpf_loop`).
+//!
+//! The programs report facts and judge nothing. Here are only the entry points: each takes a tracepoint's arguments and
+//! decides who is looked at. `tp_btf` gives typed pointers, which task storage needs.
+#![no_std]
+#![no_main]
+#![feature(core_intrinsics)]
+#![expect(missing_docs, reason = "the tracepoint macro makes functions that cannot carry documentation")]
+#![expect(internal_features, reason = "atomic addition has no stable form on this target")]
+
+mod arch;
+mod channel;
+mod emit;
+mod maps;
+mod offsets;
+mod probes;
+mod scope;
+
+use aya_ebpf::{
+    bindings::task_struct, helpers::generated::bpf_get_current_task_btf, macros::btf_tracepoint,
+    programs::BtfTracePointContext,
+};
+use countersign_common::{counter, tag};
+use countersign_ebpf::{Class, classify};
+
+use crate::{
+    arch::{PtRegs, TS_COMPAT, syscall_number},
+    emit::count,
+    offsets::{group_leader, off},
+    probes::{ends, process, splice, transfer},
+    scope::tag_of,
+};
+
+/// `sys_enter(struct pt_regs *regs, long id)`, `kernel/entry/common.c`.
+#[btf_tracepoint(function = "sys_enter")]
+pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: the arguments of the tracepoint, the current task and its leader; the verifier checks each use.
+    unsafe {
+        let regs: *const PtRegs = ctx.arg(0);
+        let number: u64 = ctx.arg(1);
+        let task = bpf_get_current_task_btf();
+        let compat = in_compat(task);
+        let class = classify(number);
+        if !compat && matches!(class, Class::Other | Class::End | Class::OwnEnd) {
+            return 0;
+        }
+        let leader = group_leader(task);
+        let Some(bits) = tag_of(leader) else { return 0 };
+        if compat {
+            count(counter::COMPAT_SYSCALLS, 1);
+            return 0;
+        }
+        match class {
+            Class::Transfer => transfer::enter(task, bits, regs, number),
+            Class::Splice => splice::enter(task, regs, number),
+            Class::Exec => process::before_exec(task, leader, bits),
+            Class::Unseen => count(counter::UNSEEN_SUBMISSIONS, 1),
+            Class::Other | Class::End | Class::OwnEnd => {}
+        }
+    }
+    0
+}
+
+/// `sys_exit(struct pt_regs *regs, long ret)`, `kernel/entry/common.c`.
+#[btf_tracepoint(function = "sys_exit")]
+pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: as above.
+    unsafe {
+        let regs: *const PtRegs = ctx.arg(0);
+        let returned: i64 = ctx.arg(1);
+        let number = syscall_number(regs);
+        let class = classify(number);
+        if matches!(class, Class::Other | Class::Exec | Class::Unseen) {
+            return 0;
+        }
+        let task = bpf_get_current_task_btf();
+        let leader = group_leader(task);
+        let bits = tag_of(leader);
+        if in_compat(task) {
+            return 0;
+        }
+        match (class, bits) {
+            (Class::Transfer, Some(bits)) => transfer::exit(task, leader, bits, regs, number, returned),
+            (Class::Splice, Some(bits)) => splice::exit(task, leader, bits, regs, number, returned),
+            (Class::End | Class::OwnEnd, Some(bits)) if bits & tag::TREE != 0 => {
+                ends::tagged_exit(task, leader, bits, regs, number, returned);
+            }
+            (Class::End, Some(bits)) => ends::tagged_exit(task, leader, bits, regs, number, returned),
+            (Class::End, None) => ends::untagged_exit(task, leader, regs, number, returned),
+            _ => {}
+        }
+    }
+    0
+}
+
+/// `sched_process_fork(struct task_struct *parent, struct task_struct *child)`, `kernel/fork.c`.
+#[btf_tracepoint(function = "sched_process_fork")]
+pub fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: as above.
+    unsafe { process::fork(ctx.arg(0), ctx.arg(1)) };
+    0
+}
+
+/// `sched_process_exec(struct task_struct *p, pid_t old_pid, struct linux_binprm *bprm)`, `fs/exec.c`.
+#[btf_tracepoint(function = "sched_process_exec")]
+pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: as above.
+    unsafe { process::exec(ctx.arg(0), ctx.arg(2)) };
+    0
+}
+
+/// `sched_process_exit(struct task_struct *p)`, from 6.16 on with `bool group_dead`, `kernel/exit.c`.
+#[btf_tracepoint(function = "sched_process_exit")]
+pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: as above.
+    unsafe { process::exit(ctx.arg(0)) };
+    0
+}
+
+/// Whether the task is in a system call of the 32-bit ABI, whose numbers mean something else.
+///
+/// # Safety
+/// `task` is a trusted pointer.
+#[inline(always)]
+unsafe fn in_compat(task: *mut task_struct) -> bool {
+    // SAFETY: a typed load inside `struct task_struct`.
+    let status = unsafe {
+        task.cast::<u8>().add(off!(task_thread_info_status) as usize).cast::<u32>().read()
+    };
+    status & TS_COMPAT != 0
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // A panic path that is not optimised away does not load: the verifier refuses the loop.
+    loop {}
+}
+
+// `bpf_loop`, task storage and the probe-read helpers are GPL-only: without "GPL" in it the object does not load.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

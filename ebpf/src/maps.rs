@@ -1,0 +1,104 @@
+//! Every map of the programs.
+
+use aya_ebpf::{
+    bindings::{
+        BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE,
+        bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE, task_struct,
+    },
+    btf_maps::{HashMap, LruHashMap, PerCpuArray, RingBuf},
+    helpers::generated::bpf_task_storage_get,
+    macros::btf_map,
+};
+use countersign_common::load::{ChannelKey, ChannelState, CpuState, ExeKey};
+
+use crate::scope::Thread;
+
+/// The data ring. The size here is the default; user space may set another power of two.
+#[btf_map]
+pub static RING: RingBuf<u8, { 64 << 20 }> = RingBuf::new();
+
+/// A process's [`tag`](countersign_common::tag), in the storage of its thread-group leader.
+#[btf_map]
+pub static TAGS: TaskStorage<u32> = TaskStorage::new();
+
+/// The system call that a thread is in, in the storage of that thread.
+#[btf_map]
+pub static THREADS: TaskStorage<Thread> = TaskStorage::new();
+
+/// Channels that a task of the tree has held or used. Least recently used ones make room, so that churning through pipes
+/// costs a channel in use nothing: it has been used since.
+#[btf_map]
+pub static CHANNELS: LruHashMap<ChannelKey, ChannelState, 65536> = LruHashMap::new();
+
+/// Addresses (`struct unix_address`, shared by a listener and what it accepts) on which the tree listens.
+#[btf_map]
+pub static LISTENERS: LruHashMap<u64, u64, 1024> = LruHashMap::new();
+
+/// Executables that are proxies.
+#[btf_map]
+pub static PROXY_EXES: HashMap<ExeKey, u32, 256> = HashMap::new();
+
+/// Record numbers and counters.
+#[btf_map]
+pub static CPUS: PerCpuArray<CpuState, 1> = PerCpuArray::new();
+
+/// A map with one value per task, freed with it (`BPF_MAP_TYPE_TASK_STORAGE`; Linux >= 5.11). aya-ebpf 0.2.1 has none.
+#[repr(C)]
+pub struct TaskStorage<T> {
+    r#type: *const [i32; BPF_MAP_TYPE_TASK_STORAGE as usize],
+    key: *const i32,
+    value: *const T,
+    max_entries: *const [i32; 0],
+    map_flags: *const [i32; BPF_F_NO_PREALLOC as usize],
+}
+
+// SAFETY: a definition for the loader; the pointers are never followed.
+unsafe impl<T> Sync for TaskStorage<T> {}
+
+impl<T> TaskStorage<T> {
+    const fn new() -> Self {
+        Self {
+            r#type: core::ptr::null(),
+            key: core::ptr::null(),
+            value: core::ptr::null(),
+            max_entries: core::ptr::null(),
+            map_flags: core::ptr::null(),
+        }
+    }
+
+    /// The task's value.
+    ///
+    /// # Safety
+    /// `task` is trusted or RCU-protected in the verifier's eyes.
+    #[inline(always)]
+    pub unsafe fn find(&self, task: *mut task_struct) -> Option<*mut T> {
+        // SAFETY: the verifier checks the pointer.
+        let value = unsafe {
+            bpf_task_storage_get(self.pointer(), task.cast(), core::ptr::null_mut(), 0)
+        };
+        (!value.is_null()).then_some(value.cast())
+    }
+
+    /// The task's value, made of zeroes if there is none.
+    ///
+    /// # Safety
+    /// As [`find`](Self::find).
+    #[inline(always)]
+    pub unsafe fn find_or_create(&self, task: *mut task_struct) -> Option<*mut T> {
+        // SAFETY: the verifier checks the pointer.
+        let value = unsafe {
+            bpf_task_storage_get(
+                self.pointer(),
+                task.cast(),
+                core::ptr::null_mut(),
+                u64::from(BPF_LOCAL_STORAGE_GET_F_CREATE),
+            )
+        };
+        (!value.is_null()).then_some(value.cast())
+    }
+
+    #[inline(always)]
+    fn pointer(&self) -> *mut core::ffi::c_void {
+        core::ptr::from_ref(self).cast_mut().cast()
+    }
+}

@@ -1,0 +1,75 @@
+//! Reading kernel structures: offsets set at load, and the few reads built on them.
+//!
+//! Rust emits no CO-RE relocations, so user space reads the offsets from the running kernel's BTF and overrides
+//! [`OFFSETS`]. The map is frozen before the programs are verified: every offset is a constant to the verifier.
+
+use aya_ebpf::{
+    bindings::task_struct,
+    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel},
+};
+use countersign_common::{Task, counter, load::Offsets};
+
+use crate::emit::count;
+
+/// Set at load.
+#[unsafe(no_mangle)]
+pub static OFFSETS: Offsets = ZERO;
+
+/// Which load of the programs this is; copied into every record. Set at load.
+#[unsafe(no_mangle)]
+pub static GENERATION: u64 = 0;
+
+const ZERO: Offsets = {
+    // SAFETY: `Offsets` is `FromBytes`: all zeroes is a value of it.
+    unsafe { core::mem::zeroed() }
+};
+
+/// An offset, as a constant of the frozen map: `off!(task_files)`.
+macro_rules! off {
+    ($member:ident) => {
+        $crate::offsets::constant(&raw const $crate::offsets::OFFSETS.$member)
+    };
+}
+pub(crate) use off;
+
+/// Reads a member of [`OFFSETS`]; use [`off!`].
+#[inline(always)]
+pub fn constant(member: *const u32) -> u64 {
+    // SAFETY: a static of this object; volatile, or the compiler would take the zero of the source for the value.
+    u64::from(unsafe { core::ptr::read_volatile(member) })
+}
+
+/// Reads `T` at `base + offset` in kernel memory. `None`, counted, if it is not there.
+#[inline(always)]
+pub fn kernel<T>(base: u64, offset: u64) -> Option<T> {
+    // SAFETY: the helper checks the address itself and fails instead of faulting.
+    match unsafe { bpf_probe_read_kernel((base + offset) as *const T) } {
+        Ok(value) => Some(value),
+        Err(_) => {
+            count(counter::KERNEL_READ_FAILED, 1);
+            None
+        }
+    }
+}
+
+/// The leader of the task's thread group, as a pointer that the verifier accepts for task storage.
+///
+/// # Safety
+/// `task` is a trusted pointer: `bpf_get_current_task_btf` or a tracepoint's argument.
+#[inline(always)]
+pub unsafe fn group_leader(task: *mut task_struct) -> *mut task_struct {
+    // SAFETY: a typed load. The verifier calls the result `rcu_ptr_task_struct` (`BTF_TYPE_SAFE_RCU(struct task_struct)`
+    // names the member, Linux >= 6.2), which task storage accepts.
+    unsafe { *(task.cast::<u8>().add(off!(task_group_leader) as usize)).cast::<*mut task_struct>() }
+}
+
+/// Who runs now.
+#[inline(always)]
+pub fn current(leader: *mut task_struct) -> Task {
+    let pid_tgid = bpf_get_current_pid_tgid();
+    Task {
+        tgid: (pid_tgid >> 32) as u32,
+        tid: pid_tgid as u32,
+        start_boot_ns: kernel(leader as u64, off!(task_start_boottime)).unwrap_or(0),
+    }
+}

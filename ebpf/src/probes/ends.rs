@@ -1,0 +1,279 @@
+//! Calls that give a process an end of a channel, and processes outside the tree that get one.
+
+use core::ffi::c_void;
+
+use aya_ebpf::{
+    bindings::task_struct,
+    helpers::{bpf_get_current_uid_gid, bpf_probe_read_user, generated::bpf_loop},
+};
+use countersign_common::{
+    ChannelEnd, ChannelId, FileOpen, Peer, Task, channel_kind, counter, end_how, kind, load::ChannelKey,
+    tag, transfer_flags,
+};
+use countersign_ebpf::nr;
+
+use crate::{
+    arch::{PtRegs, syscall_args},
+    channel::{Enrolled, enrol, file_of, other_end_known, resolve},
+    emit::{count, record},
+    maps::{CHANNELS, LISTENERS},
+    offsets::{current, kernel, off},
+    scope::{Held, Thread, set_tag},
+};
+
+const FMODE_WRITE: u64 = 2;
+const SOL_SOCKET: u32 = 1;
+const SCM_RIGHTS: u32 = 1;
+/// Steps over the control data of one message: `SCM_MAX_FD` descriptors and a few headers.
+const CONTROL_STEPS_MAX: u32 = 300;
+
+/// Reports that `who` holds an end.
+#[inline(never)]
+pub fn report(held: &Held, who: &Task, how: u8, fd: u32) -> i64 {
+    record::<ChannelEnd>(kind::CHANNEL_END, |place| {
+        // SAFETY: a fresh reservation of that size.
+        unsafe {
+            (*place).task = *who;
+            (*place).channel = held.channel;
+            (*place).mode = held.mode as u8 & 3;
+            (*place).how = how;
+            (*place).reserved = [0; 2];
+            (*place).fd = fd;
+        }
+    });
+    0
+}
+
+/// At `sys_exit` of a tagged task's call that yields an end.
+///
+/// # Safety
+/// The arguments are the tracepoint's; `leader` is the task's.
+#[inline(always)]
+pub unsafe fn tagged_exit(
+    task: *mut task_struct,
+    leader: *mut task_struct,
+    bits: u32,
+    regs: *const PtRegs,
+    number: u64,
+    returned: i64,
+) {
+    if returned < 0 {
+        return;
+    }
+    // SAFETY: the caller's.
+    let args = unsafe { syscall_args(regs) };
+    let who = current(leader);
+    match number {
+        nr::PIPE | nr::PIPE2 | nr::SOCKETPAIR => {
+            let place = if number == nr::SOCKETPAIR { args[3] } else { args[0] };
+            // SAFETY: the helper checks the address.
+            let Ok(pair) = (unsafe { bpf_probe_read_user(place as *const [u32; 2]) }) else { return };
+            hold(task, bits, &who, end_how::CREATED, pair[0]);
+            hold(task, bits, &who, end_how::CREATED, pair[1]);
+        }
+        nr::LISTEN => listening(task, args[0]),
+        nr::CONNECT => hold(task, bits, &who, end_how::CONNECTED, args[0] as u32),
+        nr::ACCEPT | nr::ACCEPT4 => hold(task, bits, &who, end_how::ACCEPTED, returned as u32),
+        nr::PIDFD_GETFD => hold(task, bits, &who, end_how::PIDFD_GETFD, returned as u32),
+        _ => hold(task, bits, &who, end_how::OPENED, returned as u32),
+    }
+}
+
+/// At `sys_exit` of an untagged task's call that may yield an end of a watched channel: marks it as a peer if so.
+///
+/// # Safety
+/// The arguments are the tracepoint's; `leader` is the task's.
+#[inline(always)]
+pub unsafe fn untagged_exit(
+    task: *mut task_struct,
+    leader: *mut task_struct,
+    regs: *const PtRegs,
+    number: u64,
+    returned: i64,
+) {
+    if returned < 0 {
+        return;
+    }
+    let (fd, how) = match number {
+        // SAFETY: the caller's.
+        nr::CONNECT => (unsafe { syscall_args(regs) }[0] as u32, end_how::CONNECTED),
+        nr::ACCEPT | nr::ACCEPT4 => (returned as u32, end_how::ACCEPTED),
+        nr::PIDFD_GETFD => (returned as u32, end_how::PIDFD_GETFD),
+        _ => (returned as u32, end_how::OPENED),
+    };
+    let mut held = empty();
+    resolve(&mut held, file_of(task, u64::from(fd)), 0);
+    if held.channel.kind == 0 {
+        return;
+    }
+    let key = ChannelKey { object: held.channel.object, inode: held.channel.inode };
+    let watched = CHANNELS.get_ptr(&key).is_some()
+        || other_end_known(&held.channel)
+        || (number == nr::CONNECT && to_listener_of_tree(&held.channel));
+    if !watched {
+        return;
+    }
+    let who = current(leader);
+    // SAFETY: the caller's.
+    if !unsafe { set_tag(leader, tag::PEER) } {
+        return;
+    }
+    count(counter::PEERS_MARKED, 1);
+    enrol(&mut held.channel, 1);
+    record::<Peer>(kind::PEER, |place| {
+        // SAFETY: a fresh reservation of that size.
+        unsafe {
+            (*place).task = who;
+            (*place).channel = held.channel;
+            (*place).tag = tag::PEER;
+            (*place).uid = bpf_get_current_uid_gid() as u32;
+        }
+    });
+    report(&held, &who, how, fd);
+}
+
+/// At `sys_exit` of a `recvmsg` by a watched task: reports the descriptors that came with it. Best effort: the control
+/// data is read from user memory, where the receiver's other threads can change it.
+///
+/// # Safety
+/// `thread` is the current thread's state, with its transfer described.
+#[inline(always)]
+pub unsafe fn received(thread: *mut Thread, message: u64) {
+    // SAFETY: the helper checks the address. `struct user_msghdr`: control at 32, its length at 40.
+    let Ok([control, len]) = (unsafe { bpf_probe_read_user((message + 32) as *const [u64; 2]) }) else {
+        return;
+    };
+    if len < 16 {
+        return;
+    }
+    // SAFETY: the caller's.
+    unsafe {
+        (*thread).vector = control;
+        (*thread).vectors_left = len;
+        (*thread).segment_left = 0;
+        let mut context = thread;
+        bpf_loop(CONTROL_STEPS_MAX, control_step as *const () as *mut c_void, (&raw mut context).cast(), 0);
+    }
+}
+
+/// One step over control data: a `struct cmsghdr` or one descriptor of an `SCM_RIGHTS`; 1 ends the loop.
+/// Here `vector` and `vectors_left` are the place and the bytes left, `segment_left` the bytes of descriptors left.
+unsafe extern "C" fn control_step(_index: u64, context: *mut c_void) -> i64 {
+    // SAFETY: `received` passes the address of its pointer.
+    unsafe {
+        let thread = *context.cast::<*mut Thread>();
+        let place = (*thread).vector;
+        let left = (*thread).vectors_left;
+        if (*thread).segment_left >= 4 {
+            let Ok(fd) = bpf_probe_read_user(place as *const u32) else { return 1 };
+            (*thread).segment_left -= 4;
+            // Control data starts aligned to 8, and so does each header: an odd number of descriptors is followed by 4 bytes.
+            let step = if (*thread).segment_left == 0 && place & 7 == 0 { 8 } else { 4 };
+            (*thread).vector = place + step;
+            (*thread).vectors_left = if left > step { left - step } else { 0 };
+            let task = aya_ebpf::helpers::generated::bpf_get_current_task_btf();
+            let who = (*thread).transfer.task;
+            let bits = if (*thread).transfer.flags & transfer_flags::BY_PEER == 0 { tag::TREE } else { 0 };
+            hold(task, bits, &who, end_how::SCM_RIGHTS, fd);
+            return 0;
+        }
+        if left < 16 {
+            return 1;
+        }
+        let Ok([len, which]) = bpf_probe_read_user(place as *const [u64; 2]) else { return 1 };
+        if len < 16 || len > left {
+            return 1;
+        }
+        if which == u64::from(SOL_SOCKET) | u64::from(SCM_RIGHTS) << 32 {
+            (*thread).segment_left = len - 16;
+            (*thread).vector = place + 16;
+            (*thread).vectors_left = left - 16;
+            return 0;
+        }
+        let step = (len + 7) & !7;
+        (*thread).vector = place + step;
+        (*thread).vectors_left = if left > step { left - step } else { 0 };
+        0
+    }
+}
+
+/// Puts the channel behind `fd` into the table (if it is one that counts) and reports the end.
+#[inline(never)]
+fn hold(task: *mut task_struct, bits: u32, who: &Task, how: u8, fd: u32) {
+    let mut held = empty();
+    let proxy_open = bits & tag::PROXY != 0 && how == end_how::OPENED;
+    resolve(&mut held, file_of(task, u64::from(fd)), u64::from(proxy_open));
+    if held.channel.kind == 0 {
+        return;
+    }
+    if held.channel.kind == channel_kind::FILE {
+        if held.mode & FMODE_WRITE != 0 {
+            file_opened(&held, who);
+        }
+        return;
+    }
+    let may_add = bits & tag::TREE != 0;
+    if enrol(&mut held.channel, u64::from(may_add)) == Enrolled::No && held.channel.epoch == 0 {
+        return;
+    }
+    report(&held, who, how, fd);
+}
+
+#[inline(always)]
+fn file_opened(held: &Held, who: &Task) {
+    let flags: u32 = kernel(held.file, off!(file_flags)).unwrap_or(0);
+    record::<FileOpen>(kind::FILE_OPEN, |place| {
+        // SAFETY: a fresh reservation of that size.
+        unsafe {
+            (*place).task = *who;
+            (*place).inode = held.channel.inode;
+            (*place).dev = held.channel.dev;
+            (*place).flags = flags;
+        }
+    });
+}
+
+/// Remembers the address that the tree listens on. What connects gets a peer socket that nobody has accepted yet, without
+/// an inode; it shares the listener's `struct unix_address`, though.
+#[inline(always)]
+fn listening(task: *mut task_struct, fd: u64) {
+    let mut held = empty();
+    resolve(&mut held, file_of(task, fd), 0);
+    if held.channel.kind != channel_kind::UNIX_STREAM {
+        return;
+    }
+    if let Some(address) = kernel::<u64>(held.channel.object, off!(unix_addr))
+        && address != 0
+        && LISTENERS.insert(&address, &held.channel.object, 0).is_err()
+    {
+        count(counter::CHANNEL_FAILED, 1);
+    }
+}
+
+#[inline(always)]
+fn to_listener_of_tree(id: &ChannelId) -> bool {
+    if id.peer_object == 0 {
+        return false;
+    }
+    let Some(address) = kernel::<u64>(id.peer_object, off!(unix_addr)) else { return false };
+    address != 0 && LISTENERS.get_ptr(&address).is_some()
+}
+
+#[inline(always)]
+fn empty() -> Held {
+    Held {
+        file: 0,
+        channel: ChannelId {
+            object: 0,
+            inode: 0,
+            peer_object: 0,
+            peer_inode: 0,
+            epoch: 0,
+            dev: 0,
+            kind: 0,
+            reserved: [0; 3],
+            reserved2: 0,
+        },
+        mode: 0,
+    }
+}

@@ -1,0 +1,219 @@
+//! The life of processes: tags follow fork, the proxy's mark follows the executable.
+
+use aya_ebpf::{
+    bindings::task_struct,
+    helpers::generated::{bpf_probe_read_kernel_str, bpf_probe_read_user},
+};
+use countersign_common::{
+    EXEC_TEXT_MAX_BYTES, Exec, Exit, Fork, RecordHeader, Task, counter, kind, load::ExeKey, tag,
+};
+
+use crate::{
+    emit::{count, header, record, reserve, submit},
+    maps::PROXY_EXES,
+    offsets::{current, group_leader, kernel, off},
+    scope::{set_tag, tag_of},
+};
+
+/// `SIGNAL_GROUP_EXIT` (`include/linux/sched/signal.h`).
+const SIGNAL_GROUP_EXIT: u32 = 0x4;
+
+/// `sched_process_fork(parent, child)`: runs before the child can.
+///
+/// # Safety
+/// The arguments are the tracepoint's.
+#[inline(always)]
+pub unsafe fn fork(parent: *mut task_struct, child: *mut task_struct) {
+    // SAFETY: the caller's.
+    unsafe {
+        let leader = group_leader(parent);
+        let Some(bits) = tag_of(leader) else { return };
+        let Some(child_tgid) = kernel::<u32>(child as u64, off!(task_tgid)) else {
+            count(counter::TAG_FAILED, 1);
+            return;
+        };
+        let Some(child_pid) = kernel::<u32>(child as u64, off!(task_pid)) else {
+            count(counter::TAG_FAILED, 1);
+            return;
+        };
+        if child_pid != child_tgid {
+            // A thread: its leader has the tag.
+            return;
+        }
+        set_tag(child, bits);
+        let who = Task {
+            tgid: child_tgid,
+            tid: child_pid,
+            start_boot_ns: kernel(child as u64, off!(task_start_boottime)).unwrap_or(0),
+        };
+        let creator = current(leader);
+        let (uid, _, gid) = ids(child);
+        let (cgroup, ns_tgid) = (cgroup(child), ns_pid(child));
+        record::<Fork>(kind::FORK, |place| {
+            (*place).parent = creator;
+            (*place).child = who;
+            (*place).child_ns_tgid = ns_tgid;
+            (*place).uid = uid;
+            (*place).cgroup = cgroup;
+            (*place).tag = bits;
+            (*place).gid = gid;
+            (*place).reserved = 0;
+        });
+    }
+}
+
+/// At `sys_enter` of `execve`: a thread that is not the leader becomes it, and the leader's storage goes with the old
+/// leader. So the thread gets the tag beforehand; where it stays a mere thread, nobody looks at it.
+///
+/// # Safety
+/// `task` is the current task, `leader` its leader.
+#[inline(always)]
+pub unsafe fn before_exec(task: *mut task_struct, leader: *mut task_struct, bits: u32) {
+    if task as u64 != leader as u64 {
+        // SAFETY: the caller's.
+        unsafe { set_tag(task, bits) };
+    }
+}
+
+/// `sched_process_exec(task, old_pid, bprm)`.
+///
+/// # Safety
+/// The arguments are the tracepoint's.
+#[inline(always)]
+pub unsafe fn exec(task: *mut task_struct, bprm: u64) {
+    // SAFETY: the caller's. The task is its own leader by now.
+    unsafe {
+        let Some(bits) = tag_of(task) else { return };
+        let (inode, dev) = executable(bprm).unwrap_or((0, 0));
+        let is_proxy = PROXY_EXES.get_ptr(&ExeKey { inode, dev, reserved: 0 }).is_some();
+        let bits = if is_proxy { bits | tag::PROXY } else { bits & !tag::PROXY };
+        set_tag(task, bits);
+        let who = current(task);
+        let (uid, euid, gid) = ids(task);
+        const SIZE: usize = size_of::<Exec>() + 2 * EXEC_TEXT_MAX_BYTES;
+        let Some(place) = reserve(SIZE as u64) else { return };
+        let exec = place.cast::<Exec>();
+        (*exec).task = who;
+        (*exec).exe_inode = inode;
+        (*exec).exe_dev = dev;
+        (*exec).uid = uid;
+        (*exec).euid = euid;
+        (*exec).gid = gid;
+        (*exec).cgroup = cgroup(task);
+        (*exec).tag = bits;
+        (*exec).ns_tgid = ns_pid(task);
+        (*exec).reserved = 0;
+        (*exec).reserved2 = 0;
+        (*exec).reserved3 = 0;
+
+        let name: u64 = kernel(bprm, off!(bprm_filename)).unwrap_or(0);
+        let text = place.add(size_of::<Exec>());
+        let read = bpf_probe_read_kernel_str(text.cast(), EXEC_TEXT_MAX_BYTES as u32, name as *const _);
+        // The helper counts the NUL.
+        let mut name_len = if read > 0 { read as u64 - 1 } else { 0 };
+        if name_len > EXEC_TEXT_MAX_BYTES as u64 {
+            name_len = 0;
+        }
+        let args_len = arguments(task, text.add(name_len as usize));
+        (*exec).filename_len = name_len as u16;
+        (*exec).args_len = args_len as u16;
+        let size = size_of::<Exec>() as u64 + name_len + args_len;
+        place.cast::<RecordHeader>().write(header(kind::EXEC, size as u32));
+        submit(place.cast());
+    }
+}
+
+/// `sched_process_exit(task, …)`: a record when the last thread goes.
+///
+/// # Safety
+/// `task` is the tracepoint's, the current task.
+#[inline(always)]
+pub unsafe fn exit(task: *mut task_struct) {
+    // SAFETY: the caller's.
+    unsafe {
+        let leader = group_leader(task);
+        if tag_of(leader).is_none() {
+            return;
+        }
+        let Some(signal) = kernel::<u64>(task as u64, off!(task_signal)) else { return };
+        if kernel::<u32>(signal, off!(signal_live)) != Some(0) {
+            return;
+        }
+        let flags: u32 = kernel(signal, off!(signal_flags)).unwrap_or(0);
+        let code: u32 = if flags & SIGNAL_GROUP_EXIT != 0 {
+            kernel(signal, off!(signal_group_exit_code)).unwrap_or(0)
+        } else {
+            kernel(leader as u64, off!(task_exit_code)).unwrap_or(0)
+        };
+        let who = current(leader);
+        record::<Exit>(kind::EXIT, |place| {
+            (*place).task = who;
+            (*place).exit_code = code;
+            (*place).reserved = 0;
+        });
+    }
+}
+
+/// Inode and device of the program that runs (of the interpreter, for scripts).
+#[inline(always)]
+fn executable(bprm: u64) -> Option<(u64, u32)> {
+    let file: u64 = kernel(bprm, off!(bprm_file))?;
+    let inode: u64 = kernel(file, off!(file_inode))?;
+    let sb: u64 = kernel(inode, off!(inode_sb))?;
+    Some((kernel(inode, off!(inode_ino))?, kernel(sb, off!(sb_dev))?))
+}
+
+/// Copies the first arguments to `text`; their length.
+#[inline(always)]
+unsafe fn arguments(task: *mut task_struct, text: *mut u8) -> u64 {
+    let mm: u64 = kernel(task as u64, off!(task_mm)).unwrap_or(0);
+    if mm == 0 {
+        return 0;
+    }
+    let start: u64 = kernel(mm, off!(mm_arg_start)).unwrap_or(0);
+    let end: u64 = kernel(mm, off!(mm_arg_end)).unwrap_or(0);
+    let mut len = end.wrapping_sub(start);
+    if len > EXEC_TEXT_MAX_BYTES as u64 {
+        len = EXEC_TEXT_MAX_BYTES as u64;
+    }
+    // SAFETY: `text` has that much room in the reservation; the helper checks the source.
+    if unsafe { bpf_probe_read_user(text.cast(), len as u32, start as *const _) } != 0 {
+        return 0;
+    }
+    len
+}
+
+/// Real uid, effective uid, real gid.
+#[inline(always)]
+fn ids(task: *mut task_struct) -> (u32, u32, u32) {
+    let Some(cred) = kernel::<u64>(task as u64, off!(task_real_cred)) else { return (0, 0, 0) };
+    (
+        kernel(cred, off!(cred_uid)).unwrap_or(0),
+        kernel(cred, off!(cred_euid)).unwrap_or(0),
+        kernel(cred, off!(cred_gid)).unwrap_or(0),
+    )
+}
+
+#[inline(always)]
+fn cgroup(task: *mut task_struct) -> u64 {
+    let id = || {
+        let set: u64 = kernel(task as u64, off!(task_cgroups))?;
+        let cgroup: u64 = kernel(set, off!(css_set_dfl_cgrp))?;
+        let node: u64 = kernel(cgroup, off!(cgroup_kn))?;
+        kernel(node, off!(kernfs_id))
+    };
+    id().unwrap_or(0)
+}
+
+/// The task's id in its own pid namespace: `pid->numbers[pid->level].nr`.
+#[inline(always)]
+fn ns_pid(task: *mut task_struct) -> u32 {
+    /// Size of `struct upid` (`include/linux/pid.h`).
+    const UPID_BYTES: u64 = 16;
+    let number = || {
+        let pid: u64 = kernel(task as u64, off!(task_thread_pid))?;
+        let level: u32 = kernel(pid, off!(pid_level))?;
+        kernel(pid, off!(pid_numbers) + u64::from(level) * UPID_BYTES)
+    };
+    number().unwrap_or(0)
+}

@@ -1,0 +1,149 @@
+//! Calls that move bytes without a user buffer: `splice`, `tee`, `vmsplice`, `sendfile`.
+//!
+//! The bytes are not captured, their number is: a gap at each watched end. Bytes that are later read are captured at the
+//! reader.
+
+use aya_ebpf::{bindings::task_struct, helpers::generated::bpf_ktime_get_boot_ns};
+use countersign_common::{counter, direction, end_how, gap, tag, transfer_flags};
+use countersign_ebpf::nr;
+
+use super::{
+    ends,
+    transfer::{begin, describe, whose},
+};
+use crate::{
+    arch::{PtRegs, syscall_args},
+    channel::{Enrolled, enrol, file_of, resolve},
+    emit::{count, missing},
+    offsets::current,
+    scope::{Held, Thread, thread},
+};
+
+/// No second descriptor.
+const NONE: u64 = u64::MAX;
+
+/// At `sys_enter` of a watched task: notes what both descriptors name now and when.
+///
+/// # Safety
+/// The arguments are the tracepoint's.
+#[inline(always)]
+pub unsafe fn enter(task: *mut task_struct, regs: *const PtRegs, number: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        let Some(thread) = thread(task) else { return };
+        (*thread).args = syscall_args(regs);
+        (*thread).enter_ns = bpf_ktime_get_boot_ns();
+        (*thread).open_call = number + 1;
+        let (source, sink) = descriptors(number, &(*thread).args);
+        resolve(&mut (*thread).first, file_of(task, source), 0);
+        let file = if sink == NONE { 0 } else { file_of(task, sink) };
+        resolve(&mut (*thread).second, file, 0);
+    }
+}
+
+/// At `sys_exit` of a watched task: a gap of the returned size at each end that is a channel.
+///
+/// # Safety
+/// The arguments are the tracepoint's; `leader` is the task's.
+#[inline(always)]
+pub unsafe fn exit(
+    task: *mut task_struct,
+    leader: *mut task_struct,
+    bits: u32,
+    regs: *const PtRegs,
+    number: u64,
+    returned: i64,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        let Some(thread) = thread(task) else { return };
+        let entered = (*thread).open_call == number + 1;
+        (*thread).open_call = 0;
+        if returned <= 0 {
+            return;
+        }
+        if !entered {
+            (*thread).args = syscall_args(regs);
+            (*thread).enter_ns = bpf_ktime_get_boot_ns();
+            let (source, sink) = descriptors(number, &(*thread).args);
+            resolve(&mut (*thread).first, file_of(task, source), 0);
+            let file = if sink == NONE { 0 } else { file_of(task, sink) };
+            resolve(&mut (*thread).second, file, 0);
+        }
+        if (*thread).first.channel.kind == 0 && (*thread).second.channel.kind == 0 {
+            return;
+        }
+        count(counter::SPLICE_BYTES, returned as u64);
+        let mut flags = whose(bits);
+        if !entered {
+            flags |= transfer_flags::NO_ENTER;
+            count(counter::NO_ENTER, 1);
+        }
+        let (source, sink) = descriptors(number, &(*thread).args);
+        // `vmsplice` has one descriptor: the end of the pipe says the direction.
+        let first_writes = number == nr::VMSPLICE && (*thread).first.mode & 2 != 0;
+        let first_direction = if first_writes { direction::WRITE } else { direction::READ };
+        // `tee` leaves the bytes where they are.
+        let peek = if number == nr::TEE { transfer_flags::PEEK } else { 0 };
+        end(task, leader, thread, bits, number, returned as u64, flags | peek, first_direction, source);
+        // The second end takes the first one's place: what follows is written for `first`.
+        copy_second(thread);
+        end(task, leader, thread, bits, number, returned as u64, flags, direction::WRITE, sink);
+    }
+}
+
+#[inline(always)]
+#[expect(clippy::too_many_arguments, reason = "a body shared by two ends, inlined by the compiler")]
+unsafe fn end(
+    task: *mut task_struct,
+    leader: *mut task_struct,
+    thread: *mut Thread,
+    bits: u32,
+    number: u64,
+    returned: u64,
+    flags: u16,
+    op_direction: u8,
+    fd: u64,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        if (*thread).first.channel.kind == 0 {
+            return;
+        }
+        let mut flags = flags;
+        if file_of(task, fd) != (*thread).first.file {
+            flags |= transfer_flags::FD_SWAPPED;
+            count(counter::FD_SWAPPED, 1);
+        }
+        let enrolled = enrol(&mut (*thread).first.channel, u64::from(bits & tag::TREE));
+        if enrolled == Enrolled::No && (*thread).first.channel.epoch == 0 {
+            return;
+        }
+        let who = current(leader);
+        if enrolled == Enrolled::New {
+            ends::report(&(*thread).first, &who, end_how::USED, fd as u32);
+        }
+        describe(thread, &who, number, bpf_ktime_get_boot_ns(), flags, op_direction);
+        begin(thread, returned);
+        missing(thread, returned, gap::SPLICE);
+    }
+}
+
+#[inline(always)]
+unsafe fn copy_second(thread: *mut Thread) {
+    // SAFETY: two fields of the current thread's state; plain data.
+    unsafe {
+        core::ptr::copy_nonoverlapping::<Held>(&raw const (*thread).second, &raw mut (*thread).first, 1);
+    }
+}
+
+/// Source and sink.
+#[inline(always)]
+fn descriptors(number: u64, args: &[u64; 6]) -> (u64, u64) {
+    match number {
+        nr::SPLICE => (args[0], args[2]),
+        nr::SENDFILE => (args[1], args[0]),
+        nr::TEE => (args[0], args[1]),
+        _ => (args[0], NONE),
+    }
+}

@@ -1,0 +1,101 @@
+//! Who is watched: tags of processes and the state of the system call that a watched thread is in.
+//!
+//! A tag lies in the storage of the thread-group *leader*, so one update marks every thread of a process, those that
+//! exist and those to come; the leader's `task_struct` outlives its threads, also when it has called `pthread_exit`.
+
+use aya_ebpf::bindings::task_struct;
+use countersign_common::{ChannelId, Transfer, counter, tag};
+
+use crate::{emit::count, maps::{TAGS, THREADS}};
+
+/// What a watched thread's `sys_enter` saw, and where its capture walker stands.
+///
+/// It lies in task storage: a program that is preempted and another that runs meanwhile on the same CPU never share it,
+/// and values loaded from it are unknown to the verifier, so that the walker's loop converges.
+#[repr(C)]
+pub struct Thread {
+    /// Number of the system call whose `sys_enter` was seen, plus one; 0 when none is open.
+    pub open_call: u64,
+    /// Its arguments: those that the kernel took, whatever a tracer writes into the registers later.
+    pub args: [u64; 6],
+    /// `CLOCK_BOOTTIME` at `sys_enter`.
+    pub enter_ns: u64,
+    /// The files of its descriptors at `sys_enter`: `struct file` and inode.
+    pub first: Held,
+    /// The second descriptor of the splice family.
+    pub second: Held,
+    /// The record under construction: all records of an operation repeat it.
+    pub transfer: Transfer,
+    /// Next `struct iovec` in user memory.
+    pub vector: u64,
+    /// Vectors left.
+    pub vectors_left: u64,
+    /// Next byte of the present segment.
+    pub segment: u64,
+    /// Bytes left in it.
+    pub segment_left: u64,
+    /// Bytes of the operation that no record accounts for yet.
+    pub op_left: u64,
+    /// Bytes of it that may still be captured.
+    pub limit_left: u64,
+    /// Pieces stop at pages up to here.
+    pub fault_until: u64,
+    /// Start of the message array (`struct mmsghdr`).
+    pub messages: u64,
+}
+
+/// A descriptor's file as `sys_enter` found it.
+#[repr(C)]
+pub struct Held {
+    /// Address of `struct file`; 0 when the descriptor named none.
+    pub file: u64,
+    /// The channel, with `kind` 0 when it is not one that is watched.
+    pub channel: ChannelId,
+    /// `f_mode`.
+    pub mode: u64,
+}
+
+/// The tag of a process, by its leader.
+///
+/// # Safety
+/// `leader` comes from [`group_leader`](crate::offsets::group_leader) or is a trusted leader.
+#[inline(always)]
+pub unsafe fn tag_of(leader: *mut task_struct) -> Option<u32> {
+    // SAFETY: storage of a live task, aligned.
+    unsafe { TAGS.find(leader).map(|value| *value) }.filter(|bits| *bits & (tag::TREE | tag::PEER) != 0)
+}
+
+/// Stores a tag. Counted if it cannot be.
+///
+/// # Safety
+/// As [`tag_of`].
+#[inline(always)]
+pub unsafe fn set_tag(task: *mut task_struct, bits: u32) -> bool {
+    // SAFETY: storage of a live task, aligned; a word-sized store.
+    unsafe {
+        match TAGS.find_or_create(task) {
+            Some(value) => {
+                *value = bits;
+                true
+            }
+            None => {
+                count(counter::TAG_FAILED, 1);
+                false
+            }
+        }
+    }
+}
+
+/// The state of the calling thread, made if need be. Counted if it cannot be.
+///
+/// # Safety
+/// `task` is the current task.
+#[inline(always)]
+pub unsafe fn thread(task: *mut task_struct) -> Option<*mut Thread> {
+    // SAFETY: storage of the current task.
+    let thread = unsafe { THREADS.find_or_create(task) };
+    if thread.is_none() {
+        count(counter::PENDING_FAILED, 1);
+    }
+    thread
+}

@@ -1,0 +1,290 @@
+//! Loading, attaching and reading the kernel programs.
+
+use std::{
+    fmt, fs,
+    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    time::Duration,
+};
+
+use anyhow::Context;
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::{HashMap, Map, MapData, PerCpuArray, RingBuf},
+    programs::BtfTracePoint,
+};
+use countersign_common::{
+    RecordHeader, counter,
+    load::{ChannelKey, ChannelState, CpuState, ExeKey},
+};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::{object, offsets, tag};
+
+/// Default size of the data ring, in bytes.
+pub const RING_BYTES_DEFAULT: u32 = 64 << 20;
+
+/// The programs of tier T; each has the name of its tracepoint. Fork comes first and `sys_exit` before `sys_enter`: what is
+/// attached half-way can only miss, never misattribute.
+const PROGRAMS: [&str; 5] =
+    ["sched_process_fork", "sched_process_exec", "sched_process_exit", "sys_exit", "sys_enter"];
+
+/// What a capture is loaded with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LoadOptions {
+    /// Size of the data ring in bytes; rounded up to a power of two of pages.
+    pub ring_bytes: u32,
+    /// Which load this is: copied into every record's header.
+    pub generation: u64,
+    /// Executables of proxies: kernel `dev_t` (`major << 20 | minor`) and inode number.
+    pub proxy_exes: Vec<(u32, u64)>,
+}
+
+impl Default for LoadOptions {
+    fn default() -> Self {
+        Self { ring_bytes: RING_BYTES_DEFAULT, generation: 1, proxy_exes: Vec::new() }
+    }
+}
+
+/// Loaded and attached programs. Dropping it detaches them.
+pub struct Capture {
+    /// Holds the programs and their links.
+    _ebpf: Ebpf,
+    ring: RingBuf<MapData>,
+    tags: MapData,
+    cpus: PerCpuArray<MapData, [u8; size_of::<CpuState>()]>,
+    channels: HashMap<MapData, [u8; size_of::<ChannelKey>()], [u8; size_of::<ChannelState>()]>,
+    programs: Vec<(&'static str, RawFd)>,
+    malformed: u64,
+}
+
+/// What one program did, from its `fdinfo`.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct ProgramLedger {
+    /// Its name, that of its tracepoint.
+    pub name: &'static str,
+    /// Times that the kernel skipped it because another program was running on that CPU: calls that nobody saw.
+    pub recursion_misses: u64,
+    /// Runs; 0 unless `kernel.bpf_stats_enabled` is set.
+    pub run_count: u64,
+    /// Nanoseconds in it; 0 unless `kernel.bpf_stats_enabled` is set.
+    pub run_time_ns: u64,
+}
+
+/// What the kernel counted on one end of a channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ChannelTotals {
+    /// Which.
+    pub key: ChannelKey,
+    /// Operations and bytes per direction.
+    pub state: ChannelState,
+}
+
+/// Loads the kernel programs into the running kernel and attaches them. No process is tagged yet.
+///
+/// # Errors
+/// When the programs are not built in, the kernel lacks BTF or a structure member, or refuses a program (then with the
+/// verifier's words).
+pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
+    let object = object::require_object()?;
+    let offsets = offsets::of_running_kernel()?;
+    let btf = aya::Btf::from_sys_fs().context("read the kernel's btf")?;
+    let mut ebpf = EbpfLoader::new()
+        .btf(Some(&btf))
+        .allow_unsupported_maps()
+        .override_global("OFFSETS", offsets.as_bytes(), true)
+        .override_global("GENERATION", &options.generation, true)
+        .map_max_entries("RING", options.ring_bytes)
+        .load(object)
+        .context("create the maps (capturing needs root, or CAP_BPF and CAP_PERFMON)")?;
+
+    let proxies = ebpf.map_mut("PROXY_EXES").context("the object has no map PROXY_EXES")?;
+    let mut proxies: HashMap<_, [u8; size_of::<ExeKey>()], u32> = proxies.try_into()?;
+    for (dev, inode) in &options.proxy_exes {
+        let key = ExeKey { inode: *inode, dev: *dev, reserved: 0 };
+        proxies.insert(as_array(&key)?, 1, 0).context("add a proxy's executable")?;
+    }
+
+    let mut programs = Vec::new();
+    for name in PROGRAMS {
+        let program: &mut BtfTracePoint = ebpf
+            .program_mut(name)
+            .with_context(|| format!("the object has no program {name}"))?
+            .try_into()?;
+        program.load(name, &btf).with_context(|| format!("load the program for {name}"))?;
+        program.attach().with_context(|| format!("attach to {name}"))?;
+        programs.push((name, program.fd()?.as_fd().as_raw_fd()));
+    }
+
+    let mut take = |name: &str| {
+        ebpf.take_map(name).with_context(|| format!("the object has no map {name}"))
+    };
+    let ring = RingBuf::try_from(take("RING")?).context("map the ring")?;
+    let cpus = PerCpuArray::try_from(take("CPUS")?)?;
+    let channels = HashMap::try_from(take("CHANNELS")?)?;
+    let Map::Unsupported(tags) = take("TAGS")? else {
+        anyhow::bail!("the map TAGS is not a task storage");
+    };
+    Ok(Capture { _ebpf: ebpf, ring, tags, cpus, channels, programs, malformed: 0 })
+}
+
+impl Capture {
+    /// Sets a process's tag, with all its threads.
+    ///
+    /// # Errors
+    /// When the process is gone or the kernel cannot store the tag.
+    pub fn tag_process(&self, pidfd: BorrowedFd<'_>, bits: u32) -> anyhow::Result<()> {
+        tag::set(self.tags.fd().as_fd(), pidfd, bits).context("store the tag of a process")
+    }
+
+    /// Sets the tag of the process with this number, which must not be reusable meanwhile (a child not waited for).
+    ///
+    /// # Errors
+    /// When there is no such process or the kernel cannot store the tag.
+    pub fn tag_pid(&self, pid: u32, bits: u32) -> anyhow::Result<()> {
+        self.tag_process(tag::open(pid)?.as_fd(), bits)
+    }
+
+    /// The tag of a process; `None` when it has none.
+    ///
+    /// # Errors
+    /// When there is no such process.
+    pub fn tag_of(&self, pid: u32) -> anyhow::Result<Option<u32>> {
+        tag::find(self.tags.fd().as_fd(), tag::open(pid)?.as_fd()).context("read the tag of a process")
+    }
+
+    /// The kernel's counters, summed over all CPUs, indexed by [`counter`]. One system call.
+    ///
+    /// # Errors
+    /// When the kernel refuses the look-up.
+    pub fn counters(&self) -> anyhow::Result<[u64; counter::COUNT as usize]> {
+        let mut sums = [0_u64; counter::COUNT as usize];
+        let cpus = self.cpus.get(&0, 0).context("read the counters")?;
+        for bytes in cpus.iter() {
+            let cpu = CpuState::read_from_bytes(bytes.as_slice())
+                .map_err(|error| anyhow::anyhow!("the counters have another size: {error}"))?;
+            for (sum, value) in sums.iter_mut().zip(cpu.counters) {
+                *sum = sum.wrapping_add(value);
+            }
+        }
+        Ok(sums)
+    }
+
+    /// What each program did. No `bpf(2)` call: it does not disturb the capture.
+    pub fn ledger(&self) -> Vec<ProgramLedger> {
+        self.programs
+            .iter()
+            .map(|(name, fd)| {
+                let text = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
+                let field = |key: &str| {
+                    text.lines()
+                        .find_map(|line| line.strip_prefix(key)?.strip_prefix(':')?.trim().parse().ok())
+                        .unwrap_or(0)
+                };
+                ProgramLedger {
+                    name,
+                    recursion_misses: field("recursion_misses"),
+                    run_count: field("run_cnt"),
+                    run_time_ns: field("run_time_ns"),
+                }
+            })
+            .collect()
+    }
+
+    /// The totals of every channel in the kernel's table. Thousands of system calls: at rest or at the end only.
+    ///
+    /// # Errors
+    /// When the kernel refuses to list the table.
+    pub fn channel_totals(&self) -> anyhow::Result<Vec<ChannelTotals>> {
+        self.channels
+            .iter()
+            .map(|entry| {
+                let (key, state) = entry.context("list the channel table")?;
+                let (Ok(key), Ok(state)) =
+                    (ChannelKey::read_from_bytes(&key), ChannelState::read_from_bytes(&state))
+                else {
+                    anyhow::bail!("the channel table has entries of another size");
+                };
+                Ok(ChannelTotals { key, state })
+            })
+            .collect()
+    }
+
+    /// Gives every record that waits to `take`, cut to its size; the number given. Does not block.
+    pub fn drain(&mut self, mut take: impl FnMut(&[u8])) -> usize {
+        let mut records = 0;
+        while let Some(item) = self.ring.next() {
+            match whole_record(&item) {
+                Some(record) => {
+                    take(record);
+                    records += 1;
+                }
+                None => self.malformed += 1,
+            }
+        }
+        records
+    }
+
+    /// Ring entries so far whose size field contradicts their length. Anything but 0 is a bug or another ABI.
+    pub fn malformed(&self) -> u64 {
+        self.malformed
+    }
+
+    /// Waits until the kernel says that much is waiting, at most `timeout`. Little data gives no wake-up: poll.
+    ///
+    /// # Errors
+    /// When polling fails for another reason than a signal.
+    pub fn wait(&self, timeout: Duration) -> anyhow::Result<()> {
+        let timeout = Timespec::try_from(timeout).context("wait for that long")?;
+        let mut fds = [PollFd::new(&self.ring, PollFlags::IN)];
+        match poll(&mut fds, Some(&timeout)) {
+            Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+            Err(error) => Err(error).context("wait for the ring"),
+        }
+    }
+}
+
+impl fmt::Debug for Capture {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Capture").field("programs", &self.programs).finish_non_exhaustive()
+    }
+}
+
+/// The record at the start of a ring entry, without the rest of its reservation.
+fn whole_record(entry: &[u8]) -> Option<&[u8]> {
+    let (header, _) = RecordHeader::read_from_prefix(entry).ok()?;
+    let size = usize::try_from(header.size).ok()?;
+    (size >= size_of::<RecordHeader>()).then_some(())?;
+    entry.get(..size)
+}
+
+fn as_array<T: IntoBytes + zerocopy::Immutable, const N: usize>(value: &T) -> anyhow::Result<[u8; N]> {
+    value.as_bytes().try_into().context("a key has another size")
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests panic on purpose")]
+
+    use super::*;
+
+    fn entry(size: u32, len: usize) -> Vec<u8> {
+        let header =
+            RecordHeader { kind: 1, cpu: 0, size, cpu_seq: 0, boot_ns: 0, generation: 0 };
+        let mut bytes = header.as_bytes().to_vec();
+        bytes.resize(len, 0);
+        bytes
+    }
+
+    #[test]
+    fn a_ring_entry_is_cut_to_the_size_in_its_header() {
+        assert_eq!(whole_record(&entry(40, 64)).unwrap().len(), 40);
+    }
+
+    #[test]
+    fn a_size_that_contradicts_the_entry_is_refused() {
+        assert_eq!(whole_record(&entry(65, 64)), None);
+        assert_eq!(whole_record(&entry(31, 64)), None);
+        assert_eq!(whole_record(&[0; 8]), None);
+    }
+}

@@ -1,0 +1,9 @@
+//! The kernel side as user space sees it: the embedded object, loading it, tags, structure offsets, `/proc`.
+//!
+//! Owns every `bpf(2)` call. It knows no correlator: records leave it as bytes.
+
+mod btf;
+pub mod load;
+pub mod object;
+pub mod offsets;
+pub mod tag;
