@@ -3,11 +3,17 @@
 //! Sans-IO: no files, no clocks, no threads. Modules in data-flow order; a module knows those before it, never those after.
 #![forbid(unsafe_code)]
 
+pub mod call;
 pub mod channel;
+pub mod delivery;
+pub mod evidence;
 pub mod frame;
 pub mod json;
+pub mod message;
 pub mod process;
+pub mod proxylog;
 pub mod record;
+pub mod role;
 pub mod row;
 pub mod stream;
 pub mod time;

@@ -51,6 +51,8 @@ pub struct Execution {
     pub filename: Vec<u8>,
     /// First arguments, NUL-separated.
     pub args: Vec<u8>,
+    /// Not its own doing: the program that its parent ran when it was forked.
+    pub inherited: bool,
 }
 
 /// How a process became known.
@@ -141,7 +143,11 @@ impl ProcessTable {
         let at = BootNs(fork.header.boot_ns);
         let parent = self.of_task(&fork.parent, at);
         let child = self.row(incarnation(&fork.child), Known::Forked, at);
-        let inherited = self.process(parent).executions.last().cloned();
+        let inherited = self
+            .process(parent)
+            .executions
+            .last()
+            .map(|execution| Execution { at, inherited: true, ..execution.clone() });
         let row = &mut self.processes[child.0 as usize];
         row.parent = (parent != child).then_some(parent);
         row.known = Known::Forked;
@@ -174,6 +180,7 @@ impl ProcessTable {
             exe: FileId { dev: exec.exe_dev, inode: exec.exe_inode },
             filename: filename.to_vec(),
             args: args.to_vec(),
+            inherited: false,
         });
     }
 

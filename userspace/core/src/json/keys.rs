@@ -37,8 +37,11 @@ pub(super) fn inspect(bytes: &[u8], members: &[Token], base: usize) -> Leniency 
     found
 }
 
+/// A key folded, and exact.
+type Spellings<'b> = (Cow<'b, [u8]>, Cow<'b, [u8]>);
+
 fn inspect_sorted(bytes: &[u8], members: &[Token], base: usize) -> Leniency {
-    let mut keys: Vec<(Cow<'_, [u8]>, Cow<'_, [u8]>)> = Vec::new();
+    let mut keys: Vec<Spellings<'_>> = Vec::new();
     let mut at = 0;
     while let Some(key) = members.get(at) {
         let raw = text::inner(bytes, key);

@@ -13,6 +13,7 @@ mod text;
 mod value;
 
 pub use text::fold_key;
+pub(crate) use text::lower_char;
 pub use value::{Elements, Entries, Value};
 
 use bitflags::bitflags;

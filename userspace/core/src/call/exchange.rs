@@ -1,0 +1,111 @@
+//! Exchanges: requests paired with their answers.
+//!
+//! Owns the tables of requests in flight, one per session and way, because both sides count ids from the same numbers. Ids
+//! are compared as the peers do: `7` and `"7"` differ, `1` and `1.0` do not.
+
+use std::collections::{HashMap, VecDeque};
+
+use crate::call::passage::Passages;
+use crate::call::{Call, Passage, Route, Way};
+use crate::message::MessageKind;
+use crate::process::ProcessIx;
+use crate::role::InstanceIx;
+
+/// Both sides of a conversation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Session {
+    Proxy(InstanceIx),
+    Direct(Option<ProcessIx>, Option<ProcessIx>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+enum IdKey {
+    Text(String),
+    Number(u64),
+    Other(String),
+}
+
+/// Pairs all passages into calls, in order of time.
+pub fn pair(passages: &Passages) -> Vec<Call> {
+    let mut calls: Vec<Call> = Vec::new();
+    let mut in_flight: HashMap<(Session, Way, IdKey), VecDeque<usize>> = HashMap::new();
+    for passage in &passages.passages {
+        let session = session_of(passage.route);
+        let id = passage.message.id.as_deref().map(id_key);
+        match (passage.message.kind, id) {
+            (MessageKind::Request, Some(id)) => {
+                let ix = calls.len();
+                let queue = in_flight.entry((session, passage.way, id)).or_default();
+                let duplicate = !queue.is_empty();
+                for other in queue.iter() {
+                    calls[*other].duplicate_in_flight = true;
+                }
+                queue.push_back(ix);
+                calls.push(call_of(passage, duplicate));
+            }
+            (MessageKind::Response | MessageKind::ErrorResponse, Some(id)) => {
+                let key = (session, passage.way.back(), id);
+                let request = in_flight.get_mut(&key).and_then(|queue| take(queue, &calls, passage));
+                match request {
+                    Some(ix) => calls[ix].response = Some(passage.clone()),
+                    None => calls.push(stray(passage)),
+                }
+            }
+            (MessageKind::Response | MessageKind::ErrorResponse, None) => calls.push(stray(passage)),
+            (MessageKind::Request | MessageKind::Notification, _) => calls.push(call_of(passage, false)),
+            (MessageKind::NotJsonRpc, _) => {}
+        }
+    }
+    calls
+}
+
+/// Of several requests with one id the first whose own leg fits the answer's: one that reached the server, if the answer came
+/// from there.
+fn take(queue: &mut VecDeque<usize>, calls: &[Call], answer: &Passage) -> Option<usize> {
+    let from_server = answer.sent.is_some() || !matches!(answer.route, Route::ProxyOwn(_));
+    let fits = |ix: &usize| {
+        calls[*ix].request.as_ref().is_some_and(|request| {
+            let reached = request.received.is_some();
+            request.at <= answer.until && (reached == from_server || !from_server)
+        })
+    };
+    let at = queue.iter().position(fits).or(if queue.is_empty() { None } else { Some(0) })?;
+    queue.remove(at)
+}
+
+fn call_of(passage: &Passage, duplicate_in_flight: bool) -> Call {
+    Call {
+        route: passage.route,
+        way: passage.way,
+        request: Some(passage.clone()),
+        response: None,
+        duplicate_in_flight,
+    }
+}
+
+fn stray(passage: &Passage) -> Call {
+    Call {
+        route: passage.route,
+        way: passage.way,
+        request: None,
+        response: Some(passage.clone()),
+        duplicate_in_flight: false,
+    }
+}
+
+fn session_of(route: Route) -> Session {
+    match route {
+        Route::Proxy(ix) | Route::ProxyOwn(ix) | Route::Foreign(ix) => Session::Proxy(ix),
+        Route::Direct(a, b) => Session::Direct(a, b),
+    }
+}
+
+fn id_key(id: &str) -> IdKey {
+    if id.starts_with('"') {
+        return IdKey::Text(id.to_owned());
+    }
+    match id.parse::<f64>() {
+        Ok(number) if number.is_finite() => IdKey::Number((number + 0.0).to_bits()),
+        Ok(_) | Err(_) => IdKey::Other(id.to_owned()),
+    }
+}

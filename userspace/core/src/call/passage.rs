@@ -1,0 +1,341 @@
+//! Passages: one message's way over the legs of its route.
+//!
+//! Owns the joining of what a proxy read with what it wrote: first frames with equal bytes, first in first out, then single
+//! messages by kind, id and method, whose content then differs. What a proxy's channel delivered and the proxy did not write
+//! is foreign. Direct streams give one passage a message.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use crate::call::{Hops, Passage, PlacedIx, Route, Sighting, Way};
+use crate::channel::{ChannelTable, StreamIx};
+use crate::delivery::StreamFrames;
+use crate::evidence::{self, Author, Placed};
+use crate::frame::{Frame, FrameFlags};
+use crate::message::{self, Message, MessageKind};
+use crate::process::ProcessIx;
+use crate::role::{InstanceIx, Leg, Roles};
+
+/// Something on a leg that is no message on its way, but must not be passed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Oddity {
+    /// The reader shows bytes that nobody can have written: it changed its memory after the read.
+    ReaderLies(PlacedIx),
+    /// It begins like JSON and is none, even for a lenient reader.
+    Malformed(PlacedIx),
+    /// JSON on a proxied leg that is no JSON-RPC message.
+    NotJsonRpc(PlacedIx),
+    /// Part of its bytes is missing or in doubt at the end of record.
+    Incomplete(PlacedIx),
+    /// Somebody between client and proxy passed it on; the passage through the proxy is the call.
+    Relayed(PlacedIx),
+}
+
+/// All passages of a capture, in order of time, and what is odd.
+#[derive(Debug, Default)]
+pub struct Passages {
+    /// In order of time.
+    pub passages: Vec<Passage>,
+    /// In order of time of their deliveries.
+    pub oddities: Vec<Oddity>,
+    /// Parsed messages by delivery, for those that hold any.
+    pub parsed: BTreeMap<PlacedIx, message::Messages>,
+}
+
+/// What passages are made from.
+#[derive(Clone, Copy, Debug)]
+pub struct Scene<'a> {
+    /// All frames.
+    pub frames: &'a [Frame],
+    /// All placed deliveries, in order of time.
+    pub placed: &'a [Placed],
+    /// All streams.
+    pub streams: &'a BTreeMap<StreamIx, StreamFrames>,
+    /// All channels.
+    pub channels: &'a ChannelTable,
+    /// Who is who.
+    pub roles: &'a Roles,
+}
+
+/// Makes passages of all deliveries.
+pub fn assemble(scene: Scene<'_>) -> Passages {
+    let mut out = Passages::default();
+    let mut legs: BTreeMap<(InstanceIx, Way), Joint> = BTreeMap::new();
+    let mut direct = Vec::new();
+    for (placed, ix) in scene.placed.iter().zip(0u32..) {
+        let ix = PlacedIx(ix);
+        let frame = &scene.frames[placed.record.0 as usize];
+        if frame.flags.contains(FrameFlags::NOT_JSON) || matches!(placed.leg, Leg::ProxyFile(_)) {
+            continue;
+        }
+        if frame.flags.intersects(
+            FrameFlags::INCOMPLETE | FrameFlags::HEAD_MISSING | FrameFlags::TOO_LONG,
+        ) {
+            out.oddities.push(Oddity::Incomplete(ix));
+            continue;
+        }
+        match placed.leg {
+            Leg::ClientToProxy(at) => legs.entry((at, Way::ToServer)).or_default().read.push(ix),
+            Leg::ServerToProxy(at) => legs.entry((at, Way::ToClient)).or_default().read.push(ix),
+            Leg::ProxyToServer(at) => out.side(scene, ix, at, legs.entry((at, Way::ToServer)).or_default()),
+            Leg::ProxyToClient(at) => out.side(scene, ix, at, legs.entry((at, Way::ToClient)).or_default()),
+            Leg::Direct => direct.push(ix),
+            Leg::ProxyFile(_) => {}
+        }
+    }
+    let relays = Relays::of(scene, &legs);
+    for ((instance, way), joint) in legs {
+        out.join(scene, instance, way, joint);
+    }
+    for ix in direct {
+        out.direct(scene, ix, &relays);
+    }
+    out.passages.sort_by_key(|passage| (passage.at, passage.primary().map(|sighting| (sighting.placed, sighting.element))));
+    out
+}
+
+/// What one proxy read and wrote in one way.
+#[derive(Debug, Default)]
+struct Joint {
+    read: Vec<PlacedIx>,
+    written: Vec<PlacedIx>,
+    foreign: Vec<PlacedIx>,
+}
+
+/// One message of a frame that found no equal frame.
+#[derive(Debug)]
+struct Loose {
+    sighting: Sighting,
+    message: Message,
+}
+
+impl Passages {
+    /// Sorts a delivery on a leg that the proxy writes into what it wrote and what it did not.
+    fn side(&mut self, scene: Scene<'_>, ix: PlacedIx, instance: InstanceIx, joint: &mut Joint) {
+        let placed = &scene.placed[ix.0 as usize];
+        match placed.author {
+            Author::Proxy => joint.written.push(ix),
+            Author::Other => joint.foreign.push(ix),
+            Author::Unseen => {
+                let created = scene.channels.channel(placed.stream.channel).created;
+                let possible = scene.streams.get(&placed.stream).is_none_or(|stream| {
+                    evidence::foreign_bytes_possible(stream, scene.roles, instance, created)
+                });
+                if possible {
+                    joint.foreign.push(ix);
+                } else {
+                    self.oddities.push(Oddity::ReaderLies(ix));
+                }
+            }
+        }
+    }
+
+    fn join(&mut self, scene: Scene<'_>, instance: InstanceIx, way: Way, joint: Joint) {
+        let mut waiting: HashMap<u64, VecDeque<PlacedIx>> = HashMap::new();
+        for ix in &joint.read {
+            waiting.entry(hash(bytes(scene, *ix))).or_default().push_back(*ix);
+        }
+        let mut partner: BTreeMap<PlacedIx, PlacedIx> = BTreeMap::new();
+        let mut loose_written = Vec::new();
+        for written in &joint.written {
+            let text = bytes(scene, *written);
+            let read = waiting.get_mut(&hash(text)).and_then(|queue| {
+                let at = queue.iter().position(|read| bytes(scene, *read) == text)?;
+                queue.remove(at)
+            });
+            match read {
+                Some(read) => {
+                    partner.insert(read, *written);
+                }
+                None => self.explode(scene, *written, &mut loose_written),
+            }
+        }
+        let mut loose_read = Vec::new();
+        for read in &joint.read {
+            let Some(written) = partner.get(read) else {
+                self.explode(scene, *read, &mut loose_read);
+                continue;
+            };
+            for message in self.messages(scene, *read) {
+                let sent = Sighting { placed: *read, element: message.element };
+                let received = Sighting { placed: *written, element: message.element };
+                self.push(scene, Route::Proxy(instance), way, message, (Some(sent), Some(received)), Hops::Equal);
+            }
+        }
+        self.join_loose(scene, instance, way, loose_read, loose_written);
+        for ix in joint.foreign {
+            for message in self.messages(scene, ix) {
+                let received = Sighting { placed: ix, element: message.element };
+                self.push(scene, Route::Foreign(instance), way, message, (None, Some(received)), Hops::Single);
+            }
+        }
+    }
+
+    /// Joins single messages whose frames differ: a proxy that re-serialises, splits batches, or changes what it forwards.
+    fn join_loose(
+        &mut self,
+        scene: Scene<'_>,
+        instance: InstanceIx,
+        way: Way,
+        read: Vec<Loose>,
+        written: Vec<Loose>,
+    ) {
+        type Key = (MessageKind, Option<String>, Option<String>);
+        let key = |loose: &Loose| -> Key {
+            (loose.message.kind, loose.message.id_text(), loose.message.method.clone())
+        };
+        let mut waiting: HashMap<Key, VecDeque<Loose>> = HashMap::new();
+        for loose in written {
+            waiting.entry(key(&loose)).or_default().push_back(loose);
+        }
+        for loose in read {
+            let found = waiting.get_mut(&key(&loose)).and_then(VecDeque::pop_front);
+            let hops = match &found {
+                None => Hops::Missing,
+                Some(found) if text(scene, &loose) == text(scene, found) => Hops::Equal,
+                Some(_) => Hops::Changed,
+            };
+            let received = found.map(|found| found.sighting);
+            self.push(scene, Route::Proxy(instance), way, loose.message, (Some(loose.sighting), received), hops);
+        }
+        let mut rest: Vec<Loose> = waiting.into_values().flatten().collect();
+        rest.sort_by_key(|loose| (loose.sighting.placed, loose.sighting.element));
+        for loose in rest {
+            self.push(
+                scene,
+                Route::ProxyOwn(instance),
+                way,
+                loose.message,
+                (None, Some(loose.sighting)),
+                Hops::Single,
+            );
+        }
+    }
+
+    fn direct(&mut self, scene: Scene<'_>, ix: PlacedIx, relays: &Relays) {
+        if relays.passed_on(scene, ix) {
+            self.oddities.push(Oddity::Relayed(ix));
+            return;
+        }
+        let placed = &scene.placed[ix.0 as usize];
+        let (writer, reader) = ends(scene, placed);
+        // Both ways of a session have one route; the process with the lower index counts as the client's side.
+        let (route, way) = if writer <= reader {
+            (Route::Direct(writer, reader), Way::ToServer)
+        } else {
+            (Route::Direct(reader, writer), Way::ToClient)
+        };
+        for message in self.messages(scene, ix) {
+            let sighting = Sighting { placed: ix, element: message.element };
+            let received = placed.delivery.read.map(|_| sighting);
+            self.push(scene, route, way, message, (Some(sighting), received), Hops::Single);
+        }
+    }
+
+    fn push(
+        &mut self,
+        scene: Scene<'_>,
+        route: Route,
+        way: Way,
+        message: Message,
+        (sent, received): (Option<Sighting>, Option<Sighting>),
+        hops: Hops,
+    ) {
+        let legs = || [sent, received].into_iter().flatten().map(|sighting| &scene.placed[sighting.placed.0 as usize]);
+        let Some(at) = legs().map(|placed| placed.at).min() else { return };
+        let until = legs().map(|placed| placed.until).max().unwrap_or(at);
+        let proved = legs().all(|placed| placed.proved);
+        self.passages.push(Passage { route, way, message, sent, received, hops, at, until, proved });
+    }
+
+    /// The JSON-RPC messages of a delivery; what else it holds becomes an oddity.
+    fn messages(&mut self, scene: Scene<'_>, ix: PlacedIx) -> Vec<Message> {
+        let Ok(parsed) = message::parse(bytes(scene, ix)) else {
+            self.oddities.push(Oddity::Malformed(ix));
+            return Vec::new();
+        };
+        let messages: Vec<Message> = parsed
+            .messages
+            .iter()
+            .filter(|message| message.kind != MessageKind::NotJsonRpc)
+            .cloned()
+            .collect();
+        if messages.len() < parsed.messages.len() {
+            self.oddities.push(Oddity::NotJsonRpc(ix));
+        }
+        self.parsed.insert(ix, parsed);
+        messages
+    }
+
+    fn explode(&mut self, scene: Scene<'_>, ix: PlacedIx, into: &mut Vec<Loose>) {
+        for message in self.messages(scene, ix) {
+            into.push(Loose { sighting: Sighting { placed: ix, element: message.element }, message });
+        }
+    }
+}
+
+/// Lines that a proxy's client side exchanged, to recognise a process that stands between client and proxy.
+struct Relays {
+    /// What proxies read or wrote on their client side: hash of the bytes, the delivery.
+    by_hash: HashMap<u64, Vec<PlacedIx>>,
+}
+
+impl Relays {
+    fn of(scene: Scene<'_>, legs: &BTreeMap<(InstanceIx, Way), Joint>) -> Self {
+        let mut by_hash: HashMap<u64, Vec<PlacedIx>> = HashMap::new();
+        for ((_, way), joint) in legs {
+            let list = match way {
+                Way::ToServer => &joint.read,
+                Way::ToClient => &joint.written,
+            };
+            for ix in list {
+                by_hash.entry(hash(bytes(scene, *ix))).or_default().push(*ix);
+            }
+        }
+        Self { by_hash }
+    }
+
+    /// The reader of this direct delivery wrote the same line to the proxy, or its writer got it from the proxy.
+    fn passed_on(&self, scene: Scene<'_>, ix: PlacedIx) -> bool {
+        let text = bytes(scene, ix);
+        let Some(candidates) = self.by_hash.get(&hash(text)) else { return false };
+        let (writer, reader) = ends(scene, &scene.placed[ix.0 as usize]);
+        candidates.iter().any(|candidate| {
+            let other = &scene.placed[candidate.0 as usize];
+            let (other_writer, other_reader) = ends(scene, other);
+            let same_party = (reader.is_some() && reader == other_writer && other.leg.instance().is_some() && !other.leg.proxy_writes())
+                || (writer.is_some() && writer == other_reader && other.leg.proxy_writes());
+            same_party && bytes(scene, *candidate) == text
+        })
+    }
+}
+
+/// Who wrote and who read a delivery: as seen, else the stream's first.
+pub(crate) fn ends(scene: Scene<'_>, placed: &Placed) -> (Option<ProcessIx>, Option<ProcessIx>) {
+    let by = |frame: Option<crate::frame::FrameIx>| {
+        frame.and_then(|ix| scene.frames.get(ix.0 as usize)).and_then(|frame| frame.by.first().copied())
+    };
+    let stream = scene.streams.get(&placed.stream);
+    let writer = by(placed.delivery.written)
+        .or_else(|| stream.and_then(|stream| stream.writers.first().map(|(process, _)| *process)));
+    let reader = by(placed.delivery.read)
+        .or_else(|| stream.and_then(|stream| stream.readers.first().map(|(process, _)| *process)));
+    (writer, reader)
+}
+
+fn bytes(scene: Scene<'_>, ix: PlacedIx) -> &[u8] {
+    let record = scene.placed[ix.0 as usize].record;
+    scene.frames[record.0 as usize].bytes.as_slice()
+}
+
+fn text<'a>(scene: Scene<'a>, loose: &Loose) -> &'a [u8] {
+    let record = scene.placed[loose.sighting.placed.0 as usize].record;
+    let bytes: &'a [u8] = scene.frames[record.0 as usize].bytes.as_slice();
+    bytes.get(loose.message.span.clone()).unwrap_or_default()
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    hasher.finish()
+}

@@ -1,0 +1,167 @@
+//! Deliveries: what was written at one end of a stream, tied to what was read at the other.
+//!
+//! Owns the frames of one stream at both ends and the ties between them. Two frames are tied when their bytes are equal, first
+//! in first out: a pipe keeps order, so equal lines are tied in the order in which they were written. A frame that stays
+//! alone is a delivery with one end. It does not say which end is to be believed.
+
+use std::collections::{HashMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+use crate::channel::End;
+use crate::frame::{Frame, FrameFlags, FrameIx};
+use crate::process::ProcessIx;
+use crate::stream::Gap;
+
+/// Frames kept per stream. Stops an agent that floods lines into a pipe nobody reads from filling memory.
+pub const STREAM_FRAMES_MAX: usize = 4 << 20;
+
+/// Gaps kept per stream; later ones are added to the last.
+pub const STREAM_GAPS_MAX: usize = 4096;
+
+/// Lines that are not JSON remembered per stream end; the rest is counted.
+pub const OPAQUE_FRAMES_MAX: usize = 256;
+
+/// Index of a delivery in the store of its correlation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct DeliveryIx(pub u32);
+
+/// One frame's way through one stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// As written, if seen.
+    pub written: Option<FrameIx>,
+    /// As read, if seen.
+    pub read: Option<FrameIx>,
+}
+
+/// Bytes that a process moved at one end of a stream.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Moved {
+    /// Operations.
+    pub ops: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// All that was seen of one stream.
+#[derive(Debug, Default)]
+pub struct StreamFrames {
+    written: Vec<FrameIx>,
+    read: Vec<FrameIx>,
+    partner: HashMap<FrameIx, FrameIx>,
+    unmatched: [HashMap<u64, VecDeque<FrameIx>>; 2],
+    /// Missing bytes, by end.
+    pub gaps: Vec<(End, Gap)>,
+    /// Gaps that found no room of their own.
+    pub gaps_folded: u64,
+    moved_index: HashMap<(End, ProcessIx), usize>,
+    /// What each process wrote, in order of first write.
+    pub writers: Vec<(ProcessIx, Moved)>,
+    /// What each process read.
+    pub readers: Vec<(ProcessIx, Moved)>,
+    /// Frames that found no room.
+    pub overflowed: u64,
+    opaque: [usize; 2],
+}
+
+impl StreamFrames {
+    /// Takes a frame seen at one end. Returns `false` when there is no room for it and the store need not keep it.
+    pub fn push(&mut self, ix: FrameIx, frame: &mut Frame, frames: &[Frame]) -> bool {
+        if self.written.len() + self.read.len() >= STREAM_FRAMES_MAX {
+            self.overflowed += 1;
+            return false;
+        }
+        let side = side(frame.end);
+        if frame.flags.contains(FrameFlags::NOT_JSON) {
+            self.opaque[side] += 1;
+            if self.opaque[side] > OPAQUE_FRAMES_MAX {
+                return false;
+            }
+        } else if !frame.flags.intersects(
+            FrameFlags::HEAD_MISSING | FrameFlags::INCOMPLETE | FrameFlags::TOO_LONG,
+        ) {
+            self.tie(ix, frame, frames, side);
+        }
+        match frame.end {
+            End::Writer => self.written.push(ix),
+            End::Reader => self.read.push(ix),
+        }
+        true
+    }
+
+    /// Notes missing bytes.
+    pub fn push_gap(&mut self, end: End, gap: Gap) {
+        if self.gaps.len() >= STREAM_GAPS_MAX {
+            self.gaps_folded += 1;
+            if let Some((_, last)) = self.gaps.last_mut() {
+                last.len = last.len.zip(gap.len).map(|(a, b)| a.saturating_add(b));
+                last.until = last.until.max(gap.until);
+            }
+            return;
+        }
+        self.gaps.push((end, gap));
+    }
+
+    /// Notes that a process moved bytes.
+    pub fn moved(&mut self, end: End, process: ProcessIx, bytes: u64) {
+        let list = match end {
+            End::Writer => &mut self.writers,
+            End::Reader => &mut self.readers,
+        };
+        let position = *self.moved_index.entry((end, process)).or_insert_with(|| {
+            list.push((process, Moved::default()));
+            list.len() - 1
+        });
+        let moved = &mut list[position].1;
+        moved.ops += 1;
+        moved.bytes += bytes;
+    }
+
+    /// The deliveries: first what was written, in order, then what was read without having been seen written.
+    pub fn deliveries(&self) -> impl Iterator<Item = Delivery> + '_ {
+        let written = self.written.iter().map(|ix| Delivery {
+            written: Some(*ix),
+            read: self.partner.get(ix).copied(),
+        });
+        let read_only = self
+            .read
+            .iter()
+            .filter(|ix| !self.partner.contains_key(ix))
+            .map(|ix| Delivery { written: None, read: Some(*ix) });
+        written.chain(read_only)
+    }
+
+    fn tie(&mut self, ix: FrameIx, frame: &mut Frame, frames: &[Frame], side: usize) {
+        let hash = hash(&frame.bytes);
+        if let Some(queue) = self.unmatched[1 - side].get_mut(&hash) {
+            let found = queue.iter().position(|other| {
+                frames.get(other.0 as usize).is_some_and(|other| other.bytes == frame.bytes)
+            });
+            if let Some(other) = found.and_then(|position| queue.remove(position)) {
+                if queue.is_empty() {
+                    self.unmatched[1 - side].remove(&hash);
+                }
+                if let Some(other) = frames.get(other.0 as usize) {
+                    frame.bytes = other.bytes.clone();
+                }
+                self.partner.insert(ix, other);
+                self.partner.insert(other, ix);
+                return;
+            }
+        }
+        self.unmatched[side].entry(hash).or_default().push_back(ix);
+    }
+}
+
+fn side(end: End) -> usize {
+    match end {
+        End::Writer => 0,
+        End::Reader => 1,
+    }
+}
+
+fn hash(bytes: &[u8]) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    hasher.finish()
+}

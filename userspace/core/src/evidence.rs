@@ -1,0 +1,182 @@
+//! Evidence of record: which end's bytes are believed for each delivery.
+//!
+//! The kernel's own copy comes first where there is one (not on this path yet); then the proxy's end, because the proxy is
+//! trusted to forward; then the reader's end, marked untrusted; the writer's end serves attribution and is the record only
+//! where nothing else was seen.
+
+use std::collections::BTreeMap;
+
+use crate::channel::StreamIx;
+use crate::delivery::{Delivery, StreamFrames};
+use crate::frame::{Frame, FrameFlags, FrameIx};
+use crate::role::{InstanceIx, Leg, Roles};
+use crate::stream::Gap;
+use crate::time::BootNs;
+
+use crate::channel::End;
+
+/// Why an end is believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// Taken at the proxy's end of the leg.
+    ProxyEnd,
+    /// Taken from the reader's memory at return.
+    ReaderEnd,
+    /// Taken from the writer's memory; nobody was seen to read it.
+    WriterEnd,
+}
+
+impl Source {
+    /// Name as stored in the evidence.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ProxyEnd => "proxy_end",
+            Self::ReaderEnd => "reader_end",
+            Self::WriterEnd => "writer_end",
+        }
+    }
+}
+
+/// Who wrote a delivery on a leg that a proxy writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Author {
+    /// The proxy, alone.
+    Proxy,
+    /// Somebody else, or the proxy and somebody else.
+    Other,
+    /// No writer was seen, though the writer's end was watched.
+    Unseen,
+}
+
+/// A delivery with its place and the end that is believed.
+#[derive(Clone, Copy, Debug)]
+pub struct Placed {
+    /// Its stream.
+    pub stream: StreamIx,
+    /// The stream's leg.
+    pub leg: Leg,
+    /// Both ends.
+    pub delivery: Delivery,
+    /// The frame that is believed.
+    pub record: FrameIx,
+    /// Why.
+    pub source: Source,
+    /// The record is the memory of an untrusted process.
+    pub untrusted: bool,
+    /// Who wrote it.
+    pub author: Author,
+    /// Every byte is there, in proved order: by the record alone, or because both ends show the same bytes.
+    pub proved: bool,
+    /// When its first byte moved at the record's end.
+    pub at: BootNs,
+    /// When its last byte moved there.
+    pub until: BootNs,
+}
+
+/// Places every delivery of every stream, in order of time.
+pub fn place(
+    frames: &[Frame],
+    streams: &BTreeMap<StreamIx, StreamFrames>,
+    roles: &Roles,
+) -> Vec<Placed> {
+    let mut placed: Vec<Placed> = streams
+        .iter()
+        .flat_map(|(stream, of_stream)| {
+            let leg = roles.leg(*stream);
+            of_stream.deliveries().filter_map(move |delivery| place_one(*stream, leg, delivery, frames, roles))
+        })
+        .collect();
+    placed.sort_by_key(|placed| (placed.at, placed.stream, placed.record));
+    placed
+}
+
+/// Whether bytes that no watched process wrote can have entered a stream that a proxy writes.
+///
+/// `false` means that the proxy's own writes account for every byte that came out, so a line that came out and that the proxy
+/// did not write is a reader's lie about its own memory.
+pub fn foreign_bytes_possible(
+    of_stream: &StreamFrames,
+    roles: &Roles,
+    instance: InstanceIx,
+    created: bool,
+) -> bool {
+    let (mut by_proxy, mut by_others) = (0u64, 0u64);
+    for (process, moved) in &of_stream.writers {
+        if roles.instance_of(*process) == Some(instance) {
+            by_proxy += moved.bytes;
+        } else {
+            by_others += moved.bytes;
+        }
+    }
+    let read: u64 = of_stream.readers.iter().map(|(_, moved)| moved.bytes).sum();
+    let writer_gap = of_stream.gaps.iter().any(|(end, gap)| {
+        *end == End::Writer && gap.process.is_none_or(|process| roles.instance_of(process) != Some(instance))
+    });
+    by_others > 0 || writer_gap || !created || read > by_proxy
+}
+
+/// Gaps at a proxy's own ends of a stream: the ones that can hide what the proxy read or wrote. A gap at the other end, or by
+/// another process, takes nothing from what the proxy's end shows.
+pub fn gaps_at_proxy_end<'a>(
+    of_stream: &'a StreamFrames,
+    roles: &'a Roles,
+    leg: Leg,
+) -> impl Iterator<Item = &'a Gap> + 'a {
+    let proxy_end = if leg.proxy_writes() { End::Writer } else { End::Reader };
+    of_stream.gaps.iter().filter_map(move |(end, gap)| {
+        let by_the_proxy = gap
+            .process
+            .is_none_or(|process| leg.instance().is_some() && roles.instance_of(process) == leg.instance());
+        (*end == proxy_end && by_the_proxy).then_some(gap)
+    })
+}
+
+fn place_one(
+    stream: StreamIx,
+    leg: Leg,
+    delivery: Delivery,
+    frames: &[Frame],
+    roles: &Roles,
+) -> Option<Placed> {
+    let frame = |ix: FrameIx| frames.get(ix.0 as usize);
+    let author = match (leg.instance(), delivery.written.and_then(frame)) {
+        (_, None) => Author::Unseen,
+        (Some(instance), Some(written))
+            if written.by.iter().all(|process| roles.instance_of(*process) == Some(instance)) =>
+        {
+            Author::Proxy
+        }
+        (_, Some(_)) => Author::Other,
+    };
+    let (record, source) = match (leg, delivery.written, delivery.read) {
+        (Leg::ClientToProxy(_) | Leg::ServerToProxy(_), _, Some(read)) => (read, Source::ProxyEnd),
+        (Leg::ProxyToServer(_) | Leg::ProxyToClient(_) | Leg::ProxyFile(_), Some(written), _)
+            if author == Author::Proxy =>
+        {
+            (written, Source::ProxyEnd)
+        }
+        (_, _, Some(read)) => (read, Source::ReaderEnd),
+        (_, Some(written), None) => (written, Source::WriterEnd),
+        (_, None, None) => return None,
+    };
+    let record_frame = frame(record)?;
+    let tied = delivery.written.is_some() && delivery.read.is_some();
+    let complete = !record_frame.flags.intersects(
+        FrameFlags::HEAD_MISSING | FrameFlags::INCOMPLETE | FrameFlags::TOO_LONG,
+    );
+    Some(Placed {
+        stream,
+        leg,
+        delivery,
+        record,
+        source,
+        untrusted: source != Source::ProxyEnd,
+        author,
+        proved: record_frame.is_whole() || (complete && tied),
+        at: match record_frame.end {
+            End::Writer => record_frame.first_enter,
+            End::Reader => record_frame.first_exit,
+        },
+        until: record_frame.last_exit,
+    })
+}

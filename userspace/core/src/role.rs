@@ -1,0 +1,275 @@
+//! Roles: which processes are proxy instances, and which leg of a call's way each stream is.
+//!
+//! Owns the decision who is a proxy, from the identity of the executable and from what the process did, never from a name;
+//! and from that, the leg of every stream. It judges nothing.
+
+use std::collections::BTreeMap;
+
+use crate::channel::{ChannelKind, ChannelTable, StreamIx};
+use crate::delivery::{Moved, StreamFrames};
+use crate::process::{FileId, Known, ProcessIx, ProcessTable};
+use crate::time::BootNs;
+
+/// Index of a proxy instance in [`Roles`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InstanceIx(pub usize);
+
+/// What is known of a configured proxy before anything was seen.
+#[derive(Clone, Debug, Default)]
+pub struct ProxyIdentity {
+    /// Its executables.
+    pub exes: Vec<FileId>,
+    /// Executables that are Countersign's own proxy.
+    pub own_exes: Vec<FileId>,
+    /// Its log files, by identity, as far as known.
+    pub logs: Vec<FileId>,
+}
+
+/// How sure it is that a process is the proxy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Strength {
+    /// Countersign's own proxy program, holding the configured log.
+    Own,
+    /// The configured executable, holding the configured log.
+    Verified,
+    /// The configured executable; which file it logs to is not known.
+    Claimed,
+}
+
+impl Strength {
+    /// Name as stored in the evidence.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Own => "own",
+            Self::Verified => "verified",
+            Self::Claimed => "claimed",
+        }
+    }
+}
+
+/// One running proxy.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    /// Its process.
+    pub process: ProcessIx,
+    /// Index of the configured proxy.
+    pub proxy: usize,
+    /// How sure that is.
+    pub strength: Strength,
+    /// It is Countersign's own proxy program.
+    pub own: bool,
+    /// It runs under the same uid as the process that started it.
+    pub same_uid_as_parent: bool,
+    /// When it became the proxy.
+    pub from: BootNs,
+    /// When it ended; `None` while it lives.
+    pub to: Option<BootNs>,
+    /// Its birth was seen, so nothing of it was missed before the tag.
+    pub from_birth: bool,
+}
+
+/// Leg of a call's way that a stream is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Leg {
+    /// Client to proxy.
+    ClientToProxy(InstanceIx),
+    /// Proxy to server.
+    ProxyToServer(InstanceIx),
+    /// Server to proxy.
+    ServerToProxy(InstanceIx),
+    /// Proxy to client.
+    ProxyToClient(InstanceIx),
+    /// A proxy's writes to a file.
+    ProxyFile(InstanceIx),
+    /// No proxy at either end.
+    Direct,
+}
+
+impl Leg {
+    /// The proxy instance at one end.
+    pub fn instance(self) -> Option<InstanceIx> {
+        match self {
+            Self::ClientToProxy(ix)
+            | Self::ProxyToServer(ix)
+            | Self::ServerToProxy(ix)
+            | Self::ProxyToClient(ix)
+            | Self::ProxyFile(ix) => Some(ix),
+            Self::Direct => None,
+        }
+    }
+
+    /// The proxy is the writer.
+    pub fn proxy_writes(self) -> bool {
+        matches!(self, Self::ProxyToServer(_) | Self::ProxyToClient(_) | Self::ProxyFile(_))
+    }
+}
+
+/// Who is who.
+#[derive(Debug, Default)]
+pub struct Roles {
+    instances: Vec<Instance>,
+    by_process: BTreeMap<ProcessIx, InstanceIx>,
+    legs: BTreeMap<StreamIx, Leg>,
+}
+
+impl Roles {
+    /// Decides roles from all that was seen.
+    pub fn decide(
+        proxies: &[ProxyIdentity],
+        processes: &ProcessTable,
+        channels: &ChannelTable,
+        streams: &BTreeMap<StreamIx, StreamFrames>,
+    ) -> Self {
+        let mut roles = Self::default();
+        roles.find_instances(proxies, processes, channels, streams);
+        for (stream, frames) in streams {
+            let leg = roles.leg_of(*stream, frames, processes, channels);
+            roles.legs.insert(*stream, leg);
+        }
+        roles
+    }
+
+    /// All proxy instances.
+    pub fn instances(&self) -> impl Iterator<Item = (InstanceIx, &Instance)> {
+        self.instances.iter().enumerate().map(|(ix, instance)| (InstanceIx(ix), instance))
+    }
+
+    /// The instance at an index that these roles gave out.
+    pub fn instance(&self, ix: InstanceIx) -> &Instance {
+        &self.instances[ix.0]
+    }
+
+    /// The instance that a process is.
+    pub fn instance_of(&self, process: ProcessIx) -> Option<InstanceIx> {
+        self.by_process.get(&process).copied()
+    }
+
+    /// The leg that a stream is.
+    pub fn leg(&self, stream: StreamIx) -> Leg {
+        self.legs.get(&stream).copied().unwrap_or(Leg::Direct)
+    }
+
+    fn find_instances(
+        &mut self,
+        proxies: &[ProxyIdentity],
+        processes: &ProcessTable,
+        channels: &ChannelTable,
+        streams: &BTreeMap<StreamIx, StreamFrames>,
+    ) {
+        let written = files_written(channels, streams);
+        for (ix, process) in processes.iter() {
+            // A process that became something else by another exec is no proxy any more, but was one: its streams count.
+            let Some((proxy, execution, own)) = proxies.iter().enumerate().find_map(|(at, proxy)| {
+                process.executions.iter().rev().filter(|execution| !execution.inherited).find_map(|execution| {
+                    let own = proxy.own_exes.contains(&execution.exe);
+                    (own || proxy.exes.contains(&execution.exe)).then_some((at, execution, own))
+                })
+            }) else {
+                continue;
+            };
+            let files: Vec<FileId> = process
+                .files_opened
+                .iter()
+                .copied()
+                .chain(written.get(&ix).into_iter().flatten().copied())
+                .collect();
+            // With several proxies of one executable, the log that it holds says which one it is.
+            let holder = proxies.iter().position(|candidate| {
+                (candidate.exes.contains(&execution.exe) || candidate.own_exes.contains(&execution.exe))
+                    && candidate.logs.iter().any(|log| files.contains(log))
+            });
+            let logs_known = proxies.iter().any(|candidate| !candidate.logs.is_empty());
+            let strength = match (holder, own) {
+                (Some(_), true) => Strength::Own,
+                (Some(_), false) => Strength::Verified,
+                (None, _) if logs_known && !files.is_empty() => continue,
+                (None, _) => Strength::Claimed,
+            };
+            let parent_uid = process.parent.and_then(|parent| processes.process(parent).uid);
+            let instance = InstanceIx(self.instances.len());
+            self.by_process.insert(ix, instance);
+            self.instances.push(Instance {
+                process: ix,
+                proxy: holder.unwrap_or(proxy),
+                strength,
+                own,
+                same_uid_as_parent: process.uid.is_some() && process.uid == parent_uid,
+                from: execution.at,
+                to: process.exit.map(|(at, _)| at),
+                from_birth: process.known == Known::Forked,
+            });
+        }
+        self.add_forked_workers(processes);
+    }
+
+    /// A child of a proxy that has executed nothing yet runs the proxy's program: what it writes is the proxy's writing.
+    fn add_forked_workers(&mut self, processes: &ProcessTable) {
+        for (ix, process) in processes.iter() {
+            let runs_parents_program =
+                process.executions.last().is_some_and(|execution| execution.inherited);
+            let instance = process.parent.and_then(|parent| self.instance_of(parent));
+            if let Some(instance) = instance
+                && runs_parents_program
+                && !self.by_process.contains_key(&ix)
+            {
+                self.by_process.insert(ix, instance);
+            }
+        }
+    }
+
+    fn leg_of(
+        &self,
+        stream: StreamIx,
+        frames: &StreamFrames,
+        processes: &ProcessTable,
+        channels: &ChannelTable,
+    ) -> Leg {
+        let channel = channels.channel(stream.channel);
+        let first = |list: &[(ProcessIx, Moved)]| {
+            list.iter().find_map(|(process, _)| self.instance_of(*process))
+        };
+        let writer = first(&frames.writers);
+        let reader = first(&frames.readers);
+        if channel.kind == ChannelKind::File {
+            return writer.map_or(Leg::Direct, Leg::ProxyFile);
+        }
+        if writer.is_some() && writer == reader {
+            return Leg::Direct;
+        }
+        let upstream = |instance: InstanceIx, others: &[(ProcessIx, Moved)]| {
+            let proxy = self.instance(instance).process;
+            channel.creator() == Some(proxy)
+                || others
+                    .iter()
+                    .any(|(other, _)| *other != proxy && processes.descends_from(*other, proxy))
+        };
+        match (writer, reader) {
+            (Some(proxy), _) if upstream(proxy, &frames.readers) => Leg::ProxyToServer(proxy),
+            (Some(proxy), _) => Leg::ProxyToClient(proxy),
+            (None, Some(proxy)) if upstream(proxy, &frames.writers) => Leg::ServerToProxy(proxy),
+            (None, Some(proxy)) => Leg::ClientToProxy(proxy),
+            (None, None) => Leg::Direct,
+        }
+    }
+}
+
+fn files_written(
+    channels: &ChannelTable,
+    streams: &BTreeMap<StreamIx, StreamFrames>,
+) -> BTreeMap<ProcessIx, Vec<FileId>> {
+    let mut files: BTreeMap<ProcessIx, Vec<FileId>> = BTreeMap::new();
+    for (stream, frames) in streams {
+        let channel = channels.channel(stream.channel);
+        if channel.kind != ChannelKind::File {
+            continue;
+        }
+        let Some(key) = channel.ends[0] else { continue };
+        for (process, _) in &frames.writers {
+            files
+                .entry(*process)
+                .or_default()
+                .push(FileId { dev: channel.dev, inode: key.inode });
+        }
+    }
+    files
+}

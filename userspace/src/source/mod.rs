@@ -1,0 +1,3 @@
+//! Where bytes come from: the kernel's ring, a spool, the proxies' logs.
+
+pub mod proxylog;

@@ -1,0 +1,436 @@
+//! Writing a spool: never stops, never blocks the ring for long, and says what it had to give up.
+//!
+//! Owns the open segment, its buffer and the disk budget. When the disk is full, failing or over its
+//! budget, the writer is *starved*: records with payload are dropped and counted, the small ones that
+//! say who did what stay in memory and are written, after a loss record, once there is room again.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use countersign_common::{RecordHeader, kind};
+use serde_json::json;
+use zerocopy::{FromBytes, IntoBytes};
+
+use super::{MAGIC, RECORD_MAX_BYTES, SEGMENT_BYTES, SegmentHeader, push_frame, segment_name};
+use crate::clock::Moment;
+use crate::outdir::Dir;
+
+/// Bytes gathered before they go to the file.
+const BUFFER_BYTES: usize = 1024 * 1024;
+
+/// Most bytes of small records kept in memory while starved. Stops a fork storm on a full disk from
+/// taking all memory; beyond it these are dropped and counted too.
+const STARVED_MAX_BYTES: usize = 16 * 1024 * 1024;
+
+/// Time between two attempts to write while starved.
+const RETRY_EVERY: Duration = Duration::from_millis(250);
+
+/// Size limits of a spool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Size at which a segment is closed, in bytes.
+    pub segment_bytes: u64,
+    /// Most bytes of all segments together; `None`: as much as the disk takes.
+    pub max_disk_bytes: Option<u64>,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { segment_bytes: SEGMENT_BYTES, max_disk_bytes: None }
+    }
+}
+
+/// What a writer did and what it could not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SpoolStats {
+    /// Segments begun.
+    pub segments: u32,
+    /// Paired segments removed to stay within the budget.
+    pub segments_removed: u32,
+    /// Records written or waiting to be.
+    pub records: u64,
+    /// Bytes of segments on disk.
+    pub disk_bytes: u64,
+    /// Records given up for lack of space.
+    pub lost_records: u64,
+    /// Their bytes, headers included.
+    pub lost_bytes: u64,
+    /// Of these, records without payload (who did what): the worse loss.
+    pub lost_small_records: u64,
+    /// Times that the writer became starved.
+    pub starved: u32,
+    /// Something that the file system had accepted may not be on the medium (`fsync` failed).
+    pub not_durable: bool,
+    /// The last reason, as the system words it.
+    pub last_error: Option<String>,
+}
+
+impl SpoolStats {
+    /// Whether anything is missing from the spool.
+    pub fn lost_something(&self) -> bool {
+        self.lost_records > 0 || self.not_durable
+    }
+}
+
+/// A loss that is not yet in the spool.
+#[derive(Debug, Default)]
+struct Loss {
+    cause: String,
+    records: u64,
+    bytes: u64,
+    small_records: u64,
+    first_boot_ns: u64,
+    last_boot_ns: u64,
+}
+
+#[derive(Debug)]
+struct Starved {
+    loss: Loss,
+    retry_at: Instant,
+}
+
+#[derive(Debug)]
+struct Segment {
+    file: File,
+    number: u32,
+    /// Length of the file up to the last whole frame.
+    committed: u64,
+}
+
+/// Appends records to a spool directory.
+#[derive(Debug)]
+pub struct SpoolWriter {
+    dir: Dir,
+    identity: SegmentHeader,
+    limits: Limits,
+    segment: Option<Segment>,
+    next_number: u32,
+    buffer: Vec<u8>,
+    /// Closed segments that are on disk, with size and whether they are paired.
+    closed: BTreeMap<u32, (u64, bool)>,
+    starved: Option<Starved>,
+    stats: SpoolStats,
+    syncer: Syncer,
+}
+
+impl SpoolWriter {
+    /// Begins a spool in an empty directory that this process made.
+    ///
+    /// # Errors
+    /// When the first segment cannot be created or written: better known before the agent starts.
+    pub fn create(dir: Dir, identity: SegmentHeader, limits: Limits) -> io::Result<Self> {
+        let mut writer = Self {
+            dir,
+            identity,
+            limits,
+            segment: None,
+            next_number: 1,
+            buffer: Vec::with_capacity(2 * BUFFER_BYTES),
+            closed: BTreeMap::new(),
+            starved: None,
+            stats: SpoolStats::default(),
+            syncer: Syncer::start(),
+        };
+        writer.open_segment()?;
+        Ok(writer)
+    }
+
+    /// Appends one record (a [`RecordHeader`] and what follows it). Never fails: what cannot be written is
+    /// counted in [`SpoolWriter::stats`] and reported in the spool itself as a [`kind::LOSS`] record.
+    pub fn record(&mut self, record: &[u8]) {
+        if self.starved.is_some() {
+            self.record_starved(record);
+            return;
+        }
+        self.append(record);
+        if self.buffer.len() >= BUFFER_BYTES {
+            self.flush();
+        }
+    }
+
+    /// Hands everything buffered to the file system, so that a crash of this process loses none of it.
+    pub fn flush(&mut self) {
+        if let Some(starved) = &self.starved
+            && Instant::now() < starved.retry_at
+        {
+            return;
+        }
+        match self.write_buffer() {
+            Ok(()) => self.recovered(),
+            Err(error) => self.starve(&error),
+        }
+    }
+
+    /// Tells that everything in this segment is paired and it may be removed for the disk budget.
+    pub fn mark_paired(&mut self, segment: u32) {
+        if let Some((_, paired)) = self.closed.get_mut(&segment) {
+            *paired = true;
+        }
+    }
+
+    /// Numbers of the closed segments on disk, oldest first.
+    pub fn closed_segments(&self) -> impl Iterator<Item = u32> + '_ {
+        self.closed.keys().copied()
+    }
+
+    /// What was written and lost so far.
+    pub fn stats(&self) -> &SpoolStats {
+        &self.stats
+    }
+
+    /// Writes what is left, makes all segments durable and closes them.
+    pub fn finish(mut self) -> SpoolStats {
+        if let Some(starved) = &mut self.starved {
+            starved.retry_at = Instant::now();
+        }
+        self.flush();
+        if let Some(segment) = self.segment.take() {
+            self.syncer.sync(segment.file);
+        }
+        // Whatever a starved writer still holds is lost now.
+        if self.starved.is_some() {
+            let (records, bytes) = count_frames(&self.buffer);
+            self.stats.lost_records += records;
+            self.stats.lost_small_records += records;
+            self.stats.lost_bytes += bytes;
+        }
+        if let Some(error) = self.syncer.finish() {
+            self.stats.last_error = Some(error.to_string());
+            self.stats.not_durable = true;
+        }
+        if let Err(error) = rustix::fs::fsync(self.dir.as_fd()) {
+            tracing::warn!(%error, "the spool directory could not be made durable");
+        }
+        self.stats
+    }
+
+    fn append(&mut self, record: &[u8]) {
+        if push_frame(&mut self.buffer, record, RECORD_MAX_BYTES) {
+            self.stats.records += 1;
+        } else {
+            self.stats.lost_records += 1;
+            self.stats.lost_bytes += record.len() as u64;
+            tracing::warn!(bytes = record.len(), "a record is empty or too long for the spool");
+        }
+    }
+
+    fn record_starved(&mut self, record: &[u8]) {
+        let header = RecordHeader::read_from_prefix(record).ok().map(|(header, _)| header);
+        let small = header.is_none_or(|header| header.kind != kind::CHUNK);
+        if small && self.buffer.len() + record.len() <= STARVED_MAX_BYTES {
+            self.append(record);
+        } else {
+            self.stats.lost_records += 1;
+            self.stats.lost_bytes += record.len() as u64;
+            self.stats.lost_small_records += u64::from(small);
+            if let Some(starved) = &mut self.starved {
+                starved.loss.add(record.len(), small, header.map_or(0, |header| header.boot_ns));
+            }
+        }
+        self.flush();
+    }
+
+    fn starve(&mut self, error: &io::Error) {
+        let retry_at = Instant::now() + RETRY_EVERY;
+        if let Some(starved) = &mut self.starved {
+            starved.retry_at = retry_at;
+            return;
+        }
+        tracing::warn!(%error, "the spool cannot be written; payload is dropped until it can");
+        self.stats.starved += 1;
+        self.stats.last_error = Some(error.to_string());
+        self.starved =
+            Some(Starved { loss: Loss { cause: error.to_string(), ..Loss::default() }, retry_at });
+    }
+
+    fn recovered(&mut self) {
+        let Some(Starved { loss, .. }) = self.starved.take() else { return };
+        tracing::info!(records = loss.records, bytes = loss.bytes, "the spool can be written again");
+        if loss.records > 0 {
+            let record = loss.to_record(self.identity.generation);
+            self.append(&record);
+        }
+    }
+
+    /// Writes the buffer as whole frames. On failure the file ends at its last whole frame and the buffer is kept.
+    fn write_buffer(&mut self) -> io::Result<()> {
+        if self.buffer.is_empty() {
+            return Ok(());
+        }
+        if self.segment.as_ref().is_some_and(|segment| segment.committed >= self.limits.segment_bytes) {
+            self.close_segment();
+        }
+        if self.segment.is_none() {
+            self.open_segment()?;
+        }
+        let length = self.buffer.len() as u64;
+        self.make_room(length)?;
+        let Some(segment) = &mut self.segment else { return Err(io::ErrorKind::NotFound.into()) };
+        if let Err(error) = segment.file.write_all(&self.buffer) {
+            rewind(segment);
+            return Err(error);
+        }
+        segment.committed += length;
+        self.stats.disk_bytes += length;
+        self.buffer.clear();
+        self.buffer.shrink_to(2 * BUFFER_BYTES);
+        Ok(())
+    }
+
+    fn open_segment(&mut self) -> io::Result<()> {
+        let now = Moment::now();
+        let header = SegmentHeader {
+            segment: self.next_number,
+            created_boot_ns: now.boot_ns,
+            created_utc_ns: now.utc_ns,
+            ..self.identity.clone()
+        };
+        let mut start = MAGIC.to_vec();
+        push_frame(&mut start, &serde_json::to_vec(&header)?, super::HEADER_MAX_BYTES);
+        let length = start.len() as u64;
+        self.make_room(length)?;
+        let name = segment_name(self.next_number);
+        let mut file = self.dir.create_file(&name)?;
+        if let Err(error) = file.write_all(&start) {
+            // Nothing of it is of use; the next attempt takes the same number.
+            self.dir.remove_file(&name)?;
+            return Err(error);
+        }
+        self.segment = Some(Segment { file, number: self.next_number, committed: length });
+        self.next_number += 1;
+        self.stats.segments += 1;
+        self.stats.disk_bytes += length;
+        Ok(())
+    }
+
+    fn close_segment(&mut self) {
+        if let Some(Segment { file, number, committed }) = self.segment.take() {
+            self.closed.insert(number, (committed, false));
+            self.syncer.sync(file);
+        }
+    }
+
+    /// Removes the oldest paired segments until `length` more bytes fit into the budget.
+    fn make_room(&mut self, length: u64) -> io::Result<()> {
+        let Some(budget) = self.limits.max_disk_bytes else { return Ok(()) };
+        while self.stats.disk_bytes.saturating_add(length) > budget {
+            let oldest = self.closed.iter().find(|(_, (_, paired))| *paired).map(|(number, _)| *number);
+            let Some(number) = oldest else {
+                return Err(io::Error::other(format!(
+                    "the disk budget of {budget} bytes is used up: raise --max-disk"
+                )));
+            };
+            self.dir.remove_file(&segment_name(number))?;
+            if let Some((bytes, _)) = self.closed.remove(&number) {
+                self.stats.disk_bytes -= bytes;
+            }
+            self.stats.segments_removed += 1;
+        }
+        Ok(())
+    }
+}
+
+impl Loss {
+    fn add(&mut self, bytes: usize, small: bool, boot_ns: u64) {
+        if self.records == 0 {
+            self.first_boot_ns = boot_ns;
+        }
+        self.last_boot_ns = boot_ns;
+        self.records += 1;
+        self.bytes += bytes as u64;
+        self.small_records += u64::from(small);
+    }
+
+    fn to_record(&self, generation: u64) -> Vec<u8> {
+        let body = json!({
+            "what": "spool",
+            "cause": self.cause,
+            "records": self.records,
+            "bytes": self.bytes,
+            "records_without_payload": self.small_records,
+            "first_boot_ns": self.first_boot_ns,
+            "last_boot_ns": self.last_boot_ns,
+        })
+        .to_string();
+        let header = RecordHeader {
+            kind: kind::LOSS,
+            cpu: RecordHeader::USER_CPU,
+            size: u32::try_from(size_of::<RecordHeader>() + body.len()).unwrap_or(u32::MAX),
+            cpu_seq: 0,
+            boot_ns: Moment::now().boot_ns,
+            generation,
+        };
+        [header.as_bytes(), body.as_bytes()].concat()
+    }
+}
+
+/// Cuts a half-written frame off, so that later ones stay readable.
+fn rewind(segment: &mut Segment) {
+    use std::io::Seek;
+    let cut = segment
+        .file
+        .set_len(segment.committed)
+        .and_then(|()| segment.file.seek(io::SeekFrom::Start(segment.committed)));
+    if let Err(error) = cut {
+        tracing::warn!(%error, segment = segment.number, "a half-written record could not be cut off");
+    }
+}
+
+fn count_frames(mut buffer: &[u8]) -> (u64, u64) {
+    let (mut records, mut bytes) = (0, 0);
+    while let Some((head, rest)) = buffer.split_first_chunk::<4>() {
+        let length = u32::from_le_bytes(*head) as usize;
+        let Some(rest) = rest.get(4 + length..) else { break };
+        records += 1;
+        bytes += length as u64;
+        buffer = rest;
+    }
+    (records, bytes)
+}
+
+/// Makes closed segments durable without holding up the capture.
+#[derive(Debug)]
+struct Syncer {
+    files: Option<mpsc::Sender<File>>,
+    thread: Option<JoinHandle<Option<io::Error>>>,
+}
+
+impl Syncer {
+    fn start() -> Self {
+        let (files, incoming) = mpsc::channel::<File>();
+        let thread = std::thread::Builder::new().name("spool-sync".into()).spawn(move || {
+            let mut failed = None;
+            for file in incoming {
+                if let Err(error) = file.sync_all() {
+                    tracing::warn!(%error, "a spool segment could not be made durable");
+                    failed = Some(error);
+                }
+            }
+            failed
+        });
+        // Without the thread, files are synced where they are closed.
+        Self { files: Some(files), thread: thread.ok() }
+    }
+
+    fn sync(&mut self, file: File) {
+        let unsent = match (&self.files, &self.thread) {
+            (Some(files), Some(_)) => files.send(file).err().map(|error| error.0),
+            _ => Some(file),
+        };
+        if let Some(file) = unsent
+            && let Err(error) = file.sync_all()
+        {
+            tracing::warn!(%error, "a spool segment could not be made durable");
+        }
+    }
+
+    fn finish(&mut self) -> Option<io::Error> {
+        self.files = None;
+        self.thread.take().and_then(|thread| thread.join().ok().flatten())
+    }
+}
