@@ -5,7 +5,6 @@
 #![expect(
     clippy::unwrap_used,
     clippy::print_stderr,
-    missing_docs,
     reason = "tests panic on purpose and say why they are skipped"
 )]
 
@@ -362,6 +361,14 @@ impl Peers {
                     "{path} is missing: run `cargo xtask setup` and `cargo build`"
                 ));
             }
+        }
+        let doctor = Command::new(&peers.countersign).arg("doctor").output();
+        let doctor = doctor.map_err(|error| error.to_string())?;
+        if !doctor.status.success() || doctor.stdout.is_empty() {
+            let said = String::from_utf8_lossy(&doctor.stdout);
+            return Err(format!(
+                "`countersign doctor` says that this machine cannot record: {said}"
+            ));
         }
         Ok(peers)
     }
