@@ -38,6 +38,9 @@ pub const PARTIAL_BYTES_MAX: usize = 512 << 20;
 /// Notes kept for the coverage table.
 pub const NOTES_MAX: usize = 1 << 16;
 
+/// Incidents of logs kept. Stops a log that is truncated over and over from filling memory.
+pub const INCIDENTS_MAX: usize = 1 << 16;
+
 /// A configured proxy.
 #[derive(Debug, Default)]
 pub struct Proxy {
@@ -81,13 +84,42 @@ pub struct LogFile {
     pub world_writable: bool,
 }
 
-/// Summary for the exit code.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Summary {
-    /// There is at least one finding of severity medium or worse.
-    pub findings: bool,
-    /// Something could not be seen or decided.
-    pub could_not_see: bool,
+/// How much it matters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Severity {
+    /// Good to know.
+    Info,
+    /// Takes something from the evidence.
+    Low,
+    /// Must be looked at.
+    Medium,
+    /// Speaks of a deed.
+    High,
+}
+
+impl Severity {
+    /// Name as stored in the evidence.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Info => "info",
+            Self::Low => "low",
+            Self::Medium => "medium",
+            Self::High => "high",
+        }
+    }
+}
+
+/// Something about a log as a file: rotated, truncated, unreadable.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LogIncident {
+    /// Index of the configured proxy.
+    pub proxy: usize,
+    /// What, in one word.
+    pub kind: &'static str,
+    /// How bad.
+    pub severity: Severity,
+    /// One sentence for people.
+    pub message: String,
 }
 
 #[derive(Debug)]
@@ -109,6 +141,7 @@ pub struct Correlator {
     files: Vec<LogFile>,
     entries: Vec<LogEntry>,
     bad_lines: Vec<LogBad>,
+    incidents: Vec<LogIncident>,
     notes: Vec<Note>,
     notes_dropped: u64,
     malformed_records: u64,
@@ -135,6 +168,7 @@ impl Correlator {
             files: Vec::new(),
             entries: Vec::new(),
             bad_lines: Vec::new(),
+            incidents: Vec::new(),
             notes: Vec::new(),
             notes_dropped: 0,
             malformed_records: 0,
@@ -183,10 +217,17 @@ impl Correlator {
         }
     }
 
+    /// Takes what happened to a log as a file.
+    pub fn handle_log_incident(&mut self, incident: LogIncident) {
+        if self.incidents.len() < INCIDENTS_MAX {
+            self.incidents.push(incident);
+        }
+    }
+
     /// Runs the stages that need the whole capture and hands out all rows.
-    pub fn finish(mut self, out: &mut dyn FnMut(Row)) -> Summary {
+    pub fn finish(mut self, out: &mut dyn FnMut(Row)) {
         self.finish_streams();
-        rows::write(self, out)
+        rows::write(self, out);
     }
 
     fn take(&mut self, record: Record<'_>) {

@@ -117,6 +117,14 @@ struct ScanNote {
     uid: Option<u32>,
 }
 
+#[derive(Deserialize)]
+struct ExeNote {
+    /// Index of the configured proxy; `None`: Countersign's own program.
+    proxy: Option<usize>,
+    dev: u32,
+    inode: u64,
+}
+
 /// Counters that mean a loss when they are not 0.
 const LOSSES: [&str; 8] = [
     "ring_dropped_records",
@@ -142,6 +150,12 @@ impl Correlator {
             abi::kind::PROCESS_SCAN => serde_json::from_slice(json).map(|note| self.scan(note, at)),
             abi::kind::CAPTURE => serde_json::from_slice(json).map(|note: serde_json::Value| {
                 let event = note.get("event").and_then(serde_json::Value::as_str).unwrap_or("capture");
+                match event {
+                    "proxy_exes" => return self.proxy_exes(&note),
+                    // Never a row: it protects the payloads that are stored as hashes only.
+                    "hash_key" => return self.hash_key(&note),
+                    _ => {}
+                }
                 let mut row = Note::new("capture", event, at);
                 row.detail = Some(note.to_string());
                 self.note(row);
@@ -225,6 +239,29 @@ impl Correlator {
                     log.close(ops, bytes, at, &mut |item| out(item));
                 }
             });
+        }
+    }
+
+    /// The executables that were taken for proxies while recording: what lies at their paths now may be something else.
+    fn proxy_exes(&mut self, note: &serde_json::Value) {
+        let exes = note.get("exes").and_then(|exes| serde_json::from_value::<Vec<ExeNote>>(exes.clone()).ok());
+        for exe in exes.into_iter().flatten() {
+            let file = FileId { dev: exe.dev, inode: exe.inode };
+            let last = self.settings.proxies.len().saturating_sub(1);
+            for (ix, proxy) in self.settings.proxies.iter_mut().enumerate() {
+                let identity = &mut proxy.identity;
+                match exe.proxy {
+                    None => identity.own_exes.push(file),
+                    Some(of) if of.min(last) == ix => identity.exes.push(file),
+                    Some(_) => {}
+                }
+            }
+        }
+    }
+
+    fn hash_key(&mut self, note: &serde_json::Value) {
+        if let Some(key) = note.get("key").and_then(serde_json::Value::as_str) {
+            self.settings.hash_key = key.as_bytes().to_vec();
         }
     }
 

@@ -28,16 +28,13 @@ impl Writer<'_> {
             let note = Note { count: Some(count), ..Note::loss(end, name, String::new(), 0) };
             let row = self.note_row(&note, 0);
             self.emit(row);
-            self.summary.could_not_see = true;
         }
         if !correlator.clock.is_set() {
             let note = Note::loss(end, "clock", "the spool has no clock reading: times are of the boot clock".to_owned(), 0);
             let row = self.note_row(&note, 0);
             self.emit(row);
-            self.summary.could_not_see = true;
         }
         for (nth, note) in (1u64..).zip(&correlator.notes) {
-            self.summary.could_not_see |= note.weakens;
             let row = self.note_row(note, nth);
             self.emit(row);
         }
@@ -53,7 +50,6 @@ impl Writer<'_> {
             let counts = gap.of_record
                 && (derived.mcp.contains(&gap.stream) || matches!(gap.leg, Leg::ProxyFile(_)));
             let weakens = counts && !own_doing;
-            self.summary.could_not_see |= weakens;
             let row = CoverageRow {
                 coverage_id: self.gap_id(ix),
                 weakens,

@@ -13,7 +13,7 @@ mod verdicts;
 use std::collections::BTreeMap;
 
 use super::case::Derived;
-use super::{Correlator, Summary};
+use super::Correlator;
 use crate::call::{Call, Passage, PlacedIx};
 use crate::channel::{ChannelIx, ChannelKind, End, StreamIx};
 use crate::frame::FrameIx;
@@ -36,12 +36,11 @@ struct Writer<'a> {
     privacy: privacy::Privacy<'a>,
     /// By placed delivery: the messages that it carries, with their passages.
     carried: BTreeMap<PlacedIx, Vec<&'a Passage>>,
-    summary: Summary,
     out: &'a mut dyn FnMut(Row),
 }
 
 /// Writes all rows.
-pub(super) fn write(mut correlator: Correlator, out: &mut dyn FnMut(Row)) -> Summary {
+pub(super) fn write(mut correlator: Correlator, out: &mut dyn FnMut(Row)) {
     let policies: Vec<ProxyPolicy> =
         correlator.settings.proxies.iter_mut().map(|proxy| std::mem::take(&mut proxy.policy)).collect();
     let derived = Derived::of(&correlator, &policies);
@@ -60,7 +59,6 @@ pub(super) fn write(mut correlator: Correlator, out: &mut dyn FnMut(Row)) -> Sum
         judgements: &judgements,
         privacy: privacy::Privacy::new(&correlator.settings, &policies),
         carried,
-        summary: Summary::default(),
         out,
     };
     writer.processes();
@@ -70,7 +68,6 @@ pub(super) fn write(mut correlator: Correlator, out: &mut dyn FnMut(Row)) -> Sum
     writer.calls();
     writer.verdicts();
     writer.coverage();
-    writer.summary
 }
 
 impl Writer<'_> {

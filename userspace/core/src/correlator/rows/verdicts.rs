@@ -140,7 +140,6 @@ impl Writer<'_> {
         findings.extend(self.of_keys());
         let mut counts: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
         for (nth, finding) in (0u64..).zip(findings) {
-            self.summary.findings |= !matches!(finding.severity, "info" | "low");
             let count = counts.entry(finding.kind).or_default();
             *count += 1;
             if *count <= FINDINGS_PER_KIND_MAX {
@@ -284,6 +283,15 @@ impl Writer<'_> {
                 format!("{}:{}", bad.file.0, line.offset),
             )
         });
+        let incidents = self.correlator.incidents.iter().enumerate().map(|(nth, incident)| {
+            plain(
+                incident.kind,
+                incident.severity.as_str(),
+                incident.message.clone(),
+                incident.proxy,
+                format!("incident {nth}"),
+            )
+        });
         let writable = self.correlator.files.iter().filter(|file| file.world_writable).map(|file| {
             plain(
                 "log_writable_by_all",
@@ -306,7 +314,7 @@ impl Writer<'_> {
                 )
             })
         });
-        bad.chain(writable).chain(gone).collect()
+        bad.chain(incidents).chain(writable).chain(gone).collect()
     }
 
     /// One row per proxy instance whose key others could have read.
