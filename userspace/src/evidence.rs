@@ -3,6 +3,8 @@
 //! Owns the contract between the commands and the correlator with its sinks, and the order of feeding: all
 //! records, then each proxy's log, then the end. Does not correlate.
 
+mod engine;
+
 use crate::config::Config;
 use crate::exit::{Code, Failure, OrExit};
 use crate::key::KeyBytes;
@@ -68,14 +70,10 @@ pub struct Setup<'a> {
 /// Makes the correlator with its sinks.
 ///
 /// # Errors
-/// When this build has none.
-#[expect(clippy::needless_pass_by_value, reason = "a correlator keeps the keys")]
+/// When a key is unusable or no descriptor is left.
 pub fn correlator(setup: Setup<'_>) -> Result<Box<dyn Correlator>, Failure> {
     tracing::debug!(proxies = setup.keys.len(), out = %setup.out.path().display(), "pairing");
-    Err(Failure::new(
-        Code::Unavailable,
-        "this build records but does not pair: keep the spool and use a complete build",
-    ))
+    Ok(Box::new(engine::Engine::new(setup)?))
 }
 
 /// Feeds a whole spool.

@@ -12,7 +12,7 @@ use crate::outdir::{Dir, OutDir};
 use crate::source::keptlog::KeptLogWriter;
 use crate::source::proxylog::{Follower, LogError};
 use crate::spool::{Limits, SegmentHeader, SpoolStats, SpoolWriter};
-use crate::witness::Witness;
+use crate::witness::{ProxyExe, Witness};
 use countersign_common::{RecordHeader, kind};
 use zerocopy::IntoBytes;
 
@@ -137,6 +137,20 @@ impl Recording {
     pub fn note(&mut self, kind: u16, body: &serde_json::Value) {
         let record = user_record(kind, self.witness.generation(), body);
         self.spool.record(&record);
+    }
+
+    /// Writes down what a later pairing cannot find out any more: which files are proxies' programs, and the key of the
+    /// hashes that stand for payloads. The key is random and goes with the spool.
+    ///
+    /// # Errors
+    /// When the kernel has no randomness.
+    pub fn note_identity(&mut self, proxy_exes: &[ProxyExe]) -> io::Result<()> {
+        let mut key = [0_u8; 32];
+        rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty())?;
+        let key = key.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+        self.note(kind::CAPTURE, &serde_json::json!({ "event": "hash_key", "key": key }));
+        self.note(kind::CAPTURE, &serde_json::json!({ "event": "proxy_exes", "exes": proxy_exes }));
+        Ok(())
     }
 
     /// Moves everything that waits. Call every [`TICK`].

@@ -3,7 +3,10 @@
 //! Owns the contract between the commands and whatever captures, and the checks that tell an operator what
 //! is missing before anything is started. Does not load kernel programs itself.
 
+mod tier;
+
 use std::os::fd::BorrowedFd;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
@@ -55,7 +58,39 @@ pub struct Request {
     /// ULID of the capture.
     pub capture: String,
     /// Executables of proxies.
-    pub proxy_exes: Vec<PathBuf>,
+    pub proxy_exes: Vec<ProxyExe>,
+}
+
+/// The executable of a proxy, by path and as it is now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ProxyExe {
+    /// Index of the configured proxy; `None`: this program itself.
+    pub proxy: Option<usize>,
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Kernel device number of its file system.
+    pub dev: u32,
+    /// Its inode.
+    pub inode: u64,
+}
+
+impl ProxyExe {
+    /// The file at a path now, symbolic links followed: what the kernel would execute.
+    ///
+    /// # Errors
+    /// When there is no regular file.
+    pub fn identify(proxy: Option<usize>, path: &Path) -> std::io::Result<Self> {
+        let metadata = std::fs::metadata(path)?;
+        if !metadata.is_file() {
+            return Err(std::io::Error::other("it is not a file"));
+        }
+        Ok(Self { proxy, path: path.to_owned(), dev: kernel_dev(metadata.dev()), inode: metadata.ino() })
+    }
+}
+
+/// The kernel's own form of a device number (`MKDEV`: 12 bits of major, 20 of minor) from that of `stat(2)`.
+pub fn kernel_dev(dev: u64) -> u32 {
+    (libc::major(dev) << 20) | (libc::minor(dev) & 0x000f_ffff)
 }
 
 /// One thing that recording needs.
@@ -104,7 +139,11 @@ pub fn attach(request: &Request) -> Result<Box<dyn Witness>, Failure> {
         return Err(Failure::new(unmet.code, unmet.detail));
     }
     tracing::debug!(?request, "attaching");
-    Err(Failure::new(Code::Unavailable, programs().detail))
+    let exes = request.proxy_exes.iter().map(|exe| (exe.dev, exe.inode)).collect();
+    // The generation tells captures of one boot apart; the capture's own id does that.
+    let generation = request.capture.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
+    let tier = tier::TierT::attach(generation, exes).map_err(|error| Failure { code: Code::Unavailable, error })?;
+    Ok(Box::new(tier))
 }
 
 fn architecture() -> Requirement {
@@ -168,11 +207,14 @@ fn btf() -> Requirement {
 }
 
 fn programs() -> Requirement {
+    let built_in = crate::bpf::object::require_object();
     Requirement {
         name: "kernel programs",
-        met: false,
-        detail: "the kernel programs are not built into this binary: run `cargo xtask build-ebpf`, then build again"
-            .to_owned(),
+        met: built_in.is_ok(),
+        detail: match built_in {
+            Ok(object) => format!("{} bytes are built in", object.len()),
+            Err(error) => error.to_string(),
+        },
         code: Code::Unavailable,
     }
 }

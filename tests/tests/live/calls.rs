@@ -72,7 +72,8 @@ const SOCKET_WRITES: &[Method] = &[
             msg_hdr: message(&mut v),
             msg_len: 0,
         };
-        libc::sendmmsg(fd, &raw mut header, 1, 0) as isize * header.msg_len as isize
+        libc::sendmmsg(fd, &raw mut header, 1, 0) as isize
+            * isize::try_from(header.msg_len).unwrap()
     }),
 ];
 
@@ -91,7 +92,8 @@ const SOCKET_READS: &[Method] = &[
             msg_hdr: message(&mut v),
             msg_len: 0,
         };
-        libc::recvmmsg(fd, &raw mut header, 1, 0, null_mut()) as isize * header.msg_len as isize
+        libc::recvmmsg(fd, &raw mut header, 1, 0, null_mut()) as isize
+            * isize::try_from(header.msg_len).unwrap()
     }),
 ];
 

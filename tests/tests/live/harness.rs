@@ -25,7 +25,7 @@ static ONE: Mutex<()> = Mutex::new(());
 pub(crate) struct Witness {
     pub(crate) capture: Capture,
     records: Vec<Vec<u8>>,
-    _one: MutexGuard<'static, ()>,
+    one: MutexGuard<'static, ()>,
 }
 
 /// One operation put together from its records.
@@ -72,7 +72,7 @@ pub(crate) fn witness_with(options: &LoadOptions) -> Option<Witness> {
         return Some(Witness {
             capture,
             records: Vec::new(),
-            _one: one,
+            one,
         });
     } else {
         "capturing needs root"
@@ -95,6 +95,11 @@ pub(crate) fn witness() -> Option<Witness> {
 }
 
 impl Witness {
+    /// The capture alone, and what keeps other tests away.
+    pub(crate) fn into_capture(self) -> (Capture, MutexGuard<'static, ()>) {
+        (self.capture, self.one)
+    }
+
     /// Runs `body` in a forked child that has this tag from before it starts; its pid. Panics if the child fails.
     pub(crate) fn run(&mut self, bits: u32, body: impl FnOnce()) -> u32 {
         let (child, gate) = spawn(body);
@@ -178,16 +183,15 @@ impl Witness {
                     b.enter_ns,
                 )
             });
-            let op = match place {
-                Some(op) => op,
-                None => {
-                    ops.push(Op {
-                        first: transfer,
-                        bytes: Vec::new(),
-                        gaps: Vec::new(),
-                    });
-                    ops.last_mut().expect("just pushed")
-                }
+            let op = if let Some(op) = place {
+                op
+            } else {
+                ops.push(Op {
+                    first: transfer,
+                    bytes: Vec::new(),
+                    gaps: Vec::new(),
+                });
+                ops.last_mut().unwrap()
             };
             assert_eq!(
                 op.bytes.len() as u64,
@@ -245,7 +249,7 @@ impl Witness {
         self.records
             .iter()
             .filter(|record| record[..2] == record_kind.to_le_bytes())
-            .map(|record| T::read_from_prefix(record).ok().expect("a whole record").0)
+            .map(|record| T::read_from_prefix(record).ok().unwrap().0)
             .collect()
     }
 

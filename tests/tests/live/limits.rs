@@ -62,7 +62,7 @@ fn sixteen_mebibytes_by_a_proxy_are_captured_whole_at_both_ends() {
     };
     let bytes = pattern(16 << 20);
     witness.run(tag::TREE | tag::PROXY, || {
-        write_all_against_a_reader(socket_pair(), &bytes)
+        write_all_against_a_reader(socket_pair(), &bytes);
     });
     let ops = witness.ops();
     let written = ops
@@ -271,7 +271,7 @@ fn holes(numbers: &[(u16, u64)]) -> u64 {
 fn without_loss_the_numbers_of_each_cpu_have_no_hole() {
     let Some(mut witness) = witness() else { return };
     witness.run(tag::TREE, || {
-        write_all_against_a_reader(pipe(), &pattern(1 << 20))
+        write_all_against_a_reader(pipe(), &pattern(1 << 20));
     });
     assert_eq!(witness.counter(counter::RING_DROPPED_RECORDS), 0);
     assert_eq!(holes(&witness.sequence()), 0);

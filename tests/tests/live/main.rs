@@ -1,9 +1,14 @@
 //! Tests on the running kernel: root, and kernel programs that are built in. Each forks a child, tags it before it
 //! starts and compares what the ring delivered with what the child did.
 #![expect(clippy::unwrap_used, reason = "tests panic on purpose")]
+#![expect(
+    clippy::undocumented_unsafe_blocks,
+    reason = "system calls on buffers and descriptors that the test owns"
+)]
 
 mod calls;
 mod harness;
 mod limits;
 mod peers;
 mod processes;
+mod source;

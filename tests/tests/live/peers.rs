@@ -193,6 +193,44 @@ fn a_descriptor_that_comes_in_a_message_is_reported() {
     );
 }
 
+#[test]
+fn a_process_outside_that_takes_a_descriptor_becomes_a_peer() {
+    let Some(mut witness) = witness() else { return };
+    let [ends_read, ends_write] = pipe();
+    let [done_read, done_write] = pipe();
+    let stolen = token("stolen");
+    let (child, gate) = spawn(|| {
+        let [read_end, write_end] = pipe();
+        write(ends_write, &read_end.to_le_bytes());
+        write(write_end, &stolen);
+        read(done_read, 1);
+    });
+    witness.capture.tag_pid(child, tag::TREE).unwrap();
+    open(gate);
+    let fd = i32::from_le_bytes(read(ends_read, 4).try_into().unwrap());
+    let (outsider, gate) = spawn(|| {
+        let pidfd = unsafe { libc::syscall(libc::SYS_pidfd_open, child, 0) };
+        let taken = unsafe { libc::syscall(libc::SYS_pidfd_getfd, pidfd, fd, 0) };
+        assert_eq!(read(i32::try_from(taken).unwrap(), 256), stolen);
+    });
+    open(gate);
+    witness.reap(outsider);
+    write(done_write, b"d");
+    witness.reap(child);
+    let reads = witness.moved(direction::READ, &stolen);
+    assert_eq!(reads.len(), 1, "{:?}", witness.ops());
+    assert_eq!(
+        (reads[0].first.task.tgid, reads[0].first.flags),
+        (outsider, transfer_flags::BY_PEER)
+    );
+    let end = witness
+        .ends()
+        .into_iter()
+        .find(|end| end.task.tgid == outsider)
+        .unwrap();
+    assert_eq!((end.how, end.mode), (end_how::PIDFD_GETFD, 1));
+}
+
 fn send_descriptor(socket: i32, fd: i32) {
     let mut control = [0_u64; 3];
     let mut byte = *b"x";

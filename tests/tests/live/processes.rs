@@ -251,3 +251,45 @@ fn a_proxy_that_opens_a_file_for_writing_is_reported() {
     assert_eq!((opens[0].inode, opens[0].task.tgid), (inode, root));
     assert_ne!(opens[0].flags & libc::O_APPEND.cast_unsigned(), 0);
 }
+
+#[test]
+fn a_process_whose_leader_has_left_is_still_tagged() {
+    let Some(mut witness) = witness() else { return };
+    let token = token("leaderless");
+    let [out_read, out_write] = pipe();
+    let (child, gate) = crate::harness::spawn(|| {
+        let token = token.clone();
+        let leader = unsafe { libc::getpid() };
+        std::thread::spawn(move || {
+            // The leader is a zombie once its state says so.
+            let stat = format!("/proc/self/task/{leader}/stat");
+            while !std::fs::read_to_string(&stat).unwrap().contains(") Z ") {
+                std::thread::yield_now();
+            }
+            write(out_write, &token);
+            let child = unsafe { libc::fork() };
+            if child == 0 {
+                write(out_write, &token);
+                unsafe { libc::_exit(0) };
+            }
+            wait(child);
+            unsafe { libc::_exit(0) };
+        });
+        unsafe { libc::syscall(libc::SYS_exit, 0) };
+    });
+    witness.capture.tag_pid(child, tag::TREE).unwrap();
+    crate::harness::open(gate);
+    witness.reap(child);
+    let writes = witness.moved(direction::WRITE, &token);
+    assert_eq!(writes.len(), 2, "{:?}", witness.ops());
+    assert_eq!(writes[0].first.task.tgid, child);
+    assert_eq!(
+        witness
+            .exits()
+            .iter()
+            .filter(|exit| exit.task.tgid == child)
+            .count(),
+        1
+    );
+    read(out_read, 256);
+}

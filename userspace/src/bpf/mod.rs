@@ -6,5 +6,6 @@ mod btf;
 pub mod load;
 pub mod object;
 pub mod offsets;
+pub mod scan;
 pub mod self_test;
 pub mod tag;

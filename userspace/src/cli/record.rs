@@ -30,10 +30,11 @@ pub(super) fn record(args: RecordArgs) -> Result<Code, Failure> {
     let capture = recording::capture_id().or_exit(Code::Internal)?;
     let witness = witness::attach(&witness::Request {
         capture: capture.clone(),
-        proxy_exes,
+        proxy_exes: proxy_exes.clone(),
     })?;
     let signals = Signals::block().or_exit(Code::Internal)?;
     let mut recording = Recording::begin(&config, &out, &capture, witness, logs)?;
+    recording.note_identity(&proxy_exes).or_exit(Code::Internal)?;
     let tagged = tag_all(&targets, &mut recording)?;
     tell(&format!(
         "recording {tagged} processes and what they start, until interrupted"

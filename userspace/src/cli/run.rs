@@ -16,7 +16,7 @@ use crate::exit::{Code, Failure, OrExit};
 use crate::launch::{self, Agent, Command, End, Event, LaunchError, Signals};
 use crate::outdir::{self, OutDir};
 use crate::recording::{self, Recorded, Recording, TICK};
-use crate::witness;
+use crate::witness::{self, ProxyExe};
 
 pub(super) fn run(args: RunArgs) -> Result<Code, Failure> {
     let (flags, evidence, agent_command) = args.split();
@@ -44,12 +44,13 @@ pub(super) fn run(args: RunArgs) -> Result<Code, Failure> {
     let capture = recording::capture_id().or_exit(Code::Internal)?;
     let witness = witness::attach(&witness::Request {
         capture: capture.clone(),
-        proxy_exes,
+        proxy_exes: proxy_exes.clone(),
     })?;
 
     // From here on signals are read, not handled: they belong to the agent first.
     let signals = Signals::block().or_exit(Code::Internal)?;
     let mut recording = Recording::begin(&config, &out, &capture, witness, logs)?;
+    recording.note_identity(&proxy_exes).or_exit(Code::Internal)?;
     let hidden_variables = if config.capture.pass_key {
         Vec::new()
     } else {
@@ -94,11 +95,12 @@ pub(super) fn run(args: RunArgs) -> Result<Code, Failure> {
 }
 
 /// Executables to take for proxies: the configured ones and this program itself.
-pub(super) fn proxy_exes(config: &Config) -> Result<Vec<std::path::PathBuf>, Failure> {
-    let mut exes = vec![std::env::current_exe().or_exit(Code::Io)?];
-    for proxy in &config.proxies {
+pub(super) fn proxy_exes(config: &Config) -> Result<Vec<ProxyExe>, Failure> {
+    let own = std::env::current_exe().and_then(|path| ProxyExe::identify(None, &path)).or_exit(Code::Io)?;
+    let mut exes = vec![own];
+    for (index, proxy) in config.proxies.iter().enumerate() {
         let Some(exe) = &proxy.exe else { continue };
-        let metadata = std::fs::metadata(exe).map_err(|error| {
+        let found = ProxyExe::identify(Some(index), exe).map_err(|error| {
             Failure::new(
                 Code::Config,
                 format!(
@@ -108,17 +110,7 @@ pub(super) fn proxy_exes(config: &Config) -> Result<Vec<std::path::PathBuf>, Fai
                 ),
             )
         })?;
-        if !metadata.is_file() {
-            return Err(Failure::new(
-                Code::Config,
-                format!(
-                    "the executable {} of proxy {} is not a file; check --proxy-exe",
-                    exe.display(),
-                    proxy.name
-                ),
-            ));
-        }
-        exes.push(exe.clone());
+        exes.push(found);
     }
     Ok(exes)
 }

@@ -84,6 +84,14 @@ pub struct OutDir {
 }
 
 impl OutDir {
+    /// Another handle of the same directory.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { path: self.path.clone(), dir: self.dir.try_clone()? })
+    }
+
     /// Creates the directory (0700) or takes an existing empty one of this user, after checking that `agent`
     /// cannot reach it. Without an agent (offline pairing) only this process's own rights matter.
     ///

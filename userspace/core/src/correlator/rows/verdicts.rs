@@ -35,8 +35,6 @@ impl Writer<'_> {
     pub(super) fn verdicts(&mut self) {
         let judgements = self.judgements;
         for judgement in judgements {
-            self.summary.could_not_see |=
-                matches!(judgement.verdict, Verdict::Undecided | Verdict::Unobserved);
             let Some(row) = self.verdict_row(judgement) else { continue };
             let (verdict_id, subject_utc) = (row.verdict_id, row.subject_utc);
             self.emit(row);
