@@ -94,12 +94,20 @@ impl Ledger {
             }
         };
         let root = doc.root();
+        let mut strange = 0usize;
         if root.kind() == Kind::Array && !root.is_empty() {
             for element in root.elements() {
-                self.message(direction, element, now, emit);
+                strange += usize::from(!self.message(direction, element, now, emit));
             }
         } else {
-            self.message(direction, root, now, emit);
+            strange += usize::from(!self.message(direction, root, now, emit));
+        }
+        if strange > 0 {
+            // One entry for the line: `[7,7,7,…` must not become a log of hundreds of times its size.
+            let reason = format!("{strange} of its values are neither request nor answer");
+            let hash = Sha256::digest(bytes).into();
+            let len = bytes.len() as u64;
+            emit(fact(direction, own::NOT_A_MESSAGE, len, &reason, &hash));
         }
     }
 
@@ -112,13 +120,14 @@ impl Ledger {
         }
     }
 
+    /// False if this is neither request nor answer.
     fn message(
         &mut self,
         direction: Direction,
         message: Value<'_>,
         now: Instant,
         emit: &mut dyn FnMut(Record),
-    ) {
+    ) -> bool {
         let id = message.get("id");
         let method = message
             .get("method")
@@ -133,35 +142,23 @@ impl Ledger {
                 }
                 None => emit(request.notification(direction)),
             }
-            return;
+            return true;
         }
         let (result, error) = (message.get("result"), message.get("error"));
-        match id {
-            Some(id) if result.is_some() || error.is_some() => {
-                let result = result.map(|result| canonicalise_any(result, &self.redaction));
-                let error = error.map(|error| self.error(error));
-                let request = self.pending(opposite(direction)).take(id);
-                let request = request.unwrap_or_else(|| InFlight::unmatched(id, now));
-                emit(Record {
-                    duration_ms: millis(request.at, now),
-                    result,
-                    error,
-                    ..request.notification(direction)
-                });
-            }
-            Some(_) | None => {
-                let raw = message.raw();
-                let hash = Sha256::digest(raw).into();
-                let reason = "neither request nor answer";
-                emit(fact(
-                    direction,
-                    own::NOT_A_MESSAGE,
-                    raw.len() as u64,
-                    reason,
-                    &hash,
-                ));
-            }
-        }
+        let Some(id) = id.filter(|_| result.is_some() || error.is_some()) else {
+            return false;
+        };
+        let result = result.map(|result| canonicalise_any(result, &self.redaction));
+        let error = error.map(|error| self.error(error));
+        let request = self.pending(opposite(direction)).take(id);
+        let request = request.unwrap_or_else(|| InFlight::unmatched(id, now));
+        emit(Record {
+            duration_ms: millis(request.at, now),
+            result,
+            error,
+            ..request.notification(direction)
+        });
+        true
     }
 
     fn request(

@@ -1,6 +1,6 @@
 use std::time::{Duration, Instant};
 
-use countersign_core::proxylog::{Direction, Redaction};
+use countersign_core::proxylog::{Direction, Redaction, own};
 
 use super::{Ledger, Line, PENDING_MAX, Record};
 
@@ -102,6 +102,29 @@ fn requests_without_end_are_bounded_and_the_oldest_is_logged() {
     let mut left = 0;
     bench.ledger.close("test", bench.now, &mut |_| left += 1);
     assert_eq!(left, PENDING_MAX);
+}
+
+#[test]
+fn a_batch_of_noise_is_one_entry() {
+    let mut bench = Bench::new();
+    let batch = format!("[{}{{\"method\":\"m\"}}]", "7,".repeat(1000));
+    let seen = bench.client(&batch);
+    let methods: Vec<_> = seen.iter().map(|record| record.method.as_str()).collect();
+    assert_eq!(methods, ["m", own::NOT_A_MESSAGE]);
+    for strange in [
+        "{}",
+        "[]",
+        "[[]]",
+        "7",
+        r#"{"id":1}"#,
+        r#"{"method":7,"result":1}"#,
+    ] {
+        assert_eq!(
+            bench.server(strange)[0].method,
+            own::NOT_A_MESSAGE,
+            "{strange}"
+        );
+    }
 }
 
 #[test]

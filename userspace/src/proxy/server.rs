@@ -145,3 +145,34 @@ pub(super) fn exit_code(status: ExitStatus) -> u8 {
     };
     u8::try_from(code).unwrap_or(u8::MAX)
 }
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests panic on purpose")]
+
+    use std::io::Read as _;
+
+    use rustix::process::Signal;
+
+    use super::{Server, exit_code};
+
+    #[test]
+    fn signals_reach_the_server_before_and_while_it_runs_and_none_after() {
+        let server = Server::default();
+        let script = "trap 'exit 9' TERM; echo; while :; do sleep 0.01; done";
+        let command = ["sh", "-c", script].map(Into::into);
+        let (mut child, _input, mut output) = server.start(&command).unwrap();
+        // The trap stands once there is output.
+        output.read_exact(&mut [0]).unwrap();
+        server.signal(Signal::TERM);
+        assert_eq!(exit_code(server.wait(&mut child).unwrap()), 9);
+        assert!(!server.is_abandoned());
+        server.signal(Signal::TERM);
+        assert!(server.is_abandoned());
+
+        let server = Server::default();
+        server.signal(Signal::KILL);
+        let (mut child, _input, _output) = server.start(&command).unwrap();
+        assert_eq!(exit_code(server.wait(&mut child).unwrap()), 128 + 9);
+    }
+}

@@ -8,7 +8,8 @@ use crate::json::{Document, Limits};
 /// A line that is no JSON. `params: {bytes, reason, sha256}` describe it without its line end.
 pub const UNPARSEABLE: &str = "countersign/unparseable";
 
-/// JSON, or an element of a batch, that is neither request nor answer. `params` as above.
+/// A line of JSON that holds (or is a batch that holds) something that is neither request nor answer.
+/// `params` as above; the messages beside it in a batch have entries of their own.
 pub const NOT_A_MESSAGE: &str = "countersign/not_a_message";
 
 /// A line over the limit. `params` as above.
