@@ -10,18 +10,19 @@ mod record;
 mod run;
 
 use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
 
 pub use args::{
-    Cli, Command, EvidenceFlags, PairArgs, ProxyFlags, RawArgs, RecordArgs, RunArgs, Targets,
+    Cli, Command, EvidenceFlags, PairArgs, ProxyFlags, RecordArgs, RunArgs, SchemaArgs, Targets,
 };
 
 use crate::exit::{Code, Failure, OrExit};
 
-/// Runs the command line of this process.
-pub fn main() -> Code {
+/// Runs the command line of this process. The code is one of [`Code`], but for `proxy`, which returns its server's.
+pub fn main() -> ExitCode {
     start_log();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -33,9 +34,9 @@ pub fn main() -> Code {
             );
             let code = if asked { Code::Clean } else { Code::Usage };
             return if error.print().is_ok() {
-                code
+                code.into()
             } else {
-                Code::Io
+                Code::Io.into()
             };
         }
     };
@@ -43,27 +44,30 @@ pub fn main() -> Code {
         Ok(code) => code,
         Err(failure) => {
             tell(&format!("error: {failure}"));
-            failure.code
+            failure.code.into()
         }
     }
 }
 
-fn dispatch(command: Command) -> Result<Code, Failure> {
+fn dispatch(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Run(args) => run::run(args),
         Command::Record(args) => record::record(args),
         Command::Pair(args) => pair::pair(args),
         Command::Doctor(args) => doctor::doctor(&args),
-        Command::Schema(_) => Err(absent("schema")),
-        Command::Proxy(_) => Err(absent("proxy")),
+        Command::Schema(args) => schema(&args),
+        Command::Proxy(args) => return crate::proxy::run(args).or_exit(Code::Config),
     }
+    .map(ExitCode::from)
 }
 
-fn absent(command: &str) -> Failure {
-    Failure::new(
-        Code::Unavailable,
-        format!("`countersign {command}` is not part of this build: use a complete build"),
-    )
+fn schema(args: &SchemaArgs) -> Result<Code, Failure> {
+    print(&match (args.json, args.markdown) {
+        (true, _) => crate::sink::schema::json(),
+        (_, true) => crate::sink::schema::markdown(),
+        (false, false) => crate::sink::schema::text(),
+    })?;
+    Ok(Code::Clean)
 }
 
 /// Writes one line to standard error. A closed standard error is no reason to fail.
