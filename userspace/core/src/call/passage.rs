@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use crate::call::relay;
 use crate::call::{Hops, Passage, PlacedIx, Route, Sighting, Way};
 use crate::channel::{ChannelTable, StreamIx};
 use crate::delivery::StreamFrames;
@@ -83,12 +84,16 @@ pub fn assemble(scene: Scene<'_>) -> Passages {
             Leg::ProxyFile(_) => {}
         }
     }
-    let relays = Relays::of(scene, &legs);
+    let relayed = relay::relayed(scene, &direct);
     for ((instance, way), joint) in legs {
         out.join(scene, instance, way, joint);
     }
     for ix in direct {
-        out.direct(scene, ix, &relays);
+        if relayed.contains(&ix) {
+            out.oddities.push(Oddity::Relayed(ix));
+        } else {
+            out.direct(scene, ix);
+        }
     }
     out.passages.sort_by_key(|passage| (passage.at, passage.primary().map(|sighting| (sighting.placed, sighting.element))));
     out
@@ -212,11 +217,7 @@ impl Passages {
         }
     }
 
-    fn direct(&mut self, scene: Scene<'_>, ix: PlacedIx, relays: &Relays) {
-        if relays.passed_on(scene, ix) {
-            self.oddities.push(Oddity::Relayed(ix));
-            return;
-        }
+    fn direct(&mut self, scene: Scene<'_>, ix: PlacedIx) {
         let placed = &scene.placed[ix.0 as usize];
         let (writer, reader) = ends(scene, placed);
         // Both ways of a session have one route; the process with the lower index counts as the client's side.
@@ -274,42 +275,6 @@ impl Passages {
     }
 }
 
-/// Lines that a proxy's client side exchanged, to recognise a process that stands between client and proxy.
-struct Relays {
-    /// What proxies read or wrote on their client side: hash of the bytes, the delivery.
-    by_hash: HashMap<u64, Vec<PlacedIx>>,
-}
-
-impl Relays {
-    fn of(scene: Scene<'_>, legs: &BTreeMap<(InstanceIx, Way), Joint>) -> Self {
-        let mut by_hash: HashMap<u64, Vec<PlacedIx>> = HashMap::new();
-        for ((_, way), joint) in legs {
-            let list = match way {
-                Way::ToServer => &joint.read,
-                Way::ToClient => &joint.written,
-            };
-            for ix in list {
-                by_hash.entry(hash(bytes(scene, *ix))).or_default().push(*ix);
-            }
-        }
-        Self { by_hash }
-    }
-
-    /// The reader of this direct delivery wrote the same line to the proxy, or its writer got it from the proxy.
-    fn passed_on(&self, scene: Scene<'_>, ix: PlacedIx) -> bool {
-        let text = bytes(scene, ix);
-        let Some(candidates) = self.by_hash.get(&hash(text)) else { return false };
-        let (writer, reader) = ends(scene, &scene.placed[ix.0 as usize]);
-        candidates.iter().any(|candidate| {
-            let other = &scene.placed[candidate.0 as usize];
-            let (other_writer, other_reader) = ends(scene, other);
-            let same_party = (reader.is_some() && reader == other_writer && other.leg.instance().is_some() && !other.leg.proxy_writes())
-                || (writer.is_some() && writer == other_reader && other.leg.proxy_writes());
-            same_party && bytes(scene, *candidate) == text
-        })
-    }
-}
-
 /// Who wrote and who read a delivery: as seen, else the stream's first.
 pub(crate) fn ends(scene: Scene<'_>, placed: &Placed) -> (Option<ProcessIx>, Option<ProcessIx>) {
     let by = |frame: Option<crate::frame::FrameIx>| {
@@ -323,7 +288,7 @@ pub(crate) fn ends(scene: Scene<'_>, placed: &Placed) -> (Option<ProcessIx>, Opt
     (writer, reader)
 }
 
-fn bytes(scene: Scene<'_>, ix: PlacedIx) -> &[u8] {
+pub(super) fn bytes(scene: Scene<'_>, ix: PlacedIx) -> &[u8] {
     let record = scene.placed[ix.0 as usize].record;
     scene.frames[record.0 as usize].bytes.as_slice()
 }
@@ -334,7 +299,7 @@ fn text<'a>(scene: Scene<'a>, loose: &Loose) -> &'a [u8] {
     bytes.get(loose.message.span.clone()).unwrap_or_default()
 }
 
-fn hash(bytes: &[u8]) -> u64 {
+pub(super) fn hash(bytes: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     bytes.hash(&mut hasher);
     hasher.finish()

@@ -91,7 +91,7 @@ pub fn statements(
     streams: &BTreeMap<StreamIx, StreamFrames>,
     roles: &Roles,
 ) -> Vec<Statement> {
-    let written = written_lines(placed, frames);
+    let written = written_lines(placed, frames, roles);
     let mut by_line: HashMap<[u8; 32], VecDeque<usize>> = HashMap::new();
     let mut by_id: HashMap<&str, VecDeque<usize>> = HashMap::new();
     for (ix, line) in written.iter().enumerate() {
@@ -147,13 +147,18 @@ pub fn statements(
 }
 
 /// Every line of a proxy's files that is an entry.
-fn written_lines(placed: &[Placed], frames: &[Frame]) -> Vec<Written> {
+fn written_lines(placed: &[Placed], frames: &[Frame], roles: &Roles) -> Vec<Written> {
     placed
         .iter()
         .filter_map(|placed| {
-            let Leg::ProxyFile(instance) = placed.leg else { return None };
+            let Leg::ProxyFile(_) = placed.leg else { return None };
             let frame = frames.get(placed.record.0 as usize)?;
             if !frame.is_whole() || frame.bytes.is_empty() {
+                return None;
+            }
+            // Several instances can share a file; whose line it is, its own writer says.
+            let instance = roles.instance_of(*frame.by.first()?)?;
+            if frame.by.iter().any(|process| roles.instance_of(*process) != Some(instance)) {
                 return None;
             }
             let entry = read_line(&frame.bytes)?;
@@ -210,8 +215,9 @@ fn complete_third_view(
     }
     let gap_free = |instance: InstanceIx| {
         streams.iter().all(|(stream, frames)| {
-            roles.leg(*stream) != Leg::ProxyFile(instance)
-                || !frames.gaps.iter().any(|(end, _)| *end == End::Writer)
+            let writes_here = matches!(roles.leg(*stream), Leg::ProxyFile(_))
+                && frames.writers.iter().any(|(process, _)| roles.instance_of(*process) == Some(instance));
+            !writes_here || !frames.gaps.iter().any(|(end, _)| *end == End::Writer)
         })
     };
     seen.retain(|proxy| {
