@@ -124,7 +124,8 @@ impl Passages {
             Author::Unseen => {
                 let created = scene.channels.channel(placed.stream.channel).created;
                 let possible = scene.streams.get(&placed.stream).is_none_or(|stream| {
-                    evidence::foreign_bytes_possible(stream, scene.roles, instance, created)
+                    let len = scene.frames[placed.record.0 as usize].len;
+                    evidence::foreign_bytes_possible(stream, scene.roles, instance, created, len)
                 });
                 if possible {
                     joint.foreign.push(ix);

@@ -3,7 +3,7 @@
 //! Owns the third view. A line that the proxy wrote and that stands in the log is one statement; a written line that is gone
 //! or changed is a statement that proves it; an entry that no proxy was seen to write is a statement without a writing.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use sha2::{Digest, Sha256};
 
@@ -11,7 +11,7 @@ use crate::channel::End;
 use crate::delivery::StreamFrames;
 use crate::evidence::Placed;
 use crate::frame::Frame;
-use crate::pairing::LogEntry;
+use crate::pairing::{FileIx, LogEntry};
 use crate::proxylog::mcp_audit::Reader;
 use crate::proxylog::{Entry, LogItem};
 use crate::role::{InstanceIx, Leg, Roles};
@@ -71,6 +71,8 @@ pub struct Statement {
     pub third_view: ThirdView,
     /// An earlier entry has the same id or is the same line.
     pub repeats: Option<EntryIx>,
+    /// It stands behind a line that a proxy was seen to write, whatever time it claims.
+    pub after_seen: bool,
 }
 
 impl Statement {
@@ -110,6 +112,7 @@ pub fn statements(
         .collect();
     let complete = complete_third_view(entries, &written, &exact, streams, roles);
     let mut out: Vec<Statement> = Vec::with_capacity(entries.len());
+    let mut seen_in: BTreeSet<FileIx> = BTreeSet::new();
     for ((entry, repeat), (exact, ix)) in entries.iter().zip(repeats).zip(exact.iter().zip(0u32..)) {
         let same_id = exact.is_none().then(|| {
             let candidates = by_id.get(entry.entry.id.as_str())?;
@@ -118,6 +121,10 @@ pub fn statements(
         let same_id = same_id.flatten().filter(|_| repeat.is_none());
         if let Some(at) = same_id {
             used[at] = true;
+        }
+        let after_seen = seen_in.contains(&entry.file);
+        if exact.is_some() {
+            seen_in.insert(entry.file);
         }
         let third_view = match (exact, same_id) {
             (Some(_), _) => ThirdView::SeenWritten,
@@ -132,6 +139,7 @@ pub fn statements(
             third_view,
             // A line that the proxy was seen to write as often as it stands there is no repetition by others.
             repeats: repeat.filter(|_| exact.is_none()),
+            after_seen,
         });
     }
     for (line, _) in written.iter().zip(&used).filter(|(_, used)| !**used) {
@@ -141,6 +149,7 @@ pub fn statements(
             written: Some(line.clone()),
             third_view: ThirdView::SeenWritten,
             repeats: None,
+            after_seen: false,
         });
     }
     out
@@ -157,8 +166,8 @@ fn written_lines(placed: &[Placed], frames: &[Frame], roles: &Roles) -> Vec<Writ
                 return None;
             }
             // Several instances can share a file; whose line it is, its own writer says.
-            let instance = roles.instance_of(*frame.by.first()?)?;
-            if frame.by.iter().any(|process| roles.instance_of(*process) != Some(instance)) {
+            let instance = roles.instance_at(*frame.by.first()?, frame.first_exit)?;
+            if frame.by.iter().any(|process| roles.instance_at(*process, frame.last_exit) != Some(instance)) {
                 return None;
             }
             let entry = read_line(&frame.bytes)?;
