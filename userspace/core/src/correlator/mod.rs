@@ -4,6 +4,7 @@
 //! records. [`Correlator::finish`] runs the stages that need the whole capture and hands out rows. It judges nothing itself.
 
 mod case;
+mod loss;
 mod notes;
 mod rows;
 
@@ -147,6 +148,7 @@ pub struct Correlator {
     malformed_records: u64,
     unknown_records: u64,
     peeked: u64,
+    numbers: loss::Numbers,
     retained: u64,
     partial: usize,
     first: Option<BootNs>,
@@ -174,6 +176,7 @@ impl Correlator {
             malformed_records: 0,
             unknown_records: 0,
             peeked: 0,
+            numbers: loss::Numbers::default(),
             retained: 0,
             partial: 0,
             first: None,
@@ -231,6 +234,7 @@ impl Correlator {
     }
 
     fn take(&mut self, record: Record<'_>) {
+        self.numbers.take(record.header());
         match record {
             Record::Chunk(transfer, direction, data) => {
                 self.transfer(&transfer, direction, Payload::Bytes(data));
@@ -279,6 +283,7 @@ impl Correlator {
             return;
         }
         let process = self.processes.of_task(&transfer.task, at);
+        self.processes.acted(process, at, transfer.flags & flags::BY_PROXY != 0);
         let Some((channel, end)) = self.channels.resolve(&transfer.channel, at) else { return };
         self.channels.used(channel, end, process, direction, at);
         let (stream, side) = self.channels.stream_of(channel, end, direction);
