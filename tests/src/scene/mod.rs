@@ -146,6 +146,12 @@ impl Scene {
         self.now += ms * 1_000_000;
     }
 
+    /// Lets time pass until a moment in UTC, nanoseconds; not back.
+    pub fn until_utc(&mut self, utc_ns: i64) {
+        let boot = BOOT_NS.saturating_add_signed(utc_ns - START.0);
+        self.now = self.now.max(boot);
+    }
+
     /// A process that the capture was told to watch.
     pub fn root(&mut self, exe: u64) -> Proc {
         let process = self.new_process();

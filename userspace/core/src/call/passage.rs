@@ -143,17 +143,23 @@ impl Passages {
     }
 
     fn join(&mut self, scene: Scene<'_>, instance: InstanceIx, way: Way, joint: Joint) {
-        let mut waiting: HashMap<u64, VecDeque<PlacedIx>> = HashMap::new();
-        for ix in &joint.read {
-            waiting.entry(hash(bytes(scene, *ix))).or_default().push_back(*ix);
-        }
+        // A line is passed on after it was read, as a rule at once: of several equal ones the last before it is its origin. So
+        // one that was kept back, or whose passing on was missed, stays alone where that happened.
+        let mut waiting: HashMap<u64, Vec<PlacedIx>> = HashMap::new();
         let mut partner: BTreeMap<PlacedIx, PlacedIx> = BTreeMap::new();
         let mut loose_written = Vec::new();
-        for written in &joint.written {
+        let mut reads = joint.read.iter().peekable();
+        let mut written: Vec<PlacedIx> = joint.written.clone();
+        written.sort_by_key(|ix| (scene.placed[ix.0 as usize].until, *ix));
+        for written in &written {
+            let until = scene.placed[written.0 as usize].until;
+            while let Some(read) = reads.next_if(|read| scene.placed[read.0 as usize].at <= until) {
+                waiting.entry(hash(bytes(scene, *read))).or_default().push(*read);
+            }
             let text = bytes(scene, *written);
-            let read = waiting.get_mut(&hash(text)).and_then(|queue| {
-                let at = queue.iter().position(|read| bytes(scene, *read) == text)?;
-                queue.remove(at)
+            let read = waiting.get_mut(&hash(text)).and_then(|stack| {
+                let at = stack.iter().rposition(|read| bytes(scene, *read) == text)?;
+                Some(stack.remove(at))
             });
             match read {
                 Some(read) => {
@@ -201,7 +207,12 @@ impl Passages {
             waiting.entry(key(&loose)).or_default().push_back(loose);
         }
         for loose in read {
-            let found = waiting.get_mut(&key(&loose)).and_then(VecDeque::pop_front);
+            let read_at = scene.placed[loose.sighting.placed.0 as usize].at;
+            // What was written before is no copy of what was read after.
+            let found = waiting.get_mut(&key(&loose)).and_then(|queue| {
+                let at = queue.iter().position(|written| scene.placed[written.sighting.placed.0 as usize].until >= read_at)?;
+                queue.remove(at)
+            });
             let hops = match &found {
                 None => Hops::Missing,
                 Some(found) if same_content(text(scene, &loose), text(scene, found)) => Hops::Equal,
@@ -291,10 +302,7 @@ impl Passages {
 fn taken(scene: Scene<'_>, placed: &Placed) -> bool {
     let frame = &scene.frames[placed.record.0 as usize];
     let counted = scene.channels.channel(placed.stream.channel).created;
-    let read: u64 = scene
-        .streams
-        .get(&placed.stream)
-        .map_or(0, |stream| stream.readers.iter().map(|(_, moved)| moved.bytes).sum());
+    let read = scene.streams.get(&placed.stream).map_or(0, StreamFrames::bytes_read);
     counted && read >= frame.position.saturating_add(frame.len)
 }
 

@@ -93,14 +93,14 @@ impl LineFramer {
         let mut at = position;
         while let Some(newline) = memchr::memchr(b'\n', rest) {
             self.append(op, at, &rest[..newline]);
-            self.end_line(op, at + newline as u64, out);
-            at += newline as u64 + 1;
+            self.end_line(op, out);
+            at = at.saturating_add(newline as u64 + 1);
             rest = &rest[newline + 1..];
         }
         if !rest.is_empty() {
             self.append(op, at, rest);
         }
-        let op_is_over = offset + data.len() as u64 >= op.returned;
+        let op_is_over = offset.saturating_add(data.len() as u64) >= op.returned;
         if op_is_over {
             if self.current_op_overlaps && let Some(line) = &mut self.line {
                 line.flags |= FrameFlags::ORDER_AMBIGUOUS;
@@ -172,7 +172,7 @@ impl LineFramer {
         }
     }
 
-    fn end_line(&mut self, op: &Op, _newline: u64, out: &mut impl FnMut(Frame)) {
+    fn end_line(&mut self, op: &Op, out: &mut impl FnMut(Frame)) {
         let Some(mut line) = self.line.take() else {
             // An empty line. If a gap came right before, it is the end of a line whose head is missing: now in step again.
             self.next_flags = FrameFlags::empty();

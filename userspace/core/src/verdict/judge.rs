@@ -2,8 +2,8 @@
 
 use crate::call::passage::ends;
 use crate::call::{Call, CallKind, Hops, Passage, Route, bytes_of};
-use crate::channel::{Channel, ChannelKind, Got};
-use crate::evidence::Placed;
+use crate::channel::{Channel, ChannelKind, End, Got};
+use crate::evidence::{Placed, Source};
 use crate::json::{Document, Limits, Value};
 use crate::pairing::assign::{EARLY_NS, LATE_NS, Likeness};
 use crate::pairing::content::{WireContent, expected_direction};
@@ -95,6 +95,13 @@ fn proxied(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Judg
     judgement.third_view = Some(statement.third_view);
     judgement.key_reach = Some(case.key_reach(instance));
     compare_with_entry(case, call, instance, entry_ix, pair.likeness, &mut judgement);
+    // What is wrong with the entry itself is wrong whatever was missed; what is wrong with the call may be that its answer, or
+    // its forwarding, is another one's of the same id.
+    let of_the_call = judgement.verdict == Verdict::Blocked
+        || (judgement.verdict == Verdict::Altered && !matches!(judgement.field, Some("signature" | "line")));
+    if of_the_call && let Some(gap) = doubt::at_proxy(case.gaps, instance, call.at(), call.until(), |_| true) {
+        undecided(&mut judgement, "gap", Some(gap));
+    }
     judgement
 }
 
@@ -137,6 +144,13 @@ fn compare_with_entry(
     if entry.duplicate_keys {
         alter(judgement, "line", None, "log");
         judgement.reason = Some("duplicate_keys");
+        return;
+    }
+    // The line that the proxy wrote may have been another: what was missed there must not be worth more than what was seen.
+    if judgement.third_view == Some(ThirdView::Unknown)
+        && let Some(gap) = third_view_gap(case, call, instance)
+    {
+        undecided(judgement, "gap", Some(gap));
         return;
     }
     let refused = call.response.as_ref().is_some_and(|response| {
@@ -297,6 +311,13 @@ fn doubt_of(case: Case<'_>, call: &Call, instance: InstanceIx) -> Option<Doubt> 
     if passages.iter().flatten().any(|passage| !passage.proved) {
         return Some(Doubt { reason: "order_ambiguous", gap: None });
     }
+    // Written to the proxy, but not seen to be read by it.
+    let unread = passages.iter().flatten().filter_map(|passage| primary(case, passage)).find(|placed| {
+        placed.source == Source::WriterEnd && matches!(placed.leg, Leg::ClientToProxy(_) | Leg::ServerToProxy(_))
+    });
+    if let Some(placed) = unread {
+        return Some(Doubt { reason: "not_read", gap: doubt::in_stream(case.gaps, placed.stream, case.end) });
+    }
     let gap = |from, to, legs: fn(Leg) -> bool| {
         doubt::at_proxy(case.gaps, instance, from, to, legs).map(|gap| Doubt { reason: "gap", gap: Some(gap) })
     };
@@ -329,6 +350,20 @@ fn unlike_by_loss(case: Case<'_>, call: &Call, instance: InstanceIx, likeness: L
             doubt::at_proxy(case.gaps, instance, BootNs(from), BootNs(to), |_| true)
         }
     }
+}
+
+/// A gap in what the proxy was seen to write into its log about the time of a call.
+fn third_view_gap(case: Case<'_>, call: &Call, instance: InstanceIx) -> Option<usize> {
+    let proxy = case.scene.roles.instance(instance).proxy;
+    let from = BootNs(call.at().0.saturating_sub(EARLY_NS.unsigned_abs()));
+    let to = BootNs(call.until().0.saturating_add(LATE_NS.unsigned_abs()));
+    case.gaps.iter().position(|gap| {
+        let Leg::ProxyFile(writer) = gap.leg else { return false };
+        gap.end == End::Writer
+            && case.scene.roles.instance(writer).proxy == proxy
+            && gap.gap.since <= to
+            && gap.gap.until >= from
+    })
 }
 
 /// A stray answer's own way is `forth`; what it answers went the other way.
