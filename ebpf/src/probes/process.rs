@@ -135,7 +135,7 @@ pub unsafe fn exec(task: *mut task_struct, bprm: u64) {
         place
             .cast::<RecordHeader>()
             .write(header(kind::EXEC, size as u32));
-        submit(place.cast());
+        submit(place.cast(), SIZE as u64);
     }
 }
 
