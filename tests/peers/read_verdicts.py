@@ -5,9 +5,10 @@ import sys
 
 import duckdb
 
-COLUMNS = ("verdict", "via", "method", "request_id", "params")
+COLUMNS = ("verdict", "reason", "via", "kind", "direction", "method", "tool_name", "request_id", "jsonrpc_id", "params")
 QUERY = """
-SELECT v.verdict, v.via, v.method, v.request_id, coalesce(c.params, e.params) AS params
+SELECT v.verdict, v.reason, v.via, c.kind, coalesce(c.direction, e.direction), v.method, v.tool_name, v.request_id,
+       c.jsonrpc_id, coalesce(c.params, e.params)
 FROM      read_parquet($root || '/verdicts/**/*.parquet', hive_partitioning = true) v
 LEFT JOIN read_parquet($root || '/calls/**/*.parquet', hive_partitioning = true) c USING (call_id)
 LEFT JOIN read_parquet($root || '/entries/**/*.parquet', hive_partitioning = true) e USING (entry_id)

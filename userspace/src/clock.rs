@@ -19,12 +19,17 @@ impl Moment {
     pub fn now() -> Self {
         let boot = clock_gettime(ClockId::Boottime);
         let utc = clock_gettime(ClockId::Realtime);
-        Self { boot_ns: u64::try_from(nanoseconds(boot)).unwrap_or(0), utc_ns: nanoseconds(utc) }
+        Self {
+            boot_ns: u64::try_from(nanoseconds(boot)).unwrap_or(0),
+            utc_ns: nanoseconds(utc),
+        }
     }
 }
 
 fn nanoseconds(time: Timespec) -> i64 {
-    time.tv_sec.saturating_mul(1_000_000_000).saturating_add(time.tv_nsec)
+    time.tv_sec
+        .saturating_mul(1_000_000_000)
+        .saturating_add(time.tv_nsec)
 }
 
 #[cfg(test)]

@@ -90,7 +90,10 @@ pub struct Failure {
 impl Failure {
     /// A failure made from a message alone.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, error: anyhow::Error::msg(message.into()) }
+        Self {
+            code,
+            error: anyhow::Error::msg(message.into()),
+        }
     }
 }
 
@@ -113,7 +116,10 @@ pub trait OrExit<T> {
 
 impl<T, E: Into<anyhow::Error>> OrExit<T> for Result<T, E> {
     fn or_exit(self, code: Code) -> Result<T, Failure> {
-        self.map_err(|error| Failure { code, error: error.into() })
+        self.map_err(|error| Failure {
+            code,
+            error: error.into(),
+        })
     }
 }
 
@@ -132,7 +138,8 @@ mod tests {
     fn every_code_is_in_the_help_text() {
         for code in [0, 1, 2, 64, 65, 66, 69, 70, 73, 74, 77, 78, 126, 127] {
             assert!(
-                HELP.lines().any(|line| line.trim_start().starts_with(&format!("{code} "))),
+                HELP.lines()
+                    .any(|line| line.trim_start().starts_with(&format!("{code} "))),
                 "{code} is not documented"
             );
         }

@@ -139,8 +139,10 @@ fn borrow(number: RawFd) -> std::os::fd::BorrowedFd<'static> {
 }
 
 fn open_key_file(path: &Path) -> Result<File, KeyError> {
-    let io_error =
-        |source| KeyError::Io { origin: path.display().to_string(), source };
+    let io_error = |source| KeyError::Io {
+        origin: path.display().to_string(),
+        source,
+    };
     // Non-blocking, so that a FIFO in its place cannot hang the start.
     let file = File::options()
         .read(true)
@@ -152,7 +154,10 @@ fn open_key_file(path: &Path) -> Result<File, KeyError> {
         return Err(KeyError::NotRegular(path.to_owned()));
     }
     if metadata.mode() & 0o006 != 0 {
-        return Err(KeyError::Exposed { path: path.to_owned(), mode: metadata.mode() & 0o7777 });
+        return Err(KeyError::Exposed {
+            path: path.to_owned(),
+            mode: metadata.mode() & 0o7777,
+        });
     }
     Ok(file)
 }
@@ -176,7 +181,11 @@ fn read_all(file: File, origin: String) -> Result<KeyBytes, KeyError> {
 
 #[cfg(test)]
 mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests panic on purpose")]
+    #![expect(
+        clippy::unwrap_used,
+        clippy::unwrap_in_result,
+        reason = "tests panic on purpose"
+    )]
 
     use std::os::fd::IntoRawFd;
     use std::os::unix::fs::PermissionsExt;
@@ -185,10 +194,17 @@ mod tests {
 
     #[test]
     fn one_line_end_is_removed_from_a_file_and_nothing_else() {
-        for (content, expected) in
-            [("k\n", "k"), ("k\r\n", "k"), ("k", "k"), (" k \n\n", " k \n"), ("k\r", "k\r")]
-        {
-            assert_eq!(load_file(content.as_bytes(), 0o600).unwrap().as_bytes(), expected.as_bytes());
+        for (content, expected) in [
+            ("k\n", "k"),
+            ("k\r\n", "k"),
+            ("k", "k"),
+            (" k \n\n", " k \n"),
+            ("k\r", "k\r"),
+        ] {
+            assert_eq!(
+                load_file(content.as_bytes(), 0o600).unwrap().as_bytes(),
+                expected.as_bytes()
+            );
         }
     }
 
@@ -203,8 +219,14 @@ mod tests {
     fn empty_and_oversized_keys_are_refused() {
         assert!(matches!(load_file(b"\n", 0o600), Err(KeyError::Empty(_))));
         assert!(load_file(&[b'x'; KEY_MAX_BYTES], 0o600).is_ok());
-        assert!(matches!(load_file(&[b'x'; KEY_MAX_BYTES + 1], 0o600), Err(KeyError::TooLong(_))));
-        assert!(matches!(load_file(&[b'x'; 1 << 20], 0o600), Err(KeyError::TooLong(_))));
+        assert!(matches!(
+            load_file(&[b'x'; KEY_MAX_BYTES + 1], 0o600),
+            Err(KeyError::TooLong(_))
+        ));
+        assert!(matches!(
+            load_file(&vec![b'x'; 1 << 20], 0o600),
+            Err(KeyError::TooLong(_))
+        ));
     }
 
     #[test]
@@ -221,14 +243,23 @@ mod tests {
         io::Seek::rewind(&mut file).unwrap();
         let source = KeySource::Fd(file.into_raw_fd());
         assert_eq!(source.load().unwrap().as_bytes(), b"secret");
-        assert!(matches!(KeySource::Fd(1_000_000).load(), Err(KeyError::Io { .. })));
+        assert!(matches!(
+            KeySource::Fd(1_000_000).load(),
+            Err(KeyError::Io { .. })
+        ));
         assert!(matches!(KeySource::Fd(-1).load(), Err(KeyError::Io { .. })));
     }
 
     #[test]
     fn a_missing_variable_is_named() {
         let source = KeySource::Env("COUNTERSIGN_TEST_NO_SUCH_VARIABLE".into());
-        assert!(source.load().unwrap_err().to_string().contains("COUNTERSIGN_TEST_NO_SUCH_VARIABLE"));
+        assert!(
+            source
+                .load()
+                .unwrap_err()
+                .to_string()
+                .contains("COUNTERSIGN_TEST_NO_SUCH_VARIABLE")
+        );
     }
 
     #[test]

@@ -1,17 +1,62 @@
-//! Workspace commands.
+//! Workspace commands: set-up, the kernel programs, the demo, the checks.
+//!
+//! Owns the command line only; each command is a module of its own.
 
+#[path = "../../tests/peers/agent/src/seed.rs"]
+mod seed;
+
+mod checks;
+mod demo;
 mod ebpf;
+mod setup;
+mod tamper;
+mod verify;
+mod workspace;
 
-use std::path::Path;
+use clap::{Parser, Subcommand};
 
-use anyhow::Context;
+use checks::Strictness;
+
+/// Workspace commands of Countersign.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask")]
+struct Arguments {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Install what the demo and the tests need; instant when nothing is missing
+    Setup,
+    /// Build the kernel programs, with their toolchain if need be
+    BuildEbpf,
+    /// Run a misbehaving agent under Countersign, tamper with the log, and check every verdict against the plan
+    Demo {
+        /// Decides the calls, the bypasses and the tampering
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+    },
+    /// Run every check: formatting, lints, tests and, as root, the live tests, the peers and the demo
+    Test,
+    /// The same as in CI: whatever cannot run is a failure
+    Ci,
+}
 
 fn main() -> anyhow::Result<()> {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR"))
-        .parent()
-        .context("find the workspace")?;
-    match std::env::args().nth(1).as_deref() {
-        Some("build-ebpf") => ebpf::build(root).map(drop),
-        _ => anyhow::bail!("usage: cargo xtask build-ebpf"),
+    match Arguments::parse().command {
+        Command::Setup => {
+            setup::all()?;
+            ebpf::ensure_toolchain(&workspace::root()).map(drop)
+        }
+        Command::BuildEbpf => kernel_programs(),
+        Command::Demo { seed } => demo::demo(seed),
+        Command::Test => checks::all(Strictness::Developer),
+        Command::Ci => checks::all(Strictness::Ci),
     }
+}
+
+/// Builds the kernel programs.
+fn kernel_programs() -> anyhow::Result<()> {
+    ebpf::build(&workspace::root()).map(drop)
 }

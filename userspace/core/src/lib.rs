@@ -5,11 +5,13 @@
 
 pub mod call;
 pub mod channel;
+pub mod correlator;
 pub mod delivery;
 pub mod evidence;
 pub mod frame;
 pub mod json;
 pub mod message;
+pub mod pairing;
 pub mod process;
 pub mod proxylog;
 pub mod record;
@@ -17,3 +19,4 @@ pub mod role;
 pub mod row;
 pub mod stream;
 pub mod time;
+pub mod verdict;

@@ -190,9 +190,9 @@ impl EndLog {
         }
     }
 
-    /// Position in the stream up to which everything was handed on.
-    pub fn position(&self) -> u64 {
-        self.next_position
+    /// Whether nothing was seen yet, or what was seen is of this epoch of the kernel's counters.
+    pub fn is_of_epoch(&self, epoch: u64) -> bool {
+        self.epoch.is_none_or(|known| known == epoch)
     }
 
     fn begin_epoch(&mut self, transfer: &abi::Transfer, op: &Op, out: &mut impl FnMut(Item<'_>)) {

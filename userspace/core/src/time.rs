@@ -37,6 +37,43 @@ impl UtcNs {
     }
 }
 
+/// Boot clock to UTC, from pairs of readings of both. Piecewise: a step of the wall clock shows from the next pair on.
+#[derive(Clone, Debug, Default)]
+pub struct Clock {
+    /// (boot, UTC less boot), sorted by boot time.
+    pairs: Vec<(u64, i64)>,
+}
+
+/// Pairs of readings kept. Stops a spool full of clock records from filling memory.
+pub const CLOCK_PAIRS_MAX: usize = 1 << 20;
+
+impl Clock {
+    /// Takes a pair of readings of the same moment.
+    pub fn observe(&mut self, boot: BootNs, utc: UtcNs) {
+        let offset = utc.0.wrapping_sub(boot.0.cast_signed());
+        // A reading that says nothing new need not be kept: jitter of a microsecond is no step.
+        if self.pairs.last().is_some_and(|(_, last)| last.abs_diff(offset) < 1_000) {
+            return;
+        }
+        if self.pairs.len() < CLOCK_PAIRS_MAX {
+            let at = self.pairs.partition_point(|(known, _)| *known <= boot.0);
+            self.pairs.insert(at, (boot.0, offset));
+        }
+    }
+
+    /// UTC of a moment of the boot clock; the first offset holds for what is before the first reading.
+    pub fn utc(&self, boot: BootNs) -> UtcNs {
+        let at = self.pairs.partition_point(|(known, _)| *known <= boot.0);
+        let offset = self.pairs.get(at.saturating_sub(1)).map_or(0, |(_, offset)| *offset);
+        UtcNs(boot.0.cast_signed().wrapping_add(offset))
+    }
+
+    /// Whether any reading was taken.
+    pub fn is_set(&self) -> bool {
+        !self.pairs.is_empty()
+    }
+}
+
 /// Year, month and day of a number of days since the epoch, in the proleptic Gregorian calendar.
 ///
 /// Counts from 0000-03-01, so that the leap day is the last of its year (Howard Hinnant, *chrono-Compatible Low-Level Date

@@ -23,9 +23,17 @@ pub(super) enum Step {
 
 impl Step {
     pub(super) fn from_byte(byte: u8) -> Option<Self> {
-        [Self::Descriptors, Self::Group, Self::Groups, Self::Gid, Self::Uid, Self::NoNewPrivileges, Self::Exec]
-            .into_iter()
-            .find(|step| *step as u8 == byte)
+        [
+            Self::Descriptors,
+            Self::Group,
+            Self::Groups,
+            Self::Gid,
+            Self::Uid,
+            Self::NoNewPrivileges,
+            Self::Exec,
+        ]
+        .into_iter()
+        .find(|step| *step as u8 == byte)
     }
 
     pub(super) fn describe(self) -> &'static str {
@@ -93,21 +101,37 @@ unsafe fn prepare(plan: &Plan) -> Result<(), (Step, c_int)> {
     // SAFETY: as in `run`.
     unsafe {
         if plan.errors != ERRORS_AT {
-            check(Step::Descriptors, libc::syscall(libc::SYS_dup3, plan.errors, ERRORS_AT, libc::O_CLOEXEC))?;
+            check(
+                Step::Descriptors,
+                libc::syscall(libc::SYS_dup3, plan.errors, ERRORS_AT, libc::O_CLOEXEC),
+            )?;
         }
-        check(Step::Descriptors, libc::syscall(libc::SYS_close_range, ERRORS_AT + 1, u32::MAX, 0))?;
+        check(
+            Step::Descriptors,
+            libc::syscall(libc::SYS_close_range, ERRORS_AT + 1, u32::MAX, 0),
+        )?;
         check(Step::Group, libc::syscall(libc::SYS_setpgid, 0, 0))?;
         if let Some((uid, gid, groups, count)) = plan.user {
-            check(Step::Groups, libc::syscall(libc::SYS_setgroups, count, groups))?;
+            check(
+                Step::Groups,
+                libc::syscall(libc::SYS_setgroups, count, groups),
+            )?;
             check(Step::Gid, libc::syscall(libc::SYS_setresgid, gid, gid, gid))?;
             check(Step::Uid, libc::syscall(libc::SYS_setresuid, uid, uid, uid))?;
         }
         if !plan.allow_setuid {
-            check(Step::NoNewPrivileges, libc::syscall(libc::SYS_prctl, libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))?;
+            check(
+                Step::NoNewPrivileges,
+                libc::syscall(libc::SYS_prctl, libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
+            )?;
         }
         // Rust ignores SIGPIPE at start; agents expect the default.
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const plan.mask, std::ptr::null_mut());
+        libc::sigprocmask(
+            libc::SIG_SETMASK,
+            &raw const plan.mask,
+            std::ptr::null_mut(),
+        );
         Ok(())
     }
 }
@@ -118,7 +142,12 @@ unsafe fn exec(plan: &Plan) -> c_int {
     for index in 0..plan.candidate_count {
         // SAFETY: as in `run`; `candidates` has `candidate_count` entries.
         let error = unsafe {
-            libc::syscall(libc::SYS_execve, *plan.candidates.add(index), plan.argv, plan.envp);
+            libc::syscall(
+                libc::SYS_execve,
+                *plan.candidates.add(index),
+                plan.argv,
+                plan.envp,
+            );
             errno()
         };
         match error {
@@ -132,7 +161,11 @@ unsafe fn exec(plan: &Plan) -> c_int {
 }
 
 fn check(step: Step, result: c_long) -> Result<(), (Step, c_int)> {
-    if result >= 0 { Ok(()) } else { Err((step, errno())) }
+    if result >= 0 {
+        Ok(())
+    } else {
+        Err((step, errno()))
+    }
 }
 
 fn errno() -> c_int {

@@ -82,7 +82,8 @@ impl Command {
         let (candidates, searched) = candidates(program)?;
         let argv = strings(self.argv.iter().cloned())?;
         let envp = strings(self.environment())?;
-        let (candidates_at, argv_at, envp_at) = (pointers(&candidates), pointers(&argv), pointers(&envp));
+        let (candidates_at, argv_at, envp_at) =
+            (pointers(&candidates), pointers(&argv), pointers(&envp));
 
         let (go_read, go_write) = pipe()?;
         let (errors_read, errors_write) = pipe()?;
@@ -90,8 +91,12 @@ impl Command {
         let plan = Plan {
             go: go_read.as_raw_fd(),
             errors: errors_write.as_raw_fd(),
-            user: (identity.origin != Origin::Unchanged)
-                .then_some((identity.uid, identity.gid, identity.groups.as_ptr(), identity.groups.len())),
+            user: (identity.origin != Origin::Unchanged).then_some((
+                identity.uid,
+                identity.gid,
+                identity.groups.as_ptr(),
+                identity.groups.len(),
+            )),
             allow_setuid: self.allow_setuid,
             candidates: candidates_at.as_ptr(),
             candidate_count: candidates.len(),
@@ -137,13 +142,21 @@ impl Command {
     fn environment(&self) -> impl Iterator<Item = OsString> + '_ {
         let own = self.identity.environment();
         let inherited = std::env::vars_os()
-            .filter(|(name, _)| !self.hidden_variables.iter().any(|hidden| name == OsStr::new(hidden)))
+            .filter(|(name, _)| {
+                !self
+                    .hidden_variables
+                    .iter()
+                    .any(|hidden| name == OsStr::new(hidden))
+            })
             .filter({
                 let names: Vec<_> = own.iter().map(|(name, _)| *name).collect();
                 move |(name, _)| !names.iter().any(|own| name == OsStr::new(own))
             });
         inherited
-            .chain(own.into_iter().map(|(name, value)| (OsString::from(name), value)))
+            .chain(
+                own.into_iter()
+                    .map(|(name, value)| (OsString::from(name), value)),
+            )
             .map(|(name, value)| {
                 let mut pair = name;
                 pair.push("=");
@@ -173,7 +186,9 @@ pub(super) struct Child {
 impl Blocked {
     /// Its process id, which the agent keeps.
     pub fn pid(&self) -> u32 {
-        self.child.as_ref().map_or(0, |child| child.pid.as_raw_nonzero().get().unsigned_abs())
+        self.child
+            .as_ref()
+            .map_or(0, |child| child.pid.as_raw_nonzero().get().unsigned_abs())
     }
 
     /// Its pidfd.
@@ -203,18 +218,28 @@ impl Blocked {
     }
 
     fn explain(&self, message: &[u8]) -> LaunchError {
-        let Ok([step, a, b, c, d]) = <[u8; 5]>::try_from(message) else { return LaunchError::Vanished };
-        let Some(step) = Step::from_byte(step) else { return LaunchError::Vanished };
+        let Ok([step, a, b, c, d]) = <[u8; 5]>::try_from(message) else {
+            return LaunchError::Vanished;
+        };
+        let Some(step) = Step::from_byte(step) else {
+            return LaunchError::Vanished;
+        };
         let source = io::Error::from_raw_os_error(i32::from_ne_bytes([a, b, c, d]));
         let program = PathBuf::from(self.command.argv.first().cloned().unwrap_or_default());
         match (step, source.raw_os_error()) {
-            (Step::Exec, Some(libc::ENOENT | libc::ENOTDIR)) => {
-                LaunchError::NotFound { program, searched: self.searched.clone() }
-            }
-            (Step::Exec, _) => {
-                LaunchError::NotExecutable { program, uid: self.command.identity.uid, source }
-            }
-            _ => LaunchError::Prepare { step: step.describe(), source },
+            (Step::Exec, Some(libc::ENOENT | libc::ENOTDIR)) => LaunchError::NotFound {
+                program,
+                searched: self.searched.clone(),
+            },
+            (Step::Exec, _) => LaunchError::NotExecutable {
+                program,
+                uid: self.command.identity.uid,
+                source,
+            },
+            _ => LaunchError::Prepare {
+                step: step.describe(),
+                source,
+            },
         }
     }
 }
@@ -224,7 +249,8 @@ impl Drop for Blocked {
         if let Some(child) = self.child.take() {
             // Never released, or failed to exec: it has run nothing of the agent.
             let _ = rustix::process::pidfd_send_signal(&child.pidfd, Signal::KILL);
-            let _ = rustix::process::waitpid(Some(child.pid), rustix::process::WaitOptions::empty());
+            let _ =
+                rustix::process::waitpid(Some(child.pid), rustix::process::WaitOptions::empty());
         }
     }
 }
@@ -242,14 +268,23 @@ fn candidates(program: &OsStr) -> Result<(Vec<CString>, String), LaunchError> {
         return Ok((strings([program.to_owned()])?, "no such file".to_owned()));
     }
     let path = std::env::var_os("PATH").unwrap_or_else(|| "/usr/local/bin:/usr/bin:/bin".into());
-    let tried = strings(std::env::split_paths(&path).map(|directory| directory.join(program).into_os_string()))?;
+    let tried = strings(
+        std::env::split_paths(&path).map(|directory| directory.join(program).into_os_string()),
+    )?;
     Ok((tried, format!("PATH is {}", path.display())))
 }
 
 fn strings(items: impl IntoIterator<Item = OsString>) -> Result<Vec<CString>, LaunchError> {
-    items.into_iter().map(|item| CString::new(item.into_vec()).map_err(|_nul| LaunchError::Nul)).collect()
+    items
+        .into_iter()
+        .map(|item| CString::new(item.into_vec()).map_err(|_nul| LaunchError::Nul))
+        .collect()
 }
 
 fn pointers(strings: &[CString]) -> Vec<*const libc::c_char> {
-    strings.iter().map(|string| string.as_ptr()).chain([std::ptr::null()]).collect()
+    strings
+        .iter()
+        .map(|string| string.as_ptr())
+        .chain([std::ptr::null()])
+        .collect()
 }

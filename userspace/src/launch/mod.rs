@@ -11,6 +11,9 @@ mod terminal;
 mod user;
 mod watch;
 
+#[cfg(test)]
+mod tests;
+
 pub use command::{Blocked, Command, LaunchError};
 pub use signals::Signals;
 pub use user::{Identity, Origin, UserError, resolve as resolve_user};

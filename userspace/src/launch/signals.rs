@@ -39,7 +39,10 @@ impl Signals {
             if fd < 0 {
                 return Err(io::Error::last_os_error());
             }
-            Ok(Self { fd: OwnedFd::from_raw_fd(fd), original: original.assume_init() })
+            Ok(Self {
+                fd: OwnedFd::from_raw_fd(fd),
+                original: original.assume_init(),
+            })
         }
     }
 

@@ -104,7 +104,12 @@ fn choose(request: &Request) -> Result<Identity, UserError> {
         if request.euid != 0 && entry.uid != request.euid {
             return Err(UserError::NotRoot);
         }
-        return entry.identity(None, Origin::Flag);
+        let origin = if request.euid == 0 {
+            Origin::Flag
+        } else {
+            Origin::Unchanged
+        };
+        return entry.identity(None, origin);
     }
     if request.euid != 0 {
         let entry = by_uid(request.euid)?;
@@ -114,12 +119,18 @@ fn choose(request: &Request) -> Result<Identity, UserError> {
             None => Ok(bare(request.euid, gid, Origin::Unchanged)),
         };
     }
-    let Some(sudo_uid) = &request.sudo_uid else { return Err(UserError::WouldBeRoot) };
+    let Some(sudo_uid) = &request.sudo_uid else {
+        return Err(UserError::WouldBeRoot);
+    };
     let uid = number(sudo_uid, "SUDO_UID")?;
     if uid == 0 {
         return Err(UserError::WouldBeRoot);
     }
-    let gid = request.sudo_gid.as_deref().map(|text| number(text, "SUDO_GID")).transpose()?;
+    let gid = request
+        .sudo_gid
+        .as_deref()
+        .map(|text| number(text, "SUDO_GID"))
+        .transpose()?;
     match (by_uid(uid)?, gid) {
         (Some(entry), gid) => entry.identity(gid, Origin::Sudo),
         (None, Some(gid)) => Ok(bare(uid, gid, Origin::Sudo)),
@@ -133,7 +144,15 @@ fn number(text: &str, variable: &str) -> Result<u32, UserError> {
 }
 
 fn bare(uid: u32, gid: u32, origin: Origin) -> Identity {
-    Identity { uid, gid, groups: vec![gid], name: None, home: None, shell: None, origin }
+    Identity {
+        uid,
+        gid,
+        groups: vec![gid],
+        name: None,
+        home: None,
+        shell: None,
+        origin,
+    }
 }
 
 /// What the user database says.
@@ -168,10 +187,20 @@ fn by_uid(uid: u32) -> Result<Option<Entry>, UserError> {
 }
 
 fn by_name(name: &str) -> Result<Option<Entry>, UserError> {
-    let Ok(name) = CString::new(name) else { return Ok(None) };
+    let Ok(name) = CString::new(name) else {
+        return Ok(None);
+    };
     look_up(|entry, buffer, found| {
         // SAFETY: as above; the name is NUL-terminated.
-        unsafe { libc::getpwnam_r(name.as_ptr(), entry, buffer.as_mut_ptr().cast(), buffer.len(), found) }
+        unsafe {
+            libc::getpwnam_r(
+                name.as_ptr(),
+                entry,
+                buffer.as_mut_ptr().cast(),
+                buffer.len(),
+                found,
+            )
+        }
     })
 }
 
@@ -217,7 +246,8 @@ fn groups_of(name: &CStr, gid: u32) -> Result<Vec<u32>, UserError> {
     loop {
         let mut count = libc::c_int::try_from(groups.len()).unwrap_or(libc::c_int::MAX);
         // SAFETY: the array has room for `count` groups and the name is NUL-terminated.
-        let done = unsafe { libc::getgrouplist(name.as_ptr(), gid, groups.as_mut_ptr(), &raw mut count) };
+        let done =
+            unsafe { libc::getgrouplist(name.as_ptr(), gid, groups.as_mut_ptr(), &raw mut count) };
         if done >= 0 {
             groups.truncate(usize::try_from(count).unwrap_or(0));
             return Ok(groups);
@@ -257,8 +287,14 @@ mod tests {
 
     #[test]
     fn root_without_sudo_is_refused() {
-        assert_eq!(choose(&request(None, None, None)), Err(UserError::WouldBeRoot));
-        assert_eq!(choose(&request(None, Some("0"), Some("0"))), Err(UserError::WouldBeRoot));
+        assert_eq!(
+            choose(&request(None, None, None)),
+            Err(UserError::WouldBeRoot)
+        );
+        assert_eq!(
+            choose(&request(None, Some("0"), Some("0"))),
+            Err(UserError::WouldBeRoot)
+        );
     }
 
     #[test]
@@ -287,13 +323,23 @@ mod tests {
     #[test]
     fn unknown_users_are_named() {
         for bad in ["no-such-user-here", "4294967295", "a\0b", ""] {
-            assert!(matches!(choose(&request(Some(bad), None, None)), Err(UserError::NoSuchUser(_))), "{bad}");
+            assert!(
+                matches!(
+                    choose(&request(Some(bad), None, None)),
+                    Err(UserError::NoSuchUser(_))
+                ),
+                "{bad}"
+            );
         }
     }
 
     #[test]
     fn others_than_root_cannot_change_user() {
-        let request = Request { flag: Some("root".into()), euid: 4321, ..Request::default() };
+        let request = Request {
+            flag: Some("root".into()),
+            euid: 4321,
+            ..Request::default()
+        };
         assert_eq!(choose(&request), Err(UserError::NotRoot));
     }
 
@@ -303,11 +349,11 @@ mod tests {
         assert!(identity.environment().contains(&("USER", "root".into())));
     }
 
-    fn request(flag: Option<&str>, sudo_uid: Option<&str>, sudo_gid: Option<&str>) -> Request {
+    fn request(flag: Option<&str>, uid: Option<&str>, gid: Option<&str>) -> Request {
         Request {
             flag: flag.map(Into::into),
-            sudo_uid: sudo_uid.map(Into::into),
-            sudo_gid: sudo_gid.map(Into::into),
+            sudo_uid: uid.map(Into::into),
+            sudo_gid: gid.map(Into::into),
             euid: 0,
         }
     }

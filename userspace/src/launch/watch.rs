@@ -48,7 +48,12 @@ pub struct Agent {
 
 impl Agent {
     pub(super) fn new(child: Child, terminal: Option<Terminal>) -> Self {
-        Self { child, terminal, end: None, signals_passed: 0 }
+        Self {
+            child,
+            terminal,
+            end: None,
+            signals_passed: 0,
+        }
     }
 
     /// Process id of its first process.
@@ -70,7 +75,10 @@ impl Agent {
         if let Some(end) = self.end {
             return Ok(Event::Ended(end));
         }
-        let timeout = Timespec { tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX), tv_nsec: timeout.subsec_nanos().into() };
+        let timeout = Timespec {
+            tv_sec: i64::try_from(timeout.as_secs()).unwrap_or(i64::MAX),
+            tv_nsec: timeout.subsec_nanos().into(),
+        };
         let mut fds = [
             PollFd::new(&self.child.pidfd, PollFlags::IN),
             PollFd::new(signals, PollFlags::IN),
@@ -84,7 +92,10 @@ impl Agent {
             return Ok(Event::Signal(signal));
         }
         // The pidfd does not say when the agent is stopped, so this is asked each time.
-        match waitpid(Some(self.child.pid), WaitOptions::NOHANG | WaitOptions::UNTRACED)? {
+        match waitpid(
+            Some(self.child.pid),
+            WaitOptions::NOHANG | WaitOptions::UNTRACED,
+        )? {
             Some((_, status)) if status.stopped() => {
                 self.follow_stop();
                 Ok(Event::Timeout)
@@ -110,7 +121,11 @@ impl Agent {
 
     fn pass_on(&mut self, signal: i32) {
         self.signals_passed += 1;
-        let signal = if self.signals_passed > PATIENCE { Some(Signal::KILL) } else { Signal::from_named_raw(signal) };
+        let signal = if self.signals_passed > PATIENCE {
+            Some(Signal::KILL)
+        } else {
+            Signal::from_named_raw(signal)
+        };
         if let Some(signal) = signal {
             self.signal_group(signal);
         }
@@ -118,7 +133,9 @@ impl Agent {
 
     /// The agent was stopped (Ctrl-Z): stop along with it, and continue it when we are continued.
     fn follow_stop(&mut self) {
-        let Some(terminal) = &self.terminal else { return };
+        let Some(terminal) = &self.terminal else {
+            return;
+        };
         terminal.take();
         // Ignored by the kernel when no shell could continue us; then the agent goes on at once.
         let _ = rustix::process::kill_process(rustix::process::getpid(), Signal::TSTP);

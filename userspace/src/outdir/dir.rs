@@ -69,7 +69,10 @@ impl Dir {
         let mut held = self.try_clone()?;
         for component in path.components() {
             let std::path::Component::Normal(name) = component else {
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, "the path leaves the directory"));
+                return Err(io::Error::new(
+                    io::ErrorKind::InvalidInput,
+                    "the path leaves the directory",
+                ));
             };
             match rustix::fs::mkdirat(&held.0, name, Mode::RWXU) {
                 Ok(()) | Err(rustix::io::Errno::EXIST) => {}
@@ -85,8 +88,10 @@ impl Dir {
     /// # Errors
     /// When the name exists, or the file system refuses.
     pub fn create_file(&self, name: &str) -> io::Result<File> {
-        let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
-        self.openat2(Path::new(name), flags, Mode::RUSR | Mode::WUSR).map(File::from)
+        let flags =
+            OFlags::WRONLY | OFlags::CREATE | OFlags::EXCL | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        self.openat2(Path::new(name), flags, Mode::RUSR | Mode::WUSR)
+            .map(File::from)
     }
 
     /// Opens a regular file for reading.
@@ -95,10 +100,14 @@ impl Dir {
     /// When it is missing, no regular file or behind a link.
     pub fn open_file(&self, name: &str) -> io::Result<File> {
         // Non-blocking, so that a FIFO under that name cannot hang us; it has no effect on regular files.
-        let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
+        let flags =
+            OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC | OFlags::NOFOLLOW;
         let file = File::from(self.openat2(Path::new(name), flags, Mode::empty())?);
         if !file.metadata()?.is_file() {
-            return Err(io::Error::new(io::ErrorKind::InvalidInput, format!("{name} is not a regular file")));
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{name} is not a regular file"),
+            ));
         }
         Ok(file)
     }
@@ -172,7 +181,8 @@ impl Dir {
     }
 
     fn openat2(&self, path: &Path, flags: OFlags, mode: Mode) -> io::Result<OwnedFd> {
-        let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
+        let resolve =
+            ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS | ResolveFlags::NO_MAGICLINKS;
         // The kernel asks for another try when something on the way was renamed meanwhile.
         for _ in 0..16 {
             match rustix::fs::openat2(&self.0, path, flags, mode, resolve) {

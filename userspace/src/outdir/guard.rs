@@ -59,9 +59,15 @@ struct Walk<'a> {
 impl<'a> Walk<'a> {
     fn start(agent: Option<&'a Agent>) -> Result<Self, OutDirError> {
         let path = PathBuf::from("/");
-        let here = rustix::fs::open("/", directory_flags(), Mode::empty()).map_err(|error| reason(&path, error))?;
+        let here = rustix::fs::open("/", directory_flags(), Mode::empty())
+            .map_err(|error| reason(&path, error))?;
         let stat = rustix::fs::fstat(&here).map_err(|error| reason(&path, error))?;
-        Ok(Self { agent, path, here, stat })
+        Ok(Self {
+            agent,
+            path,
+            here,
+            stat,
+        })
     }
 
     /// Goes down one component, judging whether the agent could have replaced it.
@@ -93,7 +99,9 @@ impl<'a> Walk<'a> {
     /// Refuses if the agent can write to the directory that we are in, except where the sticky bit keeps it
     /// from touching the entry (`child`, or the one about to be made by us).
     fn refuse_agent(&self, child: Option<&Stat>) -> Result<(), OutDirError> {
-        let Some(agent) = self.agent.filter(|agent| agent.uid != 0) else { return Ok(()) };
+        let Some(agent) = self.agent.filter(|agent| agent.uid != 0) else {
+            return Ok(());
+        };
         if !agent.can_write(&self.stat, has_acl(&self.here)) {
             return Ok(());
         }
@@ -101,25 +109,39 @@ impl<'a> Walk<'a> {
         if sticky && child.is_none_or(|child| child.st_uid != agent.uid) {
             return Ok(());
         }
-        Err(OutDirError::AgentCanWrite { path: self.path.clone(), uid: agent.uid })
+        Err(OutDirError::AgentCanWrite {
+            path: self.path.clone(),
+            uid: agent.uid,
+        })
     }
 
     fn explain(&self, name: &OsStr, path: &Path, error: Errno) -> OutDirError {
         let is_link = rustix::fs::statat(&self.here, name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
             .is_ok_and(|stat| rustix::fs::FileType::from_raw_mode(stat.st_mode).is_symlink());
-        if is_link { OutDirError::Symlink(path.to_owned()) } else { reason(path, error) }
+        if is_link {
+            OutDirError::Symlink(path.to_owned())
+        } else {
+            reason(path, error)
+        }
     }
 
     /// Judges the directory itself.
     fn finish(self, path: &Path) -> Result<Dir, OutDirError> {
         let own = rustix::process::geteuid().as_raw();
         if self.stat.st_uid != own {
-            return Err(OutDirError::ForeignOwner { path: path.to_owned(), uid: self.stat.st_uid });
+            return Err(OutDirError::ForeignOwner {
+                path: path.to_owned(),
+                uid: self.stat.st_uid,
+            });
         }
         let readable = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let fd = rustix::fs::openat(&self.here, ".", readable, Mode::empty()).map_err(|error| reason(path, error))?;
+        let fd = rustix::fs::openat(&self.here, ".", readable, Mode::empty())
+            .map_err(|error| reason(path, error))?;
         let dir = Dir::from_fd(fd);
-        let names = dir.file_names().map_err(|source| OutDirError::Io { path: path.to_owned(), source })?;
+        let names = dir.file_names().map_err(|source| OutDirError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
         // A fresh file system has this directory, and it belongs to root.
         if names.iter().any(|name| name != "lost+found") {
             return Err(OutDirError::NotEmpty(path.to_owned()));
@@ -156,6 +178,9 @@ fn reason(path: &Path, error: Errno) -> OutDirError {
         Errno::ROFS => OutDirError::ReadOnly(path),
         Errno::ACCESS | Errno::PERM => OutDirError::Denied(path),
         Errno::NOSPC | Errno::DQUOT => OutDirError::Full { path, free: 0 },
-        other => OutDirError::Io { path, source: other.into() },
+        other => OutDirError::Io {
+            path,
+            source: other.into(),
+        },
     }
 }

@@ -84,16 +84,29 @@ pub struct OutDir {
 }
 
 impl OutDir {
+    /// Another handle of the same directory.
+    ///
+    /// # Errors
+    /// When no descriptor is left.
+    pub fn try_clone(&self) -> io::Result<Self> {
+        Ok(Self { path: self.path.clone(), dir: self.dir.try_clone()? })
+    }
+
     /// Creates the directory (0700) or takes an existing empty one of this user, after checking that `agent`
     /// cannot reach it. Without an agent (offline pairing) only this process's own rights matter.
     ///
     /// # Errors
     /// [`OutDirError`], naming the directory that is at fault and the way out.
     pub fn create(path: &Path, agent: Option<&Agent>) -> Result<Self, OutDirError> {
-        let path = std::path::absolute(path)
-            .map_err(|source| OutDirError::Io { path: path.to_owned(), source })?;
+        let path = std::path::absolute(path).map_err(|source| OutDirError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
         let dir = guard::create(&path, agent)?;
-        let free = dir.free_bytes().map_err(|source| OutDirError::Io { path: path.clone(), source })?;
+        let free = dir.free_bytes().map_err(|source| OutDirError::Io {
+            path: path.clone(),
+            source,
+        })?;
         if free < FREE_MIN_BYTES {
             return Err(OutDirError::Full { path, free });
         }
@@ -117,5 +130,69 @@ impl OutDir {
     /// When the name leaves the directory or the file system refuses.
     pub fn temp_file(&self, name: &Path) -> io::Result<TempFile> {
         TempFile::create(&self.dir, name)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests panic on purpose")]
+
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn a_file_appears_complete_or_not_at_all() {
+        let place = tempfile::tempdir().unwrap();
+        let out = OutDir::create(&place.path().join("out"), None).unwrap();
+        let name = Path::new("frames/date=2026-11-20/host=h/part-0.parquet");
+        let mut file = out.temp_file(name).unwrap();
+        file.write_all(b"content").unwrap();
+        assert!(!out.path().join(name).exists());
+        file.commit().unwrap();
+        assert_eq!(std::fs::read(out.path().join(name)).unwrap(), b"content");
+        drop(out.temp_file(Path::new("dropped")).unwrap());
+        let names: Vec<_> = std::fs::read_dir(out.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name())
+            .collect();
+        assert_eq!(names, ["frames"]);
+    }
+
+    #[test]
+    fn a_committed_file_is_never_replaced() {
+        let place = tempfile::tempdir().unwrap();
+        let out = OutDir::create(&place.path().join("out"), None).unwrap();
+        out.temp_file(Path::new("a")).unwrap().commit().unwrap();
+        let second = out.temp_file(Path::new("a")).unwrap().commit().unwrap_err();
+        assert_eq!(second.kind(), io::ErrorKind::AlreadyExists);
+    }
+
+    #[test]
+    fn names_that_lead_out_are_refused() {
+        let place = tempfile::tempdir().unwrap();
+        let out = OutDir::create(&place.path().join("out"), None).unwrap();
+        for name in ["../escape", "/etc/escape", "a/../../escape", "..", ""] {
+            assert!(out.temp_file(Path::new(name)).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_link_planted_later_is_not_followed() {
+        let place = tempfile::tempdir().unwrap();
+        let out = OutDir::create(&place.path().join("out"), None).unwrap();
+        std::os::unix::fs::symlink(place.path(), out.path().join("frames")).unwrap();
+        assert!(out.temp_file(Path::new("frames/x")).is_err());
+        assert!(!place.path().join(".x.partial").exists());
+    }
+
+    #[test]
+    fn moving_the_directory_away_does_not_redirect_the_output() {
+        let place = tempfile::tempdir().unwrap();
+        let out = OutDir::create(&place.path().join("out"), None).unwrap();
+        std::fs::rename(place.path().join("out"), place.path().join("moved")).unwrap();
+        std::os::unix::fs::symlink("/tmp", place.path().join("out")).unwrap();
+        out.temp_file(Path::new("x")).unwrap().commit().unwrap();
+        assert!(place.path().join("moved/x").exists());
     }
 }

@@ -20,15 +20,30 @@ pub struct TempFile {
 
 impl TempFile {
     pub(super) fn create(root: &Dir, path: &Path) -> io::Result<Self> {
-        let invalid = || io::Error::new(io::ErrorKind::InvalidInput, format!("{} is no file name", path.display()));
-        let name = path.file_name().and_then(|name| name.to_str()).ok_or_else(invalid)?.to_owned();
+        let invalid = || {
+            io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{} is no file name", path.display()),
+            )
+        };
+        let name = path
+            .file_name()
+            .and_then(|name| name.to_str())
+            .ok_or_else(invalid)?
+            .to_owned();
         let dir = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => root.ensure_dir(parent)?,
             _ => root.try_clone()?,
         };
         let temporary = format!(".{name}.partial");
         let file = dir.create_file(&temporary)?;
-        Ok(Self { dir, file, temporary, name, committed: false })
+        Ok(Self {
+            dir,
+            file,
+            temporary,
+            name,
+            committed: false,
+        })
     }
 
     /// Makes the content durable and gives the file its name.

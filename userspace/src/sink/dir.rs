@@ -1,15 +1,33 @@
-//! An [`EvidenceDir`] for folders that nobody else can write to.
+//! Directories that take evidence: the guarded output directory, and a plain one.
 //!
-//! It resolves paths as the operating system does, so it must not be used where an agent could place a symbolic link.
+//! [`PrivateDir`] resolves paths as the operating system does, so it must not be used where an agent could place a symbolic
+//! link; a capture writes to an [`OutDir`].
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 
 use super::{EvidenceDir, TempFile};
+use crate::outdir::{self, OutDir};
+
+impl EvidenceDir for Arc<OutDir> {
+    fn create_temp(&self, path: &str) -> Result<Box<dyn TempFile>> {
+        let file = self
+            .temp_file(Path::new(path))
+            .with_context(|| format!("cannot create {}", self.path().join(path).display()))?;
+        Ok(Box::new(file))
+    }
+}
+
+impl TempFile for outdir::TempFile {
+    fn commit(self: Box<Self>) -> Result<()> {
+        outdir::TempFile::commit(*self).context("cannot finish a file of evidence")
+    }
+}
 
 /// A folder that only its owner can write to.
 #[derive(Clone, Debug)]

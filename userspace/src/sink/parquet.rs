@@ -41,11 +41,11 @@ pub const ROW_GROUP_MAX_BYTES: usize = 64 * 1024 * 1024;
 
 /// What all open files together may hold in memory. Beyond it the largest writes a row group early: stops a stream of
 /// large messages over many tables and days from holding a row group for each.
-const BUFFERED_MAX_BYTES: usize = 192 * 1024 * 1024;
+const BUFFERED_MAX_BYTES: usize = 128 * 1024 * 1024;
 
 /// Files open at once. Beyond it the one that was idle longest is finished: stops rows of a thousand dates from taking a
 /// thousand descriptors.
-const OPEN_FILES_MAX: usize = 64;
+const OPEN_FILES_MAX: usize = 32;
 
 /// Name that every file gives as its writer. Readers look for known faults of writers by it.
 const CREATED_BY: &str = concat!("countersign version ", env!("CARGO_PKG_VERSION"));
@@ -142,25 +142,17 @@ impl ParquetSink {
     }
 
     fn bound_memory(&mut self) -> Result<()> {
-        loop {
-            let held = |partition: &Partition| partition.writer.memory_size();
-            let total: usize = self.open.values().map(held).sum();
-            let largest = self
+        while self.open.values().map(Partition::held_bytes).sum::<usize>() > BUFFERED_MAX_BYTES {
+            let Some(largest) = self
                 .open
                 .values_mut()
-                .max_by_key(|partition| held(partition));
-            match largest {
-                Some(partition)
-                    if total > BUFFERED_MAX_BYTES && partition.writer.in_progress_rows() > 0 =>
-                {
-                    partition
-                        .writer
-                        .flush()
-                        .with_context(|| format!("cannot write {}", partition.path))?;
-                }
-                _ => return Ok(()),
-            }
+                .max_by_key(|partition| partition.held_bytes())
+            else {
+                break;
+            };
+            largest.write_row_group()?;
         }
+        Ok(())
     }
 }
 
@@ -171,10 +163,8 @@ impl RowSink for ParquetSink {
         let bytes = row_bytes(row)?;
         let partition = self.partition(row)?;
         partition.last_used = now;
-        if partition.push(row, bytes)? {
-            self.bound_memory()?;
-        }
-        Ok(())
+        partition.push(row, bytes)?;
+        self.bound_memory()
     }
 
     fn finish(mut self: Box<Self>) -> Result<Vec<WrittenFile>> {
@@ -205,6 +195,8 @@ struct Partition {
     path: String,
     columns: Columns,
     writer: ArrowWriter<Counted>,
+    /// What the writer held after the last batch, in bytes.
+    encoded_bytes: usize,
     rows: u64,
     last_used: u64,
 }
@@ -230,13 +222,19 @@ impl Partition {
             path,
             columns,
             writer,
+            encoded_bytes: 0,
             rows: 0,
             last_used: 0,
         })
     }
 
-    /// Appends a row of `bytes`; whether rows were handed to the writer.
-    fn push(&mut self, row: &dyn TableRow, bytes: usize) -> Result<bool> {
+    /// What it holds in memory, about.
+    fn held_bytes(&self) -> usize {
+        self.columns.bytes().saturating_add(self.encoded_bytes)
+    }
+
+    /// Appends a row of `bytes`.
+    fn push(&mut self, row: &dyn TableRow, bytes: usize) -> Result<()> {
         let full = self.columns.rows() >= BATCH_MAX_ROWS
             || (self.columns.rows() > 0
                 && self.columns.bytes().saturating_add(bytes) > BATCH_MAX_BYTES);
@@ -245,20 +243,32 @@ impl Partition {
         }
         self.columns.append(row)?;
         self.rows += 1;
-        Ok(full)
+        Ok(())
     }
 
     fn write_batch(&mut self) -> Result<()> {
-        let batch = self.columns.finish()?;
+        if self.columns.rows() > 0 {
+            let batch = self.columns.finish()?;
+            self.writer
+                .write(&batch)
+                .with_context(|| format!("cannot write {}", self.path))?;
+        }
+        self.encoded_bytes = self.writer.memory_size();
+        Ok(())
+    }
+
+    /// Afterwards it holds next to nothing.
+    fn write_row_group(&mut self) -> Result<()> {
+        self.write_batch()?;
         self.writer
-            .write(&batch)
-            .with_context(|| format!("cannot write {}", self.path))
+            .flush()
+            .with_context(|| format!("cannot write {}", self.path))?;
+        self.encoded_bytes = 0;
+        Ok(())
     }
 
     fn finish(mut self) -> Result<(Box<dyn TempFile>, WrittenFile)> {
-        if self.columns.rows() > 0 {
-            self.write_batch()?;
-        }
+        self.write_batch()?;
         let counted = self
             .writer
             .into_inner()

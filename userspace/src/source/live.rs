@@ -132,13 +132,7 @@ pub fn run(
         }
     }
     summary.drained = empty_looks == EMPTY_LOOKS;
-    for totals in capture.channel_totals()? {
-        sink.record(&user_record(
-            kind::CHANNEL_TOTALS,
-            capture.generation(),
-            &TotalsRecord::from(totals),
-        )?)?;
-    }
+    totals(capture, sink)?;
     heartbeat(capture, sink)?;
     summary.malformed = capture.malformed();
     Ok(summary)
@@ -159,7 +153,26 @@ fn drain(
     result.map(|()| records)
 }
 
-fn heartbeat(capture: &Capture, sink: &mut impl RecordSink) -> anyhow::Result<()> {
+/// Adds what the kernel counted per channel. Only at the end: the kernel must be left alone while it captures.
+///
+/// # Errors
+/// The sink's, or the kernel's.
+pub fn totals(capture: &Capture, sink: &mut impl RecordSink) -> anyhow::Result<()> {
+    for totals in capture.channel_totals()? {
+        sink.record(&user_record(
+            kind::CHANNEL_TOTALS,
+            capture.generation(),
+            &TotalsRecord::from(totals),
+        )?)?;
+    }
+    Ok(())
+}
+
+/// Adds both clocks and what programs and kernel counted so far.
+///
+/// # Errors
+/// The sink's, or the kernel's.
+pub fn heartbeat(capture: &Capture, sink: &mut impl RecordSink) -> anyhow::Result<()> {
     let generation = capture.generation();
     let now = Moment::now();
     let clock = ClockRecord {

@@ -147,7 +147,10 @@ impl Follower {
     /// # Errors
     /// [`LogError`] when what is there is not a readable regular file.
     pub fn new(path: &Path) -> Result<Self, LogError> {
-        let name = path.file_name().ok_or_else(|| LogError::NoName(path.to_owned()))?.to_owned();
+        let name = path
+            .file_name()
+            .ok_or_else(|| LogError::NoName(path.to_owned()))?
+            .to_owned();
         let parent = match path.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
             _ => PathBuf::from("."),
@@ -211,11 +214,11 @@ impl Follower {
         if let Some(log) = &mut self.current {
             match log.advance(&mut self.buffer, &mut budget, sink) {
                 Progress::CaughtUp | Progress::Failed => {}
-                Progress::Truncated => self.reread(sink),
+                Progress::Truncated => self.reread(&mut budget, sink),
             }
         }
         if budget > 0 {
-            self.look_at_name(sink);
+            self.look_at_name(&mut budget, sink);
         }
         budget == 0
     }
@@ -224,11 +227,12 @@ impl Follower {
     /// writers have ended.
     pub fn finish(mut self, sink: &mut impl FnMut(LogEvent<'_>)) {
         self.read_all(sink);
+        self.pick_up_rotated(sink);
         if let Some(log) = &mut self.current
             && log.was_rewritten(&mut self.buffer)
         {
             sink(LogEvent::Rewritten { file: log.id() });
-            self.reread(sink);
+            self.reread(&mut POLL_MAX_BYTES.clone(), sink);
             self.read_all(sink);
         }
         if self.current.is_none() && self.said_missing {
@@ -248,7 +252,11 @@ impl Follower {
     }
 
     fn size_left(&self) -> u64 {
-        self.rotated.iter().chain(&self.current).map(OpenLog::unread).sum()
+        self.rotated
+            .iter()
+            .chain(&self.current)
+            .map(OpenLog::unread)
+            .sum()
     }
 
     /// Whether the log's directory is held; tries to open it if not.
@@ -262,20 +270,23 @@ impl Follower {
 
     fn open(&self, name: &OsStr) -> Result<OpenLog, Refusal> {
         let dir = self.dir.as_ref().ok_or(Refusal::Missing)?;
-        open_log(dir, name, FileId(self.next_id))
+        open_log(dir, name)
     }
 
     /// Checks whether the name still leads to the file being read.
-    fn look_at_name(&mut self, sink: &mut impl FnMut(LogEvent<'_>)) {
+    fn look_at_name(&mut self, budget: &mut u64, sink: &mut impl FnMut(LogEvent<'_>)) {
         self.hold_dir();
+        if self.still_current() {
+            return;
+        }
         match self.open(&self.name) {
             Ok(found) => {
                 self.last_refusal = None;
-                if self.current.as_ref().is_some_and(|current| current.identity() == found.identity()) {
-                    return;
-                }
+                self.remember(found.identity());
                 self.retire_current(sink);
-                self.adopt(found, None, sink);
+                // Files that had the name in between, or before we first looked, and lost it again.
+                self.pick_up_rotated(sink);
+                self.adopt(found, None, budget, sink);
             }
             Err(Refusal::Missing) => {
                 // Between the rename and the creation of the next file, or deleted: keep reading what we hold.
@@ -286,27 +297,40 @@ impl Follower {
             }
             Err(refusal) => {
                 if self.last_refusal.as_ref() != Some(&refusal) {
-                    sink(LogEvent::Refused { why: refusal.to_string() });
+                    sink(LogEvent::Refused {
+                        why: refusal.to_string(),
+                    });
                     self.last_refusal = Some(refusal);
                 }
             }
         }
     }
 
+    /// Whether the name leads to the file that is being read: the cheap question of every look.
+    fn still_current(&self) -> bool {
+        let (Some(dir), Some(current)) = (&self.dir, &self.current) else {
+            return false;
+        };
+        rustix::fs::statat(dir, &self.name, rustix::fs::AtFlags::SYMLINK_NOFOLLOW)
+            .is_ok_and(|stat| (stat.st_dev, stat.st_ino) == current.identity())
+    }
+
     fn retire_current(&mut self, sink: &mut impl FnMut(LogEvent<'_>)) {
-        let Some(mut old) = self.current.take() else { return };
+        let Some(mut old) = self.current.take() else {
+            return;
+        };
         // What was written between the last read and the rename.
         let _ = old.advance(&mut self.buffer, &mut u64::MAX.clone(), sink);
         sink(LogEvent::Rotated { file: old.id() });
         self.remember(old.identity());
         self.keep_reading(old, sink);
-        // Files that had the name in between and lost it again before we looked.
-        self.pick_up_rotated(sink);
     }
 
     fn pick_up_rotated(&mut self, sink: &mut impl FnMut(LogEvent<'_>)) {
         for name in rotation::files(self.dir.as_ref(), &self.name) {
-            let Ok(mut log) = self.open(&name) else { continue };
+            let Ok(mut log) = self.open(&name) else {
+                continue;
+            };
             if self.known.contains(&log.identity()) {
                 continue;
             }
@@ -314,9 +338,14 @@ impl Follower {
                 self.say_too_many(sink);
                 return;
             }
-            self.next_id += 1;
+            log.set_id(self.take_id());
             self.remember(log.identity());
-            sink(LogEvent::Opened { file: log.id(), path: self.parent.join(&name), facts: log.facts(), again: None });
+            sink(LogEvent::Opened {
+                file: log.id(),
+                path: self.parent.join(&name),
+                facts: log.facts(),
+                again: None,
+            });
             let _ = log.advance(&mut self.buffer, &mut u64::MAX.clone(), sink);
             self.keep_reading(log, sink);
         }
@@ -331,24 +360,40 @@ impl Follower {
         }
     }
 
-    fn adopt(&mut self, log: OpenLog, again: Option<FileId>, sink: &mut impl FnMut(LogEvent<'_>)) {
+    fn adopt(
+        &mut self,
+        mut log: OpenLog,
+        again: Option<FileId>,
+        budget: &mut u64,
+        sink: &mut impl FnMut(LogEvent<'_>),
+    ) {
         if self.next_id >= FILES_MAX {
             self.say_too_many(sink);
             return;
         }
-        self.next_id += 1;
-        sink(LogEvent::Opened { file: log.id(), path: self.path(), facts: log.facts(), again });
+        log.set_id(self.take_id());
+        sink(LogEvent::Opened {
+            file: log.id(),
+            path: self.path(),
+            facts: log.facts(),
+            again,
+        });
         self.current = Some(log);
         if let Some(log) = &mut self.current {
-            let _ = log.advance(&mut self.buffer, &mut POLL_MAX_BYTES.clone(), sink);
+            let _ = log.advance(&mut self.buffer, budget, sink);
         }
     }
 
+    fn take_id(&mut self) -> FileId {
+        self.next_id += 1;
+        FileId(self.next_id - 1)
+    }
+
     /// Reads the current file from the beginning under a new number.
-    fn reread(&mut self, sink: &mut impl FnMut(LogEvent<'_>)) {
+    fn reread(&mut self, budget: &mut u64, sink: &mut impl FnMut(LogEvent<'_>)) {
         if let Some(old) = self.current.take() {
             let id = old.id();
-            self.adopt(old.restarted(FileId(self.next_id)), Some(id), sink);
+            self.adopt(old.restarted(), Some(id), budget, sink);
         }
     }
 

@@ -41,7 +41,9 @@ pub enum HeaderError {
     #[error("the segment header is malformed")]
     Malformed(#[from] serde_json::Error),
     /// Written with another record layout.
-    #[error("the spool has record layout {found}, this build reads {expected}: use the countersign that wrote it")]
+    #[error(
+        "the spool has record layout {found}, this build reads {expected}: use the countersign that wrote it"
+    )]
     Abi {
         /// Layout of the segment.
         found: u32,
@@ -55,7 +57,11 @@ impl SegmentHeader {
     ///
     /// # Errors
     /// When the boot id cannot be read from `/proc`.
-    pub fn of_this_machine(capture: String, generation: u64, offsets_sha256: String) -> std::io::Result<Self> {
+    pub fn of_this_machine(
+        capture: String,
+        generation: u64,
+        offsets_sha256: String,
+    ) -> std::io::Result<Self> {
         let now = Moment::now();
         Ok(Self {
             abi_version: countersign_common::ABI_VERSION,
@@ -106,22 +112,33 @@ impl SegmentHeader {
 /// # Errors
 /// When `/proc` is not mounted.
 pub fn boot_id() -> std::io::Result<String> {
-    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?.trim().to_owned())
+    Ok(std::fs::read_to_string("/proc/sys/kernel/random/boot_id")?
+        .trim()
+        .to_owned())
 }
 
 /// Kernel release, `uname -r`.
 pub fn kernel_release() -> String {
-    rustix::system::uname().release().to_string_lossy().into_owned()
+    rustix::system::uname()
+        .release()
+        .to_string_lossy()
+        .into_owned()
 }
 
 /// Machine architecture, `uname -m`.
 pub fn machine() -> String {
-    rustix::system::uname().machine().to_string_lossy().into_owned()
+    rustix::system::uname()
+        .machine()
+        .to_string_lossy()
+        .into_owned()
 }
 
 /// Host name, `uname -n`.
 pub fn host_name() -> String {
-    rustix::system::uname().nodename().to_string_lossy().into_owned()
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
 }
 
 #[cfg(test)]
@@ -146,7 +163,10 @@ mod tests {
     #[test]
     fn garbage_is_malformed() {
         for garbage in [&b""[..], b"{", b"[]", b"\xff", b"{\"abi_version\":1}"] {
-            assert!(matches!(SegmentHeader::parse(garbage), Err(HeaderError::Malformed(_))));
+            assert!(matches!(
+                SegmentHeader::parse(garbage),
+                Err(HeaderError::Malformed(_))
+            ));
         }
     }
 }

@@ -17,7 +17,7 @@ mod header;
 mod reader;
 mod writer;
 
-pub use header::{HeaderError, SegmentHeader, kernel_release, machine, boot_id, host_name};
+pub use header::{HeaderError, SegmentHeader, boot_id, host_name, kernel_release, machine};
 pub use reader::{Damage, DamageKind, SpoolError, SpoolItem, SpoolReader};
 pub use writer::{Limits, SpoolStats, SpoolWriter};
 
@@ -49,7 +49,9 @@ fn checksum(length: u32, body: &[u8]) -> u32 {
 
 /// Appends one frame. `false` if the body is too long for one.
 fn push_frame(buffer: &mut Vec<u8>, body: &[u8], limit: usize) -> bool {
-    let Ok(length) = u32::try_from(body.len()) else { return false };
+    let Ok(length) = u32::try_from(body.len()) else {
+        return false;
+    };
     if body.is_empty() || body.len() > limit {
         return false;
     }
@@ -74,21 +76,4 @@ fn segment_number(name: &str) -> Option<u32> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn segment_names_and_numbers_agree() {
-        for number in [1, 42, 99_999_999, 100_000_000, u32::MAX] {
-            assert_eq!(segment_number(&segment_name(number)), Some(number));
-        }
-        for name in ["0.spool", "00000000.spool", "1.spool", "0000000a.spool", "00000001.spool.tmp", "000000001.spool", "+0000001.spool"] {
-            assert_eq!(segment_number(name), None, "{name}");
-        }
-    }
-
-    #[test]
-    fn zeros_are_no_frame() {
-        assert_ne!(checksum(0, b""), 0);
-    }
-}
+mod tests;

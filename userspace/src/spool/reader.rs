@@ -45,7 +45,9 @@ pub enum DamageKind {
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
     /// No `*.spool` file.
-    #[error("there is no spool segment in this directory: name the directory that holds 00000001.spool")]
+    #[error(
+        "there is no spool segment in this directory: name the directory that holds 00000001.spool"
+    )]
     NoSegments,
     /// More than [`SEGMENTS_MAX`] names.
     #[error("the directory has more than {SEGMENTS_MAX} segments: this is no spool")]
@@ -107,7 +109,14 @@ impl SpoolReader {
             return Err(SpoolError::NoSegments);
         }
         numbers.sort_unstable_by(|a, b| b.cmp(a));
-        Ok(Self { dir, numbers, expected: 1, current: None, header: None, next: Next::Segment })
+        Ok(Self {
+            dir,
+            numbers,
+            expected: 1,
+            current: None,
+            header: None,
+            next: Next::Segment,
+        })
     }
 
     /// The next item, or `None` at the end.
@@ -117,11 +126,16 @@ impl SpoolReader {
     pub fn next_item(&mut self) -> Result<Option<SpoolItem<'_>>, SpoolError> {
         if self.next == Next::Frame {
             let last = self.numbers.is_empty();
-            let Some(window) = &mut self.current else { return Ok(None) };
+            let Some(window) = &mut self.current else {
+                return Ok(None);
+            };
             match window.step(last)? {
                 Step::Record(start, end) => {
                     // Re-borrowed here: the borrow above must end before the other arms change `self`.
-                    return Ok(self.current.as_ref().map(|window| SpoolItem::Record(&window.buffer[start..end])));
+                    return Ok(self
+                        .current
+                        .as_ref()
+                        .map(|window| SpoolItem::Record(&window.buffer[start..end])));
                 }
                 Step::Damage(damage) => return Ok(Some(SpoolItem::Damage(damage))),
                 Step::End => {}
@@ -133,9 +147,16 @@ impl SpoolReader {
     fn next_segment(&mut self) -> Result<Option<SpoolItem<'_>>, SpoolError> {
         self.current = None;
         self.next = Next::Segment;
-        let Some(&number) = self.numbers.last() else { return Ok(None) };
+        let Some(&number) = self.numbers.last() else {
+            return Ok(None);
+        };
         if number > self.expected {
-            let damage = Damage { segment: self.expected, offset: 0, bytes: 0, kind: DamageKind::MissingSegment };
+            let damage = Damage {
+                segment: self.expected,
+                offset: 0,
+                bytes: 0,
+                kind: DamageKind::MissingSegment,
+            };
             self.expected = number;
             return Ok(Some(SpoolItem::Damage(damage)));
         }
@@ -143,18 +164,34 @@ impl SpoolReader {
         self.expected = number.saturating_add(1);
         let mut window = Window::new(self.dir.open_file(&segment_name(number))?, number);
         let length = window.file.metadata()?.len();
-        let unusable = |kind| Some(SpoolItem::Damage(Damage { segment: number, offset: 0, bytes: length, kind }));
+        let unusable = |kind| {
+            Some(SpoolItem::Damage(Damage {
+                segment: number,
+                offset: 0,
+                bytes: length,
+                kind,
+            }))
+        };
         let Some(body) = window.header()? else {
             // A crash right after creating a segment leaves a short last one: nothing is lost in it.
             let torn = self.numbers.is_empty() && length < HEADER_MAX_BYTES as u64;
-            return Ok(unusable(if torn { DamageKind::TornTail } else { DamageKind::ForeignSegment }));
+            return Ok(unusable(if torn {
+                DamageKind::TornTail
+            } else {
+                DamageKind::ForeignSegment
+            }));
         };
         let header = match SegmentHeader::parse(body) {
             Ok(header) => header,
             Err(error @ HeaderError::Abi { .. }) => return Err(error.into()),
             Err(HeaderError::Malformed(_)) => return Ok(unusable(DamageKind::ForeignSegment)),
         };
-        if header.segment != number || self.header.as_ref().is_some_and(|first| !header.continues(first)) {
+        if header.segment != number
+            || self
+                .header
+                .as_ref()
+                .is_some_and(|first| !header.continues(first))
+        {
             return Ok(unusable(DamageKind::ForeignSegment));
         }
         self.current = Some(window);
@@ -184,7 +221,14 @@ struct Window {
 
 impl Window {
     fn new(file: File, number: u32) -> Self {
-        Self { file, number, buffer: Vec::new(), start: 0, base: 0, at_end: false }
+        Self {
+            file,
+            number,
+            buffer: Vec::new(),
+            start: 0,
+            base: 0,
+            at_end: false,
+        }
     }
 
     fn header(&mut self) -> io::Result<Option<&[u8]>> {
@@ -193,7 +237,9 @@ impl Window {
             return Ok(None);
         }
         self.start += MAGIC.len();
-        let Frame::Whole(length) = self.frame(0, HEADER_MAX_BYTES)? else { return Ok(None) };
+        let Frame::Whole(length) = self.frame(0, HEADER_MAX_BYTES)? else {
+            return Ok(None);
+        };
         let body = self.start + FRAME_HEAD_BYTES;
         self.start = body + length;
         Ok(Some(&self.buffer[body..body + length]))
@@ -208,7 +254,11 @@ impl Window {
             }
             Frame::Nothing => Ok(Step::End),
             Frame::Short => {
-                let kind = if last { DamageKind::TornTail } else { DamageKind::Corrupt };
+                let kind = if last {
+                    DamageKind::TornTail
+                } else {
+                    DamageKind::Corrupt
+                };
                 self.skip_rest(kind)
             }
             Frame::Bad(claimed) => self.skip_bad(claimed),
@@ -220,7 +270,10 @@ impl Window {
     fn skip_bad(&mut self, claimed: Option<usize>) -> io::Result<Step> {
         if let Some(length) = claimed {
             let skip = FRAME_HEAD_BYTES + length;
-            if matches!(self.frame(skip, RECORD_MAX_BYTES)?, Frame::Whole(_) | Frame::Nothing) {
+            if matches!(
+                self.frame(skip, RECORD_MAX_BYTES)?,
+                Frame::Whole(_) | Frame::Nothing
+            ) {
                 let offset = self.base + self.start as u64;
                 self.start += skip;
                 return Ok(Step::Damage(Damage {
@@ -239,28 +292,40 @@ impl Window {
         let bytes = self.file.metadata()?.len().saturating_sub(offset);
         self.start = self.buffer.len();
         self.at_end = true;
-        Ok(Step::Damage(Damage { segment: self.number, offset, bytes, kind }))
+        Ok(Step::Damage(Damage {
+            segment: self.number,
+            offset,
+            bytes,
+            kind,
+        }))
     }
 
     /// Looks at the frame `ahead` bytes behind the current position.
     fn frame(&mut self, ahead: usize, limit: usize) -> io::Result<Frame> {
         self.fill(ahead + FRAME_HEAD_BYTES)?;
-        let Some(rest) = self.unread().get(ahead..) else { return Ok(Frame::Short) };
+        let Some(rest) = self.unread().get(ahead..) else {
+            return Ok(Frame::Short);
+        };
         if rest.is_empty() {
             return Ok(Frame::Nothing);
         }
-        let Some((head, _)) = rest.split_first_chunk::<FRAME_HEAD_BYTES>() else { return Ok(Frame::Short) };
-        let [a, b, c, d, e, f, g, h] = *head;
-        let length = u32::from_le_bytes([a, b, c, d]);
-        let expected = u32::from_le_bytes([e, f, g, h]);
+        let Some(([length, expected], _)) = head(rest) else {
+            return Ok(Frame::Short);
+        };
         let size = length as usize;
         if size == 0 || size > limit {
             return Ok(Frame::Bad(None));
         }
         self.fill(ahead + FRAME_HEAD_BYTES + size)?;
         let body_at = ahead + FRAME_HEAD_BYTES;
-        let Some(body) = self.unread().get(body_at..body_at + size) else { return Ok(Frame::Short) };
-        if checksum(length, body) == expected { Ok(Frame::Whole(size)) } else { Ok(Frame::Bad(Some(size))) }
+        let Some(body) = self.unread().get(body_at..body_at + size) else {
+            return Ok(Frame::Short);
+        };
+        if checksum(length, body) == expected {
+            Ok(Frame::Whole(size))
+        } else {
+            Ok(Frame::Bad(Some(size)))
+        }
     }
 
     fn unread(&self) -> &[u8] {
@@ -278,11 +343,23 @@ impl Window {
         while self.buffer.len() < wanted && !self.at_end {
             let before = self.buffer.len();
             let more = READ_BYTES.max(wanted - before);
-            (&mut self.file).take(more as u64).read_to_end(&mut self.buffer)?;
+            (&mut self.file)
+                .take(more as u64)
+                .read_to_end(&mut self.buffer)?;
             self.at_end = self.buffer.len() == before;
         }
         Ok(())
     }
+}
+
+/// The two numbers in front of a body, and what follows them.
+fn head(bytes: &[u8]) -> Option<([u32; 2], &[u8])> {
+    let (length, rest) = bytes.split_first_chunk::<4>()?;
+    let (expected, rest) = rest.split_first_chunk::<4>()?;
+    Some((
+        [u32::from_le_bytes(*length), u32::from_le_bytes(*expected)],
+        rest,
+    ))
 }
 
 enum Frame {

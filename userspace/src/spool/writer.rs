@@ -41,7 +41,10 @@ pub struct Limits {
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { segment_bytes: SEGMENT_BYTES, max_disk_bytes: None }
+        Self {
+            segment_bytes: SEGMENT_BYTES,
+            max_disk_bytes: None,
+        }
     }
 }
 
@@ -189,6 +192,8 @@ impl SpoolWriter {
             starved.retry_at = Instant::now();
         }
         self.flush();
+        // Again: coming back from starvation leaves a loss record in the buffer.
+        self.flush();
         if let Some(segment) = self.segment.take() {
             self.syncer.sync(segment.file);
         }
@@ -215,12 +220,17 @@ impl SpoolWriter {
         } else {
             self.stats.lost_records += 1;
             self.stats.lost_bytes += record.len() as u64;
-            tracing::warn!(bytes = record.len(), "a record is empty or too long for the spool");
+            tracing::warn!(
+                bytes = record.len(),
+                "a record is empty or too long for the spool"
+            );
         }
     }
 
     fn record_starved(&mut self, record: &[u8]) {
-        let header = RecordHeader::read_from_prefix(record).ok().map(|(header, _)| header);
+        let header = RecordHeader::read_from_prefix(record)
+            .ok()
+            .map(|(header, _)| header);
         let small = header.is_none_or(|header| header.kind != kind::CHUNK);
         if small && self.buffer.len() + record.len() <= STARVED_MAX_BYTES {
             self.append(record);
@@ -229,7 +239,11 @@ impl SpoolWriter {
             self.stats.lost_bytes += record.len() as u64;
             self.stats.lost_small_records += u64::from(small);
             if let Some(starved) = &mut self.starved {
-                starved.loss.add(record.len(), small, header.map_or(0, |header| header.boot_ns));
+                starved.loss.add(
+                    record.len(),
+                    small,
+                    header.map_or(0, |header| header.boot_ns),
+                );
             }
         }
         self.flush();
@@ -244,13 +258,24 @@ impl SpoolWriter {
         tracing::warn!(%error, "the spool cannot be written; payload is dropped until it can");
         self.stats.starved += 1;
         self.stats.last_error = Some(error.to_string());
-        self.starved =
-            Some(Starved { loss: Loss { cause: error.to_string(), ..Loss::default() }, retry_at });
+        self.starved = Some(Starved {
+            loss: Loss {
+                cause: error.to_string(),
+                ..Loss::default()
+            },
+            retry_at,
+        });
     }
 
     fn recovered(&mut self) {
-        let Some(Starved { loss, .. }) = self.starved.take() else { return };
-        tracing::info!(records = loss.records, bytes = loss.bytes, "the spool can be written again");
+        let Some(Starved { loss, .. }) = self.starved.take() else {
+            return;
+        };
+        tracing::info!(
+            records = loss.records,
+            bytes = loss.bytes,
+            "the spool can be written again"
+        );
         if loss.records > 0 {
             let record = loss.to_record(self.identity.generation);
             self.append(&record);
@@ -262,7 +287,11 @@ impl SpoolWriter {
         if self.buffer.is_empty() {
             return Ok(());
         }
-        if self.segment.as_ref().is_some_and(|segment| segment.committed >= self.limits.segment_bytes) {
+        if self
+            .segment
+            .as_ref()
+            .is_some_and(|segment| segment.committed >= self.limits.segment_bytes)
+        {
             self.close_segment();
         }
         if self.segment.is_none() {
@@ -270,7 +299,9 @@ impl SpoolWriter {
         }
         let length = self.buffer.len() as u64;
         self.make_room(length)?;
-        let Some(segment) = &mut self.segment else { return Err(io::ErrorKind::NotFound.into()) };
+        let Some(segment) = &mut self.segment else {
+            return Err(io::ErrorKind::NotFound.into());
+        };
         if let Err(error) = segment.file.write_all(&self.buffer) {
             rewind(segment);
             return Err(error);
@@ -291,7 +322,11 @@ impl SpoolWriter {
             ..self.identity.clone()
         };
         let mut start = MAGIC.to_vec();
-        push_frame(&mut start, &serde_json::to_vec(&header)?, super::HEADER_MAX_BYTES);
+        push_frame(
+            &mut start,
+            &serde_json::to_vec(&header)?,
+            super::HEADER_MAX_BYTES,
+        );
         let length = start.len() as u64;
         self.make_room(length)?;
         let name = segment_name(self.next_number);
@@ -301,7 +336,11 @@ impl SpoolWriter {
             self.dir.remove_file(&name)?;
             return Err(error);
         }
-        self.segment = Some(Segment { file, number: self.next_number, committed: length });
+        self.segment = Some(Segment {
+            file,
+            number: self.next_number,
+            committed: length,
+        });
         self.next_number += 1;
         self.stats.segments += 1;
         self.stats.disk_bytes += length;
@@ -309,7 +348,12 @@ impl SpoolWriter {
     }
 
     fn close_segment(&mut self) {
-        if let Some(Segment { file, number, committed }) = self.segment.take() {
+        if let Some(Segment {
+            file,
+            number,
+            committed,
+        }) = self.segment.take()
+        {
             self.closed.insert(number, (committed, false));
             self.syncer.sync(file);
         }
@@ -317,9 +361,15 @@ impl SpoolWriter {
 
     /// Removes the oldest paired segments until `length` more bytes fit into the budget.
     fn make_room(&mut self, length: u64) -> io::Result<()> {
-        let Some(budget) = self.limits.max_disk_bytes else { return Ok(()) };
+        let Some(budget) = self.limits.max_disk_bytes else {
+            return Ok(());
+        };
         while self.stats.disk_bytes.saturating_add(length) > budget {
-            let oldest = self.closed.iter().find(|(_, (_, paired))| *paired).map(|(number, _)| *number);
+            let oldest = self
+                .closed
+                .iter()
+                .find(|(_, (_, paired))| *paired)
+                .map(|(number, _)| *number);
             let Some(number) = oldest else {
                 return Err(io::Error::other(format!(
                     "the disk budget of {budget} bytes is used up: raise --max-disk"
@@ -385,7 +435,9 @@ fn count_frames(mut buffer: &[u8]) -> (u64, u64) {
     let (mut records, mut bytes) = (0, 0);
     while let Some((head, rest)) = buffer.split_first_chunk::<4>() {
         let length = u32::from_le_bytes(*head) as usize;
-        let Some(rest) = rest.get(4 + length..) else { break };
+        let Some(rest) = rest.get(4 + length..) else {
+            break;
+        };
         records += 1;
         bytes += length as u64;
         buffer = rest;
@@ -403,18 +455,23 @@ struct Syncer {
 impl Syncer {
     fn start() -> Self {
         let (files, incoming) = mpsc::channel::<File>();
-        let thread = std::thread::Builder::new().name("spool-sync".into()).spawn(move || {
-            let mut failed = None;
-            for file in incoming {
-                if let Err(error) = file.sync_all() {
-                    tracing::warn!(%error, "a spool segment could not be made durable");
-                    failed = Some(error);
+        let thread = std::thread::Builder::new()
+            .name("spool-sync".into())
+            .spawn(move || {
+                let mut failed = None;
+                for file in incoming {
+                    if let Err(error) = file.sync_all() {
+                        tracing::warn!(%error, "a spool segment could not be made durable");
+                        failed = Some(error);
+                    }
                 }
-            }
-            failed
-        });
+                failed
+            });
         // Without the thread, files are synced where they are closed.
-        Self { files: Some(files), thread: thread.ok() }
+        Self {
+            files: Some(files),
+            thread: thread.ok(),
+        }
     }
 
     fn sync(&mut self, file: File) {
@@ -431,6 +488,8 @@ impl Syncer {
 
     fn finish(&mut self) -> Option<io::Error> {
         self.files = None;
-        self.thread.take().and_then(|thread| thread.join().ok().flatten())
+        self.thread
+            .take()
+            .and_then(|thread| thread.join().ok().flatten())
     }
 }

@@ -180,10 +180,7 @@ fn wtf8(code: u16) -> [u8; 3] {
 pub(super) fn has_control(bytes: &[u8]) -> bool {
     let mut chunks = bytes.chunks_exact(64);
     for chunk in &mut chunks {
-        if chunk
-            .iter()
-            .fold(false, |found, byte| found | (*byte < 0x20))
-        {
+        if chunk.iter().fold(u8::MAX, |least, byte| least.min(*byte)) < 0x20 {
             return true;
         }
     }

@@ -8,6 +8,7 @@ pub mod compare;
 pub mod draft;
 pub mod entry;
 pub mod mcp_audit;
+pub mod own;
 pub mod signature;
 
 pub mod timestamp;

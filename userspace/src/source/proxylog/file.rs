@@ -16,7 +16,7 @@ use sha2::{Digest, Sha256};
 use super::{FileId, LogError, LogEvent};
 
 /// What a log file is, at the time of opening.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct FileFacts {
     /// Device as the kernel keeps it (`major << 20 | minor`), as in the kernel's records.
     pub kernel_dev: u32,
@@ -63,7 +63,10 @@ impl Refusal {
         match self {
             Self::Missing => LogError::Missing(path),
             Self::Kind(what) => LogError::Refused { path, what },
-            Self::Io(error) => LogError::Io { path, source: io::Error::from_raw_os_error(error) },
+            Self::Io(error) => LogError::Io {
+                path,
+                source: io::Error::from_raw_os_error(error),
+            },
         }
     }
 }
@@ -94,7 +97,7 @@ pub(super) struct OpenLog {
 
 /// Opens `name` in `dir` if it is a regular file. Looks at what the name leads to before opening it for
 /// reading: opening a device can have effects, opening a FIFO can hang.
-pub(super) fn open_log(dir: &OwnedFd, name: &OsStr, id: FileId) -> Result<OpenLog, Refusal> {
+pub(super) fn open_log(dir: &OwnedFd, name: &OsStr) -> Result<OpenLog, Refusal> {
     let io_refusal = |error: rustix::io::Errno| match error {
         rustix::io::Errno::NOENT => Refusal::Missing,
         other => Refusal::Io(other.raw_os_error()),
@@ -109,12 +112,14 @@ pub(super) fn open_log(dir: &OwnedFd, name: &OsStr, id: FileId) -> Result<OpenLo
         FileType::Directory => return Err(Refusal::Kind("a directory")),
         FileType::Socket => return Err(Refusal::Kind("a socket")),
         FileType::CharacterDevice | FileType::BlockDevice => return Err(Refusal::Kind("a device")),
-        _ => return Err(Refusal::Kind("of an unknown kind")),
+        FileType::Unknown => return Err(Refusal::Kind("of an unknown kind")),
     }
     let link = format!("/proc/self/fd/{}", handle.as_raw_fd());
     let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
     let file = File::from(rustix::fs::open(link, flags, Mode::empty()).map_err(io_refusal)?);
-    let metadata = file.metadata().map_err(|error| Refusal::Io(error.raw_os_error().unwrap_or(libc::EIO)))?;
+    let metadata = file
+        .metadata()
+        .map_err(|error| Refusal::Io(error.raw_os_error().unwrap_or(libc::EIO)))?;
     let facts = FileFacts {
         kernel_dev: kernel_dev(metadata.dev()),
         inode: metadata.ino(),
@@ -125,7 +130,7 @@ pub(super) fn open_log(dir: &OwnedFd, name: &OsStr, id: FileId) -> Result<OpenLo
     };
     Ok(OpenLog {
         file,
-        id,
+        id: FileId(u64::MAX),
         facts,
         dev: metadata.dev(),
         offset: 0,
@@ -145,6 +150,11 @@ impl OpenLog {
         self.id
     }
 
+    /// Gives it its number, once it is known that it will be read.
+    pub(super) fn set_id(&mut self, id: FileId) {
+        self.id = id;
+    }
+
     pub(super) fn facts(&self) -> FileFacts {
         self.facts
     }
@@ -155,7 +165,9 @@ impl OpenLog {
 
     /// Bytes of the file that were not read yet.
     pub(super) fn unread(&self) -> u64 {
-        self.file.metadata().map_or(0, |metadata| metadata.len().saturating_sub(self.offset))
+        self.file
+            .metadata()
+            .map_or(0, |metadata| metadata.len().saturating_sub(self.offset))
     }
 
     /// Reads on, at most `budget` bytes, which is lowered by what was read.
@@ -168,27 +180,39 @@ impl OpenLog {
         if self.failed {
             return Progress::Failed;
         }
-        match self.file.metadata() {
+        // What is there now and no more: a writer that never stops must not keep us here.
+        let mut left = match self.file.metadata() {
             Ok(metadata) if metadata.len() < self.offset => {
                 if !self.truncation_said {
                     self.truncation_said = true;
-                    sink(LogEvent::Truncated { file: self.id, read: self.offset, size: metadata.len() });
+                    sink(LogEvent::Truncated {
+                        file: self.id,
+                        read: self.offset,
+                        size: metadata.len(),
+                    });
                 }
                 return Progress::Truncated;
             }
-            Ok(_) => {}
+            Ok(metadata) => metadata.len() - self.offset,
             Err(error) => return self.fail(&error, sink),
-        }
-        while *budget > 0 {
-            let most = usize::try_from(*budget).unwrap_or(usize::MAX).min(buffer.len());
+        };
+        while *budget > 0 && left > 0 {
+            let most = usize::try_from(left.min(*budget))
+                .unwrap_or(usize::MAX)
+                .min(buffer.len());
             match self.file.read(&mut buffer[..most]) {
                 Ok(0) => break,
                 Ok(length) => {
                     let data = &buffer[..length];
                     self.digest.update(data);
-                    sink(LogEvent::Bytes { file: self.id, offset: self.offset, data });
+                    sink(LogEvent::Bytes {
+                        file: self.id,
+                        offset: self.offset,
+                        data,
+                    });
                     self.offset += length as u64;
                     *budget -= length as u64;
+                    left -= length as u64;
                 }
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return self.fail(&error, sink),
@@ -202,7 +226,9 @@ impl OpenLog {
         let mut digest = Sha256::new();
         let mut offset = 0;
         while offset < self.offset {
-            let most = usize::try_from(self.offset - offset).unwrap_or(usize::MAX).min(buffer.len());
+            let most = usize::try_from(self.offset - offset)
+                .unwrap_or(usize::MAX)
+                .min(buffer.len());
             match self.file.read_at(&mut buffer[..most], offset) {
                 Ok(0) | Err(_) => return true,
                 Ok(length) => {
@@ -214,17 +240,27 @@ impl OpenLog {
         digest.finalize() != self.digest.clone().finalize()
     }
 
-    /// The same file from its beginning, under another number.
-    pub(super) fn restarted(self, id: FileId) -> Self {
+    /// The same file from its beginning.
+    pub(super) fn restarted(self) -> Self {
         use std::io::Seek;
         let mut file = self.file;
         let failed = file.rewind().is_err();
-        Self { file, id, offset: 0, digest: Sha256::new(), failed, truncation_said: false, ..self }
+        Self {
+            file,
+            offset: 0,
+            digest: Sha256::new(),
+            failed,
+            truncation_said: false,
+            ..self
+        }
     }
 
     fn fail(&mut self, error: &io::Error, sink: &mut impl FnMut(LogEvent<'_>)) -> Progress {
         self.failed = true;
-        sink(LogEvent::Unreadable { file: self.id, why: error.to_string() });
+        sink(LogEvent::Unreadable {
+            file: self.id,
+            why: error.to_string(),
+        });
         Progress::Failed
     }
 }

@@ -11,7 +11,9 @@ const NAMES_MAX: usize = 4096;
 
 /// Rotated files of the log `base` in `dir`, oldest first. Empty if the directory cannot be read.
 pub(super) fn files(dir: Option<&OwnedFd>, base: &OsStr) -> Vec<OsString> {
-    let Some(mut entries) = dir.and_then(|dir| rustix::fs::Dir::read_from(dir).ok()) else { return Vec::new() };
+    let Some(mut entries) = dir.and_then(|dir| rustix::fs::Dir::read_from(dir).ok()) else {
+        return Vec::new();
+    };
     let mut found = Vec::new();
     while let Some(Ok(entry)) = entries.read() {
         let name = entry.file_name().to_bytes();

@@ -1,0 +1,231 @@
+//! From what was seen to judgements: the stages that need the whole capture, in their order.
+
+use std::collections::BTreeSet;
+
+use super::Correlator;
+use crate::call::passage::{self, Passages, Scene};
+use crate::call::{Call, PlacedIx, Route, bytes_of, exchange};
+use crate::channel::StreamIx;
+use crate::evidence::{self, Placed};
+use crate::pairing::assign::{self, Assignment, CallSide, StatementSide};
+use crate::pairing::content::{self, WireContent};
+use crate::pairing::statement::{self, Statement, ThirdView};
+use crate::role::{InstanceIx, Leg, Roles};
+use crate::verdict::doubt::{self, PlacedGap};
+use crate::verdict::{Case, Judgement, ProxyPolicy, judge, unpaired};
+
+/// Everything that is derived from the stores.
+#[derive(Debug)]
+pub(super) struct Derived {
+    pub(super) roles: Roles,
+    pub(super) placed: Vec<Placed>,
+    pub(super) passages: Passages,
+    pub(super) calls: Vec<Call>,
+    pub(super) statements: Vec<Statement>,
+    pub(super) assignment: Assignment,
+    pub(super) side_of_call: Vec<Option<usize>>,
+    pub(super) call_of_side: Vec<usize>,
+    pub(super) gaps: Vec<PlacedGap>,
+    /// Streams that carry MCP.
+    pub(super) mcp: BTreeSet<StreamIx>,
+}
+
+impl Derived {
+    pub(super) fn of(correlator: &Correlator, policies: &[ProxyPolicy]) -> Self {
+        let identities: Vec<_> =
+            correlator.settings.proxies.iter().map(|proxy| proxy.identity.clone()).collect();
+        let roles =
+            Roles::decide(&identities, &correlator.processes, &correlator.channels, &correlator.streams);
+        let placed = evidence::place(&correlator.frames, &correlator.streams, &roles);
+        let scene = Scene {
+            frames: &correlator.frames,
+            placed: &placed,
+            streams: &correlator.streams,
+            channels: &correlator.channels,
+            roles: &roles,
+        };
+        let passages = passage::assemble(scene);
+        let calls = exchange::pair(&passages);
+        let statements = statement::statements(
+            &correlator.entries,
+            &placed,
+            &correlator.frames,
+            &correlator.streams,
+            &roles,
+        );
+        let (call_sides, call_of_side) = call_sides(correlator, scene, &calls, policies);
+        let mut side_of_call = vec![None; calls.len()];
+        for (side, call) in call_of_side.iter().enumerate() {
+            side_of_call[*call] = Some(side);
+        }
+        let statement_sides = statement_sides(correlator, &statements, policies);
+        let assignment = assign::assign(&call_sides, &statement_sides);
+        let gaps = doubt::gaps(&correlator.streams, &correlator.channels, &roles);
+        let mcp = mcp_streams(&placed, &passages, &correlator.streams, &roles);
+        Self {
+            placed,
+            passages,
+            calls,
+            statements,
+            assignment,
+            side_of_call,
+            call_of_side,
+            gaps,
+            mcp,
+            roles,
+        }
+    }
+
+    pub(super) fn case<'a>(&'a self, correlator: &'a Correlator, policies: &'a [ProxyPolicy]) -> Case<'a> {
+        Case {
+            scene: Scene {
+                frames: &correlator.frames,
+                placed: &self.placed,
+                streams: &correlator.streams,
+                channels: &correlator.channels,
+                roles: &self.roles,
+            },
+            processes: &correlator.processes,
+            calls: &self.calls,
+            entries: &correlator.entries,
+            bad_lines: &correlator.bad_lines,
+            statements: &self.statements,
+            assignment: &self.assignment,
+            side_of_call: &self.side_of_call,
+            call_of_side: &self.call_of_side,
+            gaps: &self.gaps,
+            proxies: policies,
+            allow_direct: &correlator.settings.allow_direct,
+            clock: &correlator.clock,
+            end: correlator.now,
+        }
+    }
+
+    /// All judgements: one for each call, each entry without one, each gap of record on an MCP stream.
+    pub(super) fn judgements(&self, case: Case<'_>) -> Vec<Judgement> {
+        let mut judgements = judge::calls(case);
+        let mut paired = vec![false; case.entries.len()];
+        for entry in judgements.iter().filter_map(Judgement::entry) {
+            paired[entry.0 as usize] = true;
+        }
+        judgements.extend(unpaired::entries(case, &paired));
+        judgements.extend(unpaired::gaps(case, |stream| self.mcp.contains(&stream)));
+        judgements
+    }
+}
+
+/// Calls that a log can speak of: those through a proxy, and answers that passed it to requests that did not.
+fn call_sides(
+    correlator: &Correlator,
+    scene: Scene<'_>,
+    calls: &[Call],
+    policies: &[ProxyPolicy],
+) -> (Vec<CallSide>, Vec<usize>) {
+    let mut sides = Vec::new();
+    let mut call_of_side = Vec::new();
+    for (ix, call) in calls.iter().enumerate() {
+        let stand_in = match call.route {
+            Route::Proxy(_) => None,
+            Route::Foreign(_) => match &call.response {
+                Some(response) if matches!(response.route, Route::Proxy(_)) => Some(Call {
+                    route: response.route,
+                    way: response.way,
+                    request: None,
+                    response: Some(response.clone()),
+                    duplicate_in_flight: false,
+                }),
+                Some(_) | None => continue,
+            },
+            Route::ProxyOwn(_) | Route::Direct(..) => continue,
+        };
+        let Some(instance) = call.route.instance() else { continue };
+        let call = stand_in.as_ref().unwrap_or(call);
+        sides.push(call_side(correlator, scene, call, instance, policies));
+        call_of_side.push(ix);
+    }
+    (sides, call_of_side)
+}
+
+fn call_side(
+    correlator: &Correlator,
+    scene: Scene<'_>,
+    call: &Call,
+    instance: InstanceIx,
+    policies: &[ProxyPolicy],
+) -> CallSide {
+    let proxy = scene.roles.instance(instance).proxy;
+    let redaction = policies.get(proxy).map(|policy| policy.redaction.clone()).unwrap_or_default();
+    let bytes = |passage: &Option<crate::call::Passage>| {
+        let sighting = passage.as_ref()?.primary()?;
+        bytes_of(scene.placed, scene.frames, sighting)
+    };
+    let wire = WireContent::of(
+        call.request.as_ref().zip(bytes(&call.request)),
+        call.response.as_ref().zip(bytes(&call.response)),
+    );
+    let message = call.request.as_ref().map(|passage| &passage.message);
+    let name = |of: Option<&String>| of.cloned().unwrap_or_default();
+    CallSide {
+        proxy,
+        instance,
+        from: correlator.clock.utc(call.at()).0,
+        to: correlator.clock.utc(call.until()).0,
+        content: content::of_call(call, &wire, &redaction),
+        id: call.subject().and_then(|passage| passage.message.id_text()),
+        method: message.map_or_else(
+            || crate::proxylog::own::UNMATCHED_RESPONSE.to_owned(),
+            |message| name(message.method.as_ref()),
+        ),
+        tool_name: name(message.and_then(|message| message.tool_name.as_ref())),
+    }
+}
+
+fn statement_sides(
+    correlator: &Correlator,
+    statements: &[Statement],
+    policies: &[ProxyPolicy],
+) -> Vec<StatementSide> {
+    statements
+        .iter()
+        .map(|statement| {
+            let redaction =
+                policies.get(statement.proxy).map(|policy| policy.redaction.clone()).unwrap_or_default();
+            let said = statement.said(&correlator.entries);
+            StatementSide {
+                proxy: statement.proxy,
+                instance: statement.written.as_ref().map(|written| written.instance),
+                // A repetition can never stand for a call: the line that it repeats does.
+                at: said.filter(|_| statement.repeats.is_none()).and_then(|entry| entry.utc_ns),
+                content: said.map_or_else(content::nothing, |entry| content::of_entry(entry, &redaction)),
+                id: said.and_then(|entry| entry.request_id.clone()),
+                method: said.map(|entry| entry.method.clone()).unwrap_or_default(),
+                tool_name: said.and_then(|entry| entry.tool_name.clone()).unwrap_or_default(),
+                exact_only: statement.third_view == ThirdView::NotWritten,
+            }
+        })
+        .collect()
+}
+
+fn mcp_streams(
+    placed: &[Placed],
+    passages: &Passages,
+    streams: &std::collections::BTreeMap<StreamIx, crate::delivery::StreamFrames>,
+    roles: &Roles,
+) -> BTreeSet<StreamIx> {
+    let of = |ix: PlacedIx| placed.get(ix.0 as usize).map(|placed| placed.stream);
+    let mut mcp: BTreeSet<StreamIx> = passages
+        .passages
+        .iter()
+        .filter(|passage| passage.message.is_mcp)
+        .flat_map(|passage| [passage.sent, passage.received])
+        .flatten()
+        .filter_map(|sighting| of(sighting.placed))
+        .collect();
+    // On a leg of a proxy everything is, unless nothing that looks like JSON was ever seen there (its standard error).
+    let legs = streams.keys().filter(|stream| {
+        roles.leg(**stream).instance().is_some() && !matches!(roles.leg(**stream), Leg::ProxyFile(_))
+    });
+    let with_frames: BTreeSet<StreamIx> = placed.iter().map(|placed| placed.stream).collect();
+    mcp.extend(legs.filter(|stream| with_frames.contains(stream)));
+    mcp
+}

@@ -1,0 +1,239 @@
+//! Rows: everything that was derived, as the tables of the evidence.
+//!
+//! Owns the mapping onto rows and the rules of privacy: what of a payload may leave the core. One file per group of tables.
+
+mod calls;
+mod coverage;
+mod entries;
+mod frames;
+mod hosts;
+mod privacy;
+mod verdicts;
+
+use std::collections::BTreeMap;
+
+use super::case::Derived;
+use super::Correlator;
+use crate::call::{Call, Passage, PlacedIx};
+use crate::channel::{ChannelIx, ChannelKind, End, StreamIx};
+use crate::frame::FrameIx;
+use crate::pairing::statement::EntryIx;
+use crate::process::ProcessIx;
+use crate::role::Leg;
+use crate::row::ids::{CallId, CaptureId, ChannelId, CoverageId, EntryId, FrameId, ProcessId, VerdictId};
+use crate::row::Row;
+use crate::time::{BootNs, UtcNs};
+use crate::verdict::{Case, Judgement, ProxyPolicy, Subject};
+
+pub use privacy::PayloadMode;
+
+/// What all row writers share.
+struct Writer<'a> {
+    correlator: &'a Correlator,
+    derived: &'a Derived,
+    case: Case<'a>,
+    judgements: &'a [Judgement],
+    privacy: privacy::Privacy<'a>,
+    /// By placed delivery: the messages that it carries, with their passages.
+    carried: BTreeMap<PlacedIx, Vec<&'a Passage>>,
+    out: &'a mut dyn FnMut(Row),
+}
+
+/// Writes all rows.
+pub(super) fn write(mut correlator: Correlator, out: &mut dyn FnMut(Row)) {
+    let policies: Vec<ProxyPolicy> =
+        correlator.settings.proxies.iter_mut().map(|proxy| std::mem::take(&mut proxy.policy)).collect();
+    let derived = Derived::of(&correlator, &policies);
+    let case = derived.case(&correlator, &policies);
+    let judgements = derived.judgements(case);
+    let mut carried: BTreeMap<PlacedIx, Vec<&Passage>> = BTreeMap::new();
+    for passage in &derived.passages.passages {
+        for sighting in [passage.sent, passage.received].into_iter().flatten() {
+            carried.entry(sighting.placed).or_default().push(passage);
+        }
+    }
+    let mut writer = Writer {
+        correlator: &correlator,
+        derived: &derived,
+        case,
+        judgements: &judgements,
+        privacy: privacy::Privacy::new(&correlator.settings, &policies),
+        carried,
+        out,
+    };
+    writer.processes();
+    writer.channels();
+    writer.frames();
+    writer.entries();
+    writer.calls();
+    writer.verdicts();
+    writer.coverage();
+}
+
+impl Writer<'_> {
+    fn capture(&self) -> CaptureId {
+        self.correlator.settings.capture
+    }
+
+    fn utc(&self, at: BootNs) -> UtcNs {
+        self.correlator.clock.utc(at)
+    }
+
+    fn emit(&mut self, row: impl Into<Row>) {
+        (self.out)(row.into());
+    }
+
+    fn process_id(&self, ix: ProcessIx) -> ProcessId {
+        let process = self.correlator.processes.process(ix);
+        let start = process.incarnation.start;
+        ProcessId::of(self.capture(), process.incarnation.tgid, start.0, self.utc(start))
+    }
+
+    fn channel_id(&self, ix: ChannelIx) -> ChannelId {
+        let channel = self.correlator.channels.channel(ix);
+        let mut identity = vec![u64::from(channel.dev)];
+        for key in channel.ends.iter().flatten() {
+            identity.extend([key.object, key.inode]);
+        }
+        ChannelId::of(self.capture(), &identity, self.utc(channel.first_seen))
+    }
+
+    fn stream_name(&self, stream: StreamIx) -> &'static str {
+        let channel = self.correlator.channels.channel(stream.channel);
+        match (channel.kind, stream.from_end) {
+            (ChannelKind::UnixStream, 0) => "a_to_b",
+            (ChannelKind::UnixStream, _) => "b_to_a",
+            (ChannelKind::Pipe | ChannelKind::Fifo | ChannelKind::File | ChannelKind::Unknown, _) => "only",
+        }
+    }
+
+    fn frame_id(&self, ix: FrameIx) -> FrameId {
+        let frame = &self.correlator.frames[ix.0 as usize];
+        FrameId::of(
+            self.capture(),
+            self.channel_id(frame.stream.channel),
+            self.stream_name(frame.stream),
+            frame.end.as_str(),
+            frame.position,
+            self.utc(frame.first_exit),
+        )
+    }
+
+    fn record_of(&self, placed: PlacedIx) -> FrameIx {
+        self.derived.placed[placed.0 as usize].record
+    }
+
+    fn call_id(&self, call: &Call) -> Option<CallId> {
+        let passage = call.subject()?;
+        let sighting = passage.primary()?;
+        let frame = self.frame_id(self.record_of(sighting.placed));
+        Some(CallId::of(self.capture(), frame, sighting.element, self.utc(passage.at)))
+    }
+
+    fn entry_id(&self, ix: EntryIx) -> EntryId {
+        let entry = &self.correlator.entries[ix.0 as usize];
+        let file = self.correlator.files.get(entry.file.0 as usize);
+        let name = file.map_or("", |file| file.name.as_str());
+        EntryId::of(
+            self.capture(),
+            self.proxy_name(entry.proxy).unwrap_or(""),
+            format!("{}:{}", entry.file.0, basename(name)).as_bytes(),
+            entry.entry.line.offset,
+            self.entry_observed(),
+        )
+    }
+
+    /// Entries are read when the capture is paired: the last clock reading of the spool, so that a replay says the same.
+    fn entry_observed(&self) -> UtcNs {
+        if self.correlator.observed == UtcNs(0) {
+            self.utc(self.correlator.now)
+        } else {
+            self.correlator.observed
+        }
+    }
+
+    fn gap_id(&self, ix: usize) -> CoverageId {
+        let gap = &self.derived.gaps[ix];
+        let subject = format!("{}:{}:{}", gap.stream.channel.0, gap.stream.from_end, gap.end.as_str());
+        CoverageId::of(self.capture(), "gap", subject.as_bytes(), ix as u64, self.utc(gap.gap.until))
+    }
+
+    /// The subject's id and time: what the verdict's id is made of.
+    fn subject_key(&self, judgement: &Judgement) -> Option<(ulid::Ulid, UtcNs, Option<BootNs>)> {
+        match judgement.subject {
+            Subject::Call(ix) | Subject::CallAndEntry(ix, _) => {
+                let call = &self.derived.calls[ix];
+                let at = call.at();
+                Some((self.call_id(call)?.as_ulid(), self.utc(at), Some(at)))
+            }
+            Subject::Entry(ix) => Some((self.entry_id(ix).as_ulid(), self.entry_observed(), None)),
+            Subject::Gap(ix) => {
+                let gap = &self.derived.gaps[ix].gap;
+                Some((self.gap_id(ix).as_ulid(), self.utc(gap.until), Some(gap.until)))
+            }
+        }
+    }
+
+    fn verdict_id(&self, judgement: &Judgement) -> Option<VerdictId> {
+        let (subject, at, _) = self.subject_key(judgement)?;
+        Some(VerdictId::of(self.capture(), subject, at))
+    }
+
+    fn proxy_name(&self, proxy: usize) -> Option<&str> {
+        self.correlator.settings.proxies.get(proxy).map(|proxy| proxy.name.as_str())
+    }
+
+    fn proxy_name_of_leg(&self, leg: Leg) -> Option<String> {
+        let instance = leg.instance()?;
+        self.proxy_name(self.derived.roles.instance(instance).proxy).map(str::to_owned)
+    }
+
+    fn hop_name(&self, placed: PlacedIx) -> &'static str {
+        match self.derived.placed[placed.0 as usize].leg {
+            Leg::ClientToProxy(_) => "client_to_proxy",
+            Leg::ProxyToServer(_) => "proxy_to_server",
+            Leg::ServerToProxy(_) => "server_to_proxy",
+            Leg::ProxyToClient(_) => "proxy_to_client",
+            Leg::ProxyFile(_) => "unknown",
+            Leg::Direct => {
+                let carried = self.carried.get(&placed);
+                let answers = carried.is_some_and(|passages| {
+                    passages.iter().all(|passage| passage.message.kind.is_response())
+                });
+                if answers { "direct_response" } else { "direct_request" }
+            }
+        }
+    }
+}
+
+fn other_end(end: End) -> End {
+    match end {
+        End::Writer => End::Reader,
+        End::Reader => End::Writer,
+    }
+}
+
+fn basename(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+/// Words for what strict JSON forbids.
+fn leniency_words(leniency: crate::json::Leniency) -> Vec<&'static str> {
+    use crate::json::Leniency as L;
+    [
+        (L::NON_FINITE, "not_a_number"),
+        (L::FLOAT_OVERFLOW, "float_overflow"),
+        (L::LONE_SURROGATE, "lone_surrogate"),
+        (L::INVALID_UTF8, "invalid_utf8"),
+        (L::RAW_LINE_SEPARATOR, "line_separator"),
+        (L::CONTROL_IN_STRING, "control_character"),
+        (L::DUPLICATE_KEYS, "duplicate_key"),
+        (L::CASE_VARIANT_KEYS, "case_variant_key"),
+        (L::BOM, "byte_order_mark"),
+    ]
+    .into_iter()
+    .filter(|(flag, _)| leniency.contains(*flag))
+    .map(|(_, word)| word)
+    .collect()
+}
+

@@ -1,0 +1,391 @@
+//! Rows of verdicts, of the sightings that they rest on, and of findings.
+
+use super::entries::bad_word;
+use super::Writer;
+use crate::call::passage::Oddity;
+use crate::call::{Hops, Passage, PlacedIx, Sighting};
+use crate::frame::FrameIx;
+use crate::pairing::statement::EntryIx;
+use crate::proxylog::SignatureState;
+use crate::row::ids::{ChannelId, FindingId, ProcessId, VerdictId};
+use crate::row::{FindingRow, SightingRow, UtcNs, VerdictRow};
+use crate::time::BootNs;
+use crate::verdict::{Judgement, KeyReach, Subject, Verdict, Via, signature_str};
+
+/// Findings of one kind that get a row each; further ones are counted in the last. Stops an agent from burying the rest.
+const FINDINGS_PER_KIND_MAX: usize = 10_000;
+
+/// A finding without what is the same for all.
+struct Finding {
+    kind: &'static str,
+    severity: &'static str,
+    message: String,
+    weakens: Option<&'static str>,
+    utc: UtcNs,
+    boot: Option<BootNs>,
+    subject: Vec<u8>,
+    /// The judgement behind it, by index, with its id.
+    verdict: Option<(usize, VerdictId)>,
+    process: Option<ProcessId>,
+    channel: Option<ChannelId>,
+    proxy: Option<String>,
+}
+
+impl Writer<'_> {
+    pub(super) fn verdicts(&mut self) {
+        let judgements = self.judgements;
+        for judgement in judgements {
+            let Some(row) = self.verdict_row(judgement) else { continue };
+            let (verdict_id, subject_utc) = (row.verdict_id, row.subject_utc);
+            self.emit(row);
+            self.sightings(judgement, verdict_id, subject_utc);
+        }
+        self.findings();
+    }
+
+    fn verdict_row(&self, judgement: &Judgement) -> Option<VerdictRow> {
+        let (_, subject_utc, subject_boot_ns) = self.subject_key(judgement)?;
+        let call = judgement.call().map(|ix| &self.derived.calls[ix]);
+        let entry = judgement.entry().map(|ix| &self.correlator.entries[ix.0 as usize].entry);
+        let message = call.and_then(|call| call.request.as_ref()).map(|request| &request.message);
+        let primary = call
+            .and_then(|call| call.subject())
+            .and_then(Passage::primary)
+            .map(|sighting| &self.derived.placed[sighting.placed.0 as usize]);
+        Some(VerdictRow {
+            verdict_id: self.verdict_id(judgement)?,
+            capture_id: self.capture(),
+            subject: match judgement.subject {
+                Subject::Call(_) => "call",
+                Subject::Entry(_) => "entry",
+                Subject::CallAndEntry(..) => "call_and_entry",
+                Subject::Gap(_) => "gap",
+            },
+            subject_utc,
+            subject_boot_ns,
+            call_id: call.and_then(|call| self.call_id(call)),
+            entry_id: judgement.entry().map(|ix| self.entry_id(ix)),
+            coverage_id: judgement.gap.map(|ix| self.gap_id(ix)),
+            verdict: judgement.verdict.as_str(),
+            reason: judgement.reason,
+            via: judgement.via.filter(|via| *via != Via::Proxy).map(Via::as_str),
+            signature: judgement.signature.map(signature_str),
+            key_reach: judgement.key_reach.map(KeyReach::as_str),
+            hops: judgement.hops.and_then(Hops::as_str),
+            basis: judgement.basis.clone(),
+            field: judgement.field,
+            pointer: judgement.pointer.clone(),
+            side: judgement.side,
+            expected: judgement.expected.map(|(silence, _)| silence),
+            agent_controllable: judgement.expected.map(|(_, agent)| agent),
+            interchangeable: judgement.interchangeable,
+            group_size: judgement.group_size,
+            candidates: judgement.candidates.iter().map(|ix| self.entry_id(*ix).to_string()).collect(),
+            untrusted_end: primary.is_some_and(|placed| placed.untrusted),
+            confidence: judgement.confidence.clone(),
+            proxy_name: judgement.proxy.and_then(|proxy| self.proxy_name(proxy)).map(str::to_owned),
+            process_id: call.and_then(|call| call.subject()).and_then(|passage| self.parties(passage).0),
+            method: message
+                .and_then(|message| message.method.clone())
+                .or_else(|| entry.map(|entry| entry.method.clone())),
+            tool_name: message
+                .and_then(|message| message.tool_name.clone())
+                .or_else(|| entry.and_then(|entry| entry.tool_name.clone())),
+            request_id: call
+                .and_then(|call| call.subject())
+                .and_then(|passage| passage.message.id.clone())
+                .or_else(|| entry.and_then(|entry| entry.request_id.clone())),
+        })
+    }
+
+    fn sightings(&mut self, judgement: &Judgement, verdict_id: VerdictId, subject_utc: UtcNs) {
+        let Some(ix) = judgement.call() else { return };
+        let derived = self.derived;
+        let call = &derived.calls[ix];
+        let call_id = self.call_id(call);
+        for passage in [&call.request, &call.response].into_iter().flatten() {
+            for sighting in [passage.sent, passage.received].into_iter().flatten() {
+                let placed = &derived.placed[sighting.placed.0 as usize];
+                for frame in [placed.delivery.written, placed.delivery.read].into_iter().flatten() {
+                    let row = SightingRow {
+                        verdict_id,
+                        capture_id: self.capture(),
+                        subject_utc,
+                        call_id,
+                        frame_id: self.frame_id(frame),
+                        element: sighting.element,
+                        hop: self.hop_name(sighting.placed),
+                        end: self.correlator.frames[frame.0 as usize].end.as_str(),
+                        role: role_of(passage),
+                        of_record: frame == placed.record,
+                        content: content_of(passage, sighting),
+                    };
+                    self.emit(row);
+                }
+            }
+        }
+    }
+
+    fn findings(&mut self) {
+        let mut findings = Vec::new();
+        for (ix, judgement) in self.judgements.iter().enumerate() {
+            findings.extend(self.of_judgement(ix, judgement));
+        }
+        for oddity in &self.derived.passages.oddities {
+            findings.extend(self.of_oddity(oddity));
+        }
+        findings.extend(self.of_logs());
+        findings.extend(self.of_keys());
+        let mut counts: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
+        for (nth, finding) in (0u64..).zip(findings) {
+            let count = counts.entry(finding.kind).or_default();
+            *count += 1;
+            if *count <= FINDINGS_PER_KIND_MAX {
+                let row = self.finding_row(finding, nth);
+                self.emit(row);
+            }
+        }
+    }
+
+    fn of_judgement(&self, ix: usize, judgement: &Judgement) -> Option<Finding> {
+        let (severity, what) = match judgement.verdict {
+            Verdict::Bypassed => ("critical", "a call reached its receiver past the proxy"),
+            Verdict::Altered => ("high", "log, signature and wire tell different stories of a call"),
+            Verdict::Forged => ("critical", "the log has an entry that is not the proxy's"),
+            Verdict::Replayed => ("high", "the log has an entry that repeats an earlier one"),
+            Verdict::Unobserved => ("medium", "the log has an entry of a call that was not seen"),
+            Verdict::Unlogged if judgement.expected.is_some() => {
+                ("medium", "a call went through the proxy and the log does not have it, as this proxy is known to do")
+            }
+            Verdict::Unlogged => ("high", "a call went through the proxy and the log does not have it"),
+            Verdict::Undecided
+            | Verdict::Allowed
+            | Verdict::Blocked
+            | Verdict::Matched
+            | Verdict::Outside
+            | Verdict::OutOfScope => return self.of_recovered(ix, judgement),
+        };
+        let (_, utc, boot) = self.subject_key(judgement)?;
+        let call = judgement.call().map(|ix| &self.derived.calls[ix]);
+        let verdict = self.verdict_id(judgement)?;
+        Some(Finding {
+            kind: judgement.verdict.as_str(),
+            severity,
+            message: what.to_owned(),
+            weakens: None,
+            utc,
+            boot,
+            subject: verdict.to_string().into_bytes(),
+            verdict: Some((ix, verdict)),
+            process: call.and_then(|call| call.subject()).and_then(|passage| self.parties(passage).0),
+            channel: None,
+            proxy: judgement.proxy.and_then(|proxy| self.proxy_name(proxy)).map(str::to_owned),
+        })
+    }
+
+    /// A log that went through a JSON re-serialiser is a finding, even where it tells the truth.
+    fn of_recovered(&self, ix: usize, judgement: &Judgement) -> Option<Finding> {
+        if judgement.signature != Some(SignatureState::Recovered) {
+            return None;
+        }
+        let (_, utc, boot) = self.subject_key(judgement)?;
+        let verdict = self.verdict_id(judgement)?;
+        Some(Finding {
+            kind: "log_reserialised",
+            severity: "medium",
+            message: "an entry's bytes are not the proxy's, though its values are".to_owned(),
+            weakens: Some("what no signature covers in this log"),
+            utc,
+            boot,
+            subject: verdict.to_string().into_bytes(),
+            verdict: Some((ix, verdict)),
+            process: None,
+            channel: None,
+            proxy: judgement.proxy.and_then(|proxy| self.proxy_name(proxy)).map(str::to_owned),
+        })
+    }
+
+    fn of_oddity(&self, oddity: &Oddity) -> Option<Finding> {
+        let (kind, severity, message, weakens, ix) = match oddity {
+            Oddity::ReaderLies(ix) => (
+                "evidence_denied",
+                "high",
+                "a reader shows bytes that nobody wrote: it changed its memory after the read",
+                Some("what this process's own end shows"),
+                ix,
+            ),
+            Oddity::Malformed(ix) => {
+                ("not_mcp", "low", "a line on an MCP stream begins like JSON and is none", None, ix)
+            }
+            Oddity::NotJsonRpc(ix) => {
+                ("not_mcp", "low", "JSON on an MCP stream that is no JSON-RPC message", None, ix)
+            }
+            Oddity::Incomplete(_) | Oddity::Relayed(_) => return None,
+        };
+        let placed = &self.derived.placed[ix.0 as usize];
+        if !self.derived.mcp.contains(&placed.stream) {
+            return None;
+        }
+        Some(self.at_delivery(*ix, kind, severity, message, weakens))
+    }
+
+    fn at_delivery(
+        &self,
+        ix: PlacedIx,
+        kind: &'static str,
+        severity: &'static str,
+        message: &str,
+        weakens: Option<&'static str>,
+    ) -> Finding {
+        let placed = &self.derived.placed[ix.0 as usize];
+        let record: FrameIx = placed.record;
+        let frame = &self.correlator.frames[record.0 as usize];
+        Finding {
+            kind,
+            severity,
+            message: message.to_owned(),
+            weakens,
+            utc: self.utc(placed.at),
+            boot: Some(placed.at),
+            subject: self.frame_id(record).to_string().into_bytes(),
+            verdict: None,
+            process: frame.by.first().map(|process| self.process_id(*process)),
+            channel: Some(self.channel_id(placed.stream.channel)),
+            proxy: self.proxy_name_of_leg(placed.leg),
+        }
+    }
+
+    /// Lines that are no entries, files that others can write, written lines that are gone without a call.
+    fn of_logs(&self) -> Vec<Finding> {
+        let observed = self.entry_observed();
+        let plain = |kind, severity, message: String, proxy: usize, subject: String| Finding {
+            kind,
+            severity,
+            message,
+            weakens: None,
+            utc: observed,
+            boot: None,
+            subject: subject.into_bytes(),
+            verdict: None,
+            process: None,
+            channel: None,
+            proxy: self.proxy_name(proxy).map(str::to_owned),
+        };
+        let bad = self.correlator.bad_lines.iter().map(|bad| {
+            let line = bad.bad.line;
+            plain(
+                "log_line_unreadable",
+                "medium",
+                format!("line {} of the log is {}: {}", line.number, bad_word(bad.bad.reason).replace('_', " "), bad.bad.reason),
+                bad.proxy,
+                format!("{}:{}", bad.file.0, line.offset),
+            )
+        });
+        let incidents = self.correlator.incidents.iter().enumerate().map(|(nth, incident)| {
+            plain(
+                incident.kind,
+                incident.severity.as_str(),
+                incident.message.clone(),
+                incident.proxy,
+                format!("incident {nth}"),
+            )
+        });
+        let writable = self.correlator.files.iter().filter(|file| file.world_writable).map(|file| {
+            plain(
+                "log_writable_by_all",
+                "medium",
+                "every user can write to the log file".to_owned(),
+                file.proxy,
+                format!("writable {}", super::basename(&file.name)),
+            )
+        });
+        let sides = &self.derived.assignment.of_statement;
+        let gone = self.derived.statements.iter().enumerate().filter_map(|(ix, statement)| {
+            let unpaired = sides.get(ix).is_none_or(Option::is_none);
+            (statement.on_disk.is_none() && unpaired).then(|| {
+                plain(
+                    "line_deleted",
+                    "high",
+                    "the proxy wrote a line that the log does not have, about something that was not seen".to_owned(),
+                    statement.proxy,
+                    format!("gone {ix}"),
+                )
+            })
+        });
+        bad.chain(incidents).chain(writable).chain(gone).collect()
+    }
+
+    /// One row per proxy instance whose key others could have read.
+    fn of_keys(&self) -> Vec<Finding> {
+        let mut reached: std::collections::BTreeMap<usize, KeyReach> = std::collections::BTreeMap::new();
+        for judgement in self.judgements {
+            if let (Some(proxy), Some(reach)) = (judgement.proxy, judgement.key_reach)
+                && matches!(reach, KeyReach::Agent | KeyReach::Server)
+            {
+                reached.entry(proxy).or_insert(reach);
+            }
+        }
+        reached
+            .into_iter()
+            .map(|(proxy, reach)| Finding {
+                kind: "key_in_reach",
+                // The third view does not rest on the key; a key in reach alone is no bad deed.
+                severity: "low",
+                message: format!("the {} could have read the signing key", reach.as_str()),
+                weakens: Some("every signature of this proxy"),
+                utc: self.entry_observed(),
+                boot: None,
+                subject: format!("key {proxy}").into_bytes(),
+                verdict: None,
+                process: None,
+                channel: None,
+                proxy: self.proxy_name(proxy).map(str::to_owned),
+            })
+            .collect()
+    }
+
+    fn finding_row(&self, finding: Finding, nth: u64) -> FindingRow {
+        let judgement = finding.verdict.and_then(|(ix, _)| self.judgements.get(ix));
+        let entry: Option<EntryIx> = judgement.and_then(Judgement::entry);
+        FindingRow {
+            finding_id: FindingId::of(self.capture(), finding.kind, &finding.subject, nth, finding.utc),
+            capture_id: self.capture(),
+            found_utc: finding.utc,
+            found_boot_ns: finding.boot,
+            severity: finding.severity,
+            kind: finding.kind,
+            message: finding.message,
+            weakens: finding.weakens.map(str::to_owned),
+            verdict_id: finding.verdict.map(|(_, id)| id),
+            call_id: judgement
+                .and_then(Judgement::call)
+                .and_then(|ix| self.call_id(&self.derived.calls[ix])),
+            entry_id: entry.map(|ix| self.entry_id(ix)),
+            process_id: finding.process,
+            channel_id: finding.channel,
+            coverage_id: None,
+            proxy_name: finding.proxy,
+            count: 1,
+        }
+    }
+}
+
+fn role_of(passage: &Passage) -> &'static str {
+    use crate::message::MessageKind as K;
+    match passage.message.kind {
+        K::Request => "request",
+        K::Notification => "notification",
+        K::Response | K::ErrorResponse | K::NotJsonRpc => "response",
+    }
+}
+
+fn content_of(passage: &Passage, sighting: Sighting) -> Option<&'static str> {
+    if passage.sent == Some(sighting) {
+        return None;
+    }
+    match passage.hops {
+        Hops::Equal => Some("equal"),
+        Hops::Changed => Some("changed"),
+        Hops::Missing | Hops::Single => None,
+    }
+}

@@ -1,0 +1,224 @@
+//! Statements: what the proxy's log says now, joined with what the proxy was seen to write into it.
+//!
+//! Owns the third view. A line that the proxy wrote and that stands in the log is one statement; a written line that is gone
+//! or changed is a statement that proves it; an entry that no proxy was seen to write is a statement without a writing.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+
+use sha2::{Digest, Sha256};
+
+use crate::channel::End;
+use crate::delivery::StreamFrames;
+use crate::evidence::Placed;
+use crate::frame::Frame;
+use crate::pairing::LogEntry;
+use crate::proxylog::mcp_audit::Reader;
+use crate::proxylog::{Entry, LogItem};
+use crate::role::{InstanceIx, Leg, Roles};
+use crate::channel::StreamIx;
+use crate::time::BootNs;
+
+/// Index of an entry among all entries.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EntryIx(pub u32);
+
+/// How an entry on disk relates to the proxy's own writing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ThirdView {
+    /// A proxy was seen to write exactly this line.
+    SeenWritten,
+    /// A proxy wrote another line with this id.
+    Changed,
+    /// Everything that the proxy wrote was seen, and this was not among it.
+    NotWritten,
+    /// The proxy's writing was not seen, or not completely.
+    Unknown,
+}
+
+impl ThirdView {
+    /// Name as stored in the evidence.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SeenWritten => "seen_written",
+            Self::Changed => "changed",
+            Self::NotWritten => "not_written",
+            Self::Unknown => "unknown",
+        }
+    }
+}
+
+/// A line that a proxy wrote.
+#[derive(Clone, Debug)]
+pub struct Written {
+    /// Who.
+    pub instance: InstanceIx,
+    /// When.
+    pub at: BootNs,
+    /// What it says.
+    pub entry: Entry,
+}
+
+/// One statement: on disk, as written, or both.
+#[derive(Clone, Debug)]
+pub struct Statement {
+    /// Index of the configured proxy.
+    pub proxy: usize,
+    /// The entry on disk.
+    pub on_disk: Option<EntryIx>,
+    /// The line as written.
+    pub written: Option<Written>,
+    /// How the two relate.
+    pub third_view: ThirdView,
+    /// An earlier entry has the same id or is the same line.
+    pub repeats: Option<EntryIx>,
+}
+
+impl Statement {
+    /// What the proxy said: as written if that was seen, else as it stands on disk.
+    pub fn said<'a>(&'a self, entries: &'a [LogEntry]) -> Option<&'a Entry> {
+        match &self.written {
+            Some(written) => Some(&written.entry),
+            None => self.on_disk.map(|ix| &entries[ix.0 as usize].entry),
+        }
+    }
+}
+
+/// Joins the log with the third view.
+pub fn statements(
+    entries: &[LogEntry],
+    placed: &[Placed],
+    frames: &[Frame],
+    streams: &BTreeMap<StreamIx, StreamFrames>,
+    roles: &Roles,
+) -> Vec<Statement> {
+    let written = written_lines(placed, frames);
+    let mut by_line: HashMap<[u8; 32], VecDeque<usize>> = HashMap::new();
+    let mut by_id: HashMap<&str, VecDeque<usize>> = HashMap::new();
+    for (ix, line) in written.iter().enumerate() {
+        by_line.entry(line.entry.line.sha256).or_default().push_back(ix);
+        by_id.entry(&line.entry.id).or_default().push_back(ix);
+    }
+    let mut used = vec![false; written.len()];
+    let repeats = repeats(entries);
+    let exact: Vec<Option<usize>> = entries
+        .iter()
+        .map(|entry| {
+            let ix = by_line.get_mut(&entry.entry.line.sha256)?.pop_front()?;
+            used[ix] = true;
+            Some(ix)
+        })
+        .collect();
+    let complete = complete_third_view(entries, &written, &exact, streams, roles);
+    let mut out: Vec<Statement> = Vec::with_capacity(entries.len());
+    for ((entry, repeat), (exact, ix)) in entries.iter().zip(repeats).zip(exact.iter().zip(0u32..)) {
+        let same_id = exact.is_none().then(|| {
+            let candidates = by_id.get(entry.entry.id.as_str())?;
+            candidates.iter().copied().find(|at| !used[*at])
+        });
+        let same_id = same_id.flatten().filter(|_| repeat.is_none());
+        if let Some(at) = same_id {
+            used[at] = true;
+        }
+        let third_view = match (exact, same_id) {
+            (Some(_), _) => ThirdView::SeenWritten,
+            (None, Some(_)) => ThirdView::Changed,
+            (None, None) if complete.contains(&entry.proxy) => ThirdView::NotWritten,
+            (None, None) => ThirdView::Unknown,
+        };
+        out.push(Statement {
+            proxy: entry.proxy,
+            on_disk: Some(EntryIx(ix)),
+            written: exact.or(same_id).map(|at| written[at].clone()),
+            third_view,
+            // A line that the proxy was seen to write as often as it stands there is no repetition by others.
+            repeats: repeat.filter(|_| exact.is_none()),
+        });
+    }
+    for (line, _) in written.iter().zip(&used).filter(|(_, used)| !**used) {
+        out.push(Statement {
+            proxy: roles.instance(line.instance).proxy,
+            on_disk: None,
+            written: Some(line.clone()),
+            third_view: ThirdView::SeenWritten,
+            repeats: None,
+        });
+    }
+    out
+}
+
+/// Every line of a proxy's files that is an entry.
+fn written_lines(placed: &[Placed], frames: &[Frame]) -> Vec<Written> {
+    placed
+        .iter()
+        .filter_map(|placed| {
+            let Leg::ProxyFile(instance) = placed.leg else { return None };
+            let frame = frames.get(placed.record.0 as usize)?;
+            if !frame.is_whole() || frame.bytes.is_empty() {
+                return None;
+            }
+            let entry = read_line(&frame.bytes)?;
+            Some(Written { instance, at: placed.until, entry })
+        })
+        .collect()
+}
+
+fn read_line(line: &[u8]) -> Option<Entry> {
+    let mut reader = Reader::new();
+    reader.push(line);
+    reader.push(b"\n");
+    reader.finish();
+    match reader.poll()? {
+        LogItem::Entry(mut entry) => {
+            entry.line.sha256 = Sha256::digest(line).into();
+            Some(*entry)
+        }
+        LogItem::Bad(_) => None,
+    }
+}
+
+/// For each entry the earlier one that it repeats, by id or by its whole line.
+fn repeats(entries: &[LogEntry]) -> Vec<Option<EntryIx>> {
+    let mut ids: HashMap<(usize, &str), EntryIx> = HashMap::new();
+    let mut lines: HashMap<(usize, [u8; 32]), EntryIx> = HashMap::new();
+    entries
+        .iter()
+        .zip(0u32..)
+        .map(|(entry, ix)| {
+            let ix = EntryIx(ix);
+            let by_id = *ids.entry((entry.proxy, &entry.entry.id)).or_insert(ix);
+            let by_line = *lines.entry((entry.proxy, entry.entry.line.sha256)).or_insert(ix);
+            [by_id, by_line].into_iter().find(|first| *first != ix)
+        })
+        .collect()
+}
+
+/// The proxies all of whose instances' writing was seen from birth without a gap, and demonstrably so: at least one line on
+/// disk is one that was seen written.
+fn complete_third_view(
+    entries: &[LogEntry],
+    written: &[Written],
+    exact: &[Option<usize>],
+    streams: &BTreeMap<StreamIx, StreamFrames>,
+    roles: &Roles,
+) -> Vec<usize> {
+    let mut seen: Vec<usize> = Vec::new();
+    for (entry, exact) in entries.iter().zip(exact) {
+        let Some(line) = exact.and_then(|at| written.get(at)) else { continue };
+        if roles.instance(line.instance).proxy == entry.proxy && !seen.contains(&entry.proxy) {
+            seen.push(entry.proxy);
+        }
+    }
+    let gap_free = |instance: InstanceIx| {
+        streams.iter().all(|(stream, frames)| {
+            roles.leg(*stream) != Leg::ProxyFile(instance)
+                || !frames.gaps.iter().any(|(end, _)| *end == End::Writer)
+        })
+    };
+    seen.retain(|proxy| {
+        roles
+            .instances()
+            .filter(|(_, instance)| instance.proxy == *proxy)
+            .all(|(ix, instance)| instance.from_birth && gap_free(ix))
+    });
+    seen
+}

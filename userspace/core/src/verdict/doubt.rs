@@ -1,0 +1,107 @@
+//! Doubt: which gap can change what would be said of a call or an entry.
+//!
+//! Owns the list of gaps with their places and the question whether one of them counts. A gap at an untrusted end, or made by
+//! an untrusted process's own doing, takes nothing from what the end of record shows and never counts.
+
+use std::collections::BTreeMap;
+
+use crate::channel::{ChannelTable, End, StreamIx};
+use crate::delivery::StreamFrames;
+use crate::evidence;
+use crate::process::ProcessIx;
+use crate::record::GapReason;
+use crate::role::{InstanceIx, Leg, Roles};
+use crate::stream::Gap;
+use crate::time::BootNs;
+
+/// A gap with its place.
+#[derive(Clone, Copy, Debug)]
+pub struct PlacedGap {
+    /// Its stream.
+    pub stream: StreamIx,
+    /// The stream's leg.
+    pub leg: Leg,
+    /// At which end.
+    pub end: End,
+    /// What is missing.
+    pub gap: Gap,
+    /// It lies at the end of record: what is missing there is missing from the evidence.
+    pub of_record: bool,
+}
+
+/// Places all gaps.
+pub fn gaps(
+    streams: &BTreeMap<StreamIx, StreamFrames>,
+    channels: &ChannelTable,
+    roles: &Roles,
+) -> Vec<PlacedGap> {
+    let mut out = Vec::new();
+    for (stream, frames) in streams {
+        let leg = roles.leg(*stream);
+        let counted: Vec<Gap> = evidence::gaps_at_proxy_end(frames, roles, leg).copied().collect();
+        for (end, gap) in &frames.gaps {
+            let of_record = match leg {
+                Leg::Direct => *end == End::Reader,
+                Leg::ClientToProxy(_)
+                | Leg::ProxyToServer(_)
+                | Leg::ServerToProxy(_)
+                | Leg::ProxyToClient(_)
+                | Leg::ProxyFile(_) => counted.contains(gap) && *end == end_of_proxy(leg),
+            };
+            out.push(PlacedGap { stream: *stream, leg, end: *end, gap: *gap, of_record });
+        }
+        // A channel that was in use before the capture lost its beginning, if it was not all captured from its creation.
+        let channel = channels.channel(stream.channel);
+        let moved = !frames.writers.is_empty() || !frames.readers.is_empty();
+        if !channel.created && moved && leg != Leg::Direct && !matches!(leg, Leg::ProxyFile(_)) {
+            let attached = attached_gap(channel.first_seen);
+            out.push(PlacedGap { stream: *stream, leg, end: end_of_proxy(leg), gap: attached, of_record: true });
+        }
+    }
+    out
+}
+
+/// The first gap that can hide what a proxy read or wrote between two moments.
+pub fn at_proxy(
+    gaps: &[PlacedGap],
+    instance: InstanceIx,
+    from: BootNs,
+    to: BootNs,
+    legs: impl Fn(Leg) -> bool,
+) -> Option<usize> {
+    gaps.iter().position(|gap| {
+        gap.of_record
+            && gap.leg.instance() == Some(instance)
+            && !matches!(gap.leg, Leg::ProxyFile(_))
+            && legs(gap.leg)
+            && gap.gap.since <= to
+            && gap.gap.until >= from
+    })
+}
+
+/// The first gap of record in one stream up to a moment.
+pub fn in_stream(gaps: &[PlacedGap], stream: StreamIx, until: BootNs) -> Option<usize> {
+    gaps.iter().position(|gap| gap.of_record && gap.stream == stream && gap.gap.since <= until)
+}
+
+/// Whether a gap is an untrusted process's own doing.
+pub fn self_inflicted(gap: &PlacedGap, roles: &Roles) -> bool {
+    let untrusted = |process: ProcessIx| roles.instance_of(process).is_none();
+    gap.gap.process.is_some_and(untrusted)
+        && matches!(gap.gap.reason, GapReason::Limit | GapReason::Fault | GapReason::Splice | GapReason::Vectors)
+}
+
+fn end_of_proxy(leg: Leg) -> End {
+    if leg.proxy_writes() { End::Writer } else { End::Reader }
+}
+
+fn attached_gap(first_seen: BootNs) -> Gap {
+    Gap {
+        position: 0,
+        len: None,
+        reason: GapReason::Attached,
+        process: None,
+        since: BootNs(0),
+        until: first_seen,
+    }
+}

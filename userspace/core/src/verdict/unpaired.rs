@@ -1,0 +1,114 @@
+//! Judgement of entries that no call stands behind, and of gaps: replayed, undecided, forged, unobserved, outside.
+
+use crate::pairing::statement::{EntryIx, Statement, ThirdView};
+use crate::proxylog::{Entry, SignatureState, own, signature};
+use crate::role::{InstanceIx, Leg};
+use crate::time::BootNs;
+use crate::verdict::{Case, Judgement, Subject, Verdict, doubt};
+
+/// Slack around an instance's life when asking whether it was covered at a time, nanoseconds.
+const COVER_SLACK_NS: i64 = 1_000_000_000;
+
+/// Judges every entry whose index `paired` does not hold.
+pub fn entries(case: Case<'_>, paired: &[bool]) -> Vec<Judgement> {
+    case.statements
+        .iter()
+        .filter_map(|statement| {
+            let entry = statement.on_disk?;
+            (!paired.get(entry.0 as usize).copied().unwrap_or(false)).then(|| judge(case, statement, entry))
+        })
+        .collect()
+}
+
+/// Judges every gap that is one of record on an MCP stream.
+pub fn gaps(case: Case<'_>, carries_mcp: impl Fn(crate::channel::StreamIx) -> bool) -> Vec<Judgement> {
+    case.gaps
+        .iter()
+        .enumerate()
+        .filter(|(_, gap)| gap.of_record && !matches!(gap.leg, Leg::ProxyFile(_)) && carries_mcp(gap.stream))
+        .map(|(ix, gap)| {
+            let mut judgement = Judgement::new(Subject::Gap(ix), Verdict::Undecided);
+            judgement.reason = Some(gap.gap.reason.as_str());
+            judgement.gap = Some(ix);
+            judgement.proxy = gap.leg.instance().map(|instance| case.scene.roles.instance(instance).proxy);
+            judgement
+        })
+        .collect()
+}
+
+fn judge(case: Case<'_>, statement: &Statement, ix: EntryIx) -> Judgement {
+    let entry = &case.entries[ix.0 as usize].entry;
+    let key = case.proxies.get(statement.proxy).and_then(|policy| policy.key.as_ref());
+    let state = signature::verify(entry, key, None);
+    let mut judgement = Judgement::new(Subject::Entry(ix), Verdict::Unobserved);
+    judgement.proxy = Some(statement.proxy);
+    judgement.signature = Some(state);
+    judgement.third_view = Some(statement.third_view);
+    if statement.repeats.is_some() {
+        judgement.verdict = Verdict::Replayed;
+        return judgement;
+    }
+    let instances = covering(case, statement.proxy, entry);
+    if instances.is_empty() && statement.third_view != ThirdView::SeenWritten {
+        judgement.verdict = Verdict::Outside;
+        return judgement;
+    }
+    if let Some(gap) = instances.iter().find_map(|(instance, from, to)| {
+        doubt::at_proxy(case.gaps, *instance, *from, *to, |_| true)
+    }) {
+        judgement.verdict = Verdict::Undecided;
+        judgement.reason = Some("gap");
+        judgement.gap = Some(gap);
+        return judgement;
+    }
+    judgement.key_reach = instances.first().map(|(instance, ..)| case.key_reach(*instance));
+    let bad = match state {
+        SignatureState::Bad => Some("signature_bad"),
+        SignatureState::Absent if key.is_some() => Some("signature_absent"),
+        SignatureState::Absent
+        | SignatureState::ValidDisk
+        | SignatureState::ValidWire
+        | SignatureState::Recovered
+        | SignatureState::NoKey => None,
+    };
+    if bad.is_some() {
+        judgement.verdict = Verdict::Forged;
+        judgement.reason = bad;
+    } else if statement.third_view == ThirdView::NotWritten {
+        judgement.verdict = Verdict::Forged;
+        judgement.reason = Some("never_written");
+    } else if is_own_fact(entry) && statement.third_view == ThirdView::SeenWritten {
+        // Countersign's own proxy tells of bytes that were no message; there is no call to it.
+        judgement.verdict = Verdict::OutOfScope;
+        judgement.reason = Some("proxy_own");
+    }
+    judgement
+}
+
+/// Instances of the proxy that lived when the entry claims to have been written, with the time in which its call can lie.
+fn covering(case: Case<'_>, proxy: usize, entry: &Entry) -> Vec<(InstanceIx, BootNs, BootNs)> {
+    let Some(at) = entry.utc_ns else { return Vec::new() };
+    let from = entry.request_utc_ns().unwrap_or(at).saturating_sub(COVER_SLACK_NS);
+    let to = at.saturating_add(COVER_SLACK_NS);
+    case.scene
+        .roles
+        .instances()
+        .filter(|(_, instance)| instance.proxy == proxy)
+        .filter(|(_, instance)| {
+            let born = case.clock.utc(instance.from).0;
+            let died = case.clock.utc(instance.to.unwrap_or(case.end)).0;
+            from <= died && to >= born
+        })
+        .map(|(ix, _)| (ix, boot_of(case, from), boot_of(case, to)))
+        .collect()
+}
+
+/// The boot-clock moment of a UTC one, near the capture: through the offset that held at its end.
+fn boot_of(case: Case<'_>, utc: i64) -> BootNs {
+    let offset = case.clock.utc(case.end).0.wrapping_sub(case.end.0.cast_signed());
+    BootNs(u64::try_from(utc.saturating_sub(offset)).unwrap_or(0))
+}
+
+fn is_own_fact(entry: &Entry) -> bool {
+    [own::UNPARSEABLE, own::NOT_A_MESSAGE, own::OVERSIZED, own::DROPPED].contains(&entry.method.as_str())
+}

@@ -1,0 +1,224 @@
+//! `countersign run`: start an agent, record it, pair, report.
+//!
+//! Owns the order of things: everything that can be refused is refused before the agent exists, and the
+//! agent runs nothing before it is tagged.
+
+use std::time::{Duration, Instant};
+
+use serde_json::json;
+
+use super::args::RunArgs;
+use super::pair::{load_keys, pair_recording};
+use super::tell;
+use crate::config::Config;
+use crate::evidence::Setup;
+use crate::exit::{Code, Failure, OrExit};
+use crate::launch::{self, Agent, Command, End, Event, LaunchError, Signals};
+use crate::outdir::{self, OutDir};
+use crate::recording::{self, Recorded, Recording, TICK};
+use crate::witness::{self, ProxyExe};
+
+pub(super) fn run(args: RunArgs) -> Result<Code, Failure> {
+    let (flags, evidence, agent_command) = args.split();
+    let config = Config::load(flags).or_exit(Code::Config)?;
+    if config.proxies.is_empty() {
+        return Err(Failure::new(
+            Code::Usage,
+            "no proxy is named: add --proxy-log FILE, or --config FILE with a [[proxy]] block",
+        ));
+    }
+    let keys = load_keys(&config)?;
+    let proxy_exes = proxy_exes(&config)?;
+    let logs = recording::open_logs(&config)?;
+    let identity = launch::resolve_user(config.capture.user.as_deref()).or_exit(Code::Usage)?;
+    witness::check_privileges()?;
+    let reach = outdir::Agent {
+        uid: identity.uid,
+        groups: identity.groups.clone(),
+    };
+    let out = OutDir::create(&evidence.output, Some(&reach)).or_exit(Code::CantCreate)?;
+    if identity.uid == 0 {
+        tell("warning: the agent runs as root and could stop the recording or change the evidence");
+    }
+
+    let capture = recording::capture_id().or_exit(Code::Internal)?;
+    let witness = witness::attach(&witness::Request {
+        capture: capture.clone(),
+        proxy_exes: proxy_exes.clone(),
+    })?;
+
+    // From here on signals are read, not handled: they belong to the agent first.
+    let signals = Signals::block().or_exit(Code::Internal)?;
+    let mut recording = Recording::begin(&config, &out, &capture, witness, logs)?;
+    recording.note_identity(&proxy_exes).or_exit(Code::Internal)?;
+    let hidden_variables = if config.capture.pass_key {
+        Vec::new()
+    } else {
+        config.key_variables()
+    };
+    let command = Command {
+        argv: agent_command,
+        identity,
+        allow_setuid: config.capture.allow_setuid,
+        hidden_variables,
+    };
+    let started = start(command, &signals, &mut recording);
+    let mut agent = match started {
+        Ok(agent) => agent,
+        Err(failure) => {
+            recording.finish(&json!({ "event": "end", "agent": "not started" }));
+            return Err(failure);
+        }
+    };
+    let end = watch(&mut agent, &signals, &mut recording)?;
+    let survivors = linger(config.capture.linger, &signals, &mut recording);
+    tell_end(end, &survivors);
+    let recorded = recording
+        .finish(&json!({ "event": "end", "agent": describe(end), "survivors": survivors }));
+    tell_losses(&recorded);
+
+    let outcome = pair_recording(Setup {
+        config: &config,
+        keys,
+        out: &out,
+        json: evidence.json,
+    })?;
+    if !config.capture.keep_spool
+        && let Err(error) = recording::remove_spool(&out)
+    {
+        tell(&format!(
+            "warning: the spool with full payloads could not be removed: {error}"
+        ));
+    }
+    let could_not_see = outcome.could_not_see || recorded.incomplete() || !survivors.is_empty();
+    Ok(Code::of_evidence(outcome.findings, could_not_see))
+}
+
+/// Executables to take for proxies: the configured ones and this program itself.
+pub(super) fn proxy_exes(config: &Config) -> Result<Vec<ProxyExe>, Failure> {
+    let own = std::env::current_exe().and_then(|path| ProxyExe::identify(None, &path)).or_exit(Code::Io)?;
+    let mut exes = vec![own];
+    for (index, proxy) in config.proxies.iter().enumerate() {
+        let Some(exe) = &proxy.exe else { continue };
+        let found = ProxyExe::identify(Some(index), exe).map_err(|error| {
+            Failure::new(
+                Code::Config,
+                format!(
+                    "the executable {} of proxy {} cannot be used: {error}; check --proxy-exe",
+                    exe.display(),
+                    proxy.name
+                ),
+            )
+        })?;
+        exes.push(found);
+    }
+    Ok(exes)
+}
+
+fn start(command: Command, signals: &Signals, recording: &mut Recording) -> Result<Agent, Failure> {
+    let blocked = command.fork(signals).map_err(launch_failure)?;
+    let pid = blocked.pid();
+    let Some(pidfd) = blocked.pidfd() else {
+        return Err(Failure::new(
+            Code::Internal,
+            "the agent's process has no descriptor",
+        ));
+    };
+    recording
+        .witness()
+        .tag(pid, pidfd)
+        .or_exit(Code::Internal)?;
+    recording.note(
+        countersign_common::kind::CAPTURE,
+        &json!({ "event": "agent", "pid": pid }),
+    );
+    blocked.release().map_err(launch_failure)
+}
+
+fn launch_failure(error: LaunchError) -> Failure {
+    let code = match &error {
+        LaunchError::NoProgram | LaunchError::Nul => Code::Usage,
+        LaunchError::NotFound { .. } => Code::AgentNotFound,
+        LaunchError::NotExecutable { .. } => Code::AgentNotExecutable,
+        LaunchError::Prepare { .. } => Code::NoPermission,
+        LaunchError::Vanished | LaunchError::Io(_) => Code::Internal,
+    };
+    Failure {
+        code,
+        error: error.into(),
+    }
+}
+
+fn watch(agent: &mut Agent, signals: &Signals, recording: &mut Recording) -> Result<End, Failure> {
+    loop {
+        recording.tick();
+        match agent.wait(signals, TICK).or_exit(Code::Internal)? {
+            Event::Ended(end) => return Ok(end),
+            Event::Signal(number) => tell(&format!("signal {number} was passed on to the agent")),
+            Event::Timeout => {}
+        }
+    }
+}
+
+/// Goes on until the time is over, a signal comes, or nobody is left; returns who still lives.
+fn linger(time: Duration, signals: &Signals, recording: &mut Recording) -> Vec<u32> {
+    let until = Instant::now() + time;
+    loop {
+        recording.tick();
+        if Instant::now() >= until || signals.next().is_some() {
+            break;
+        }
+        std::thread::sleep(TICK);
+    }
+    recording.witness().survivors().unwrap_or_else(|error| {
+        tell(&format!(
+            "warning: it is not known which of the agent's processes still live: {error:#}"
+        ));
+        Vec::new()
+    })
+}
+
+fn describe(end: End) -> String {
+    match end {
+        End::Exited(code) => format!("exited with code {code}"),
+        End::Killed(signal) => format!("was killed by signal {signal}"),
+    }
+}
+
+fn tell_end(end: End, survivors: &[u32]) {
+    tell(&format!("the agent {}", describe(end)));
+    if !survivors.is_empty() {
+        let list: Vec<_> = survivors.iter().take(16).map(u32::to_string).collect();
+        let more = survivors.len().saturating_sub(list.len());
+        let more = if more > 0 {
+            format!(" and {more} more")
+        } else {
+            String::new()
+        };
+        tell(&format!(
+            "{} of its processes still run and are no longer watched: {}{more}; use a longer --linger",
+            survivors.len(),
+            list.join(", ")
+        ));
+    }
+}
+
+pub(super) fn tell_losses(recorded: &Recorded) {
+    let spool = &recorded.spool;
+    if spool.lost_something() {
+        let why = spool.last_error.as_deref().unwrap_or("unknown reason");
+        tell(&format!(
+            "could not see: {} records ({} bytes) did not fit into the spool: {why}",
+            spool.lost_records, spool.lost_bytes
+        ));
+    }
+    if recorded.log_bytes_lost > 0 {
+        tell(&format!(
+            "could not see: {} bytes of proxy logs were not kept",
+            recorded.log_bytes_lost
+        ));
+    }
+    if let Some(failed) = &recorded.failed {
+        tell(&format!("could not see: the capture ended early: {failed}"));
+    }
+}

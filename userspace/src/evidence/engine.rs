@@ -1,0 +1,289 @@
+//! The core correlator with its sinks, as the commands use it.
+//!
+//! Owns the translation of settings, spool items and log events into the core's inputs, and of the core's rows into files and
+//! the report. Log files are handed to the core once they are complete, in the order of their opening; a file whose content
+//! was replaced while it was read counts with what it holds at the end.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::os::unix::fs::MetadataExt;
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use anyhow::{Context, Result, anyhow};
+use countersign_core::correlator::{
+    Correlator as Core, LogFile, LogIncident, PayloadMode, Proxy, Settings, Severity,
+};
+use countersign_core::process::FileId as ExeId;
+use countersign_core::proxylog::mcp_audit::Reader;
+use countersign_core::proxylog::{Key, LogItem, Redaction};
+use countersign_core::role::ProxyIdentity;
+use countersign_core::row::Row;
+use countersign_core::row::ids::CaptureId;
+use countersign_core::verdict::{AllowDirect, ProxyPolicy};
+
+use super::{Correlator, Outcome, Setup};
+use crate::config::{Config, Payload};
+use crate::exit::{Code, Failure, OrExit};
+use crate::key::KeyBytes;
+use crate::outdir::OutDir;
+use crate::report::{Evidence, Summary};
+use crate::sink::RowSink;
+use crate::sink::jsonl::JsonLinesSink;
+use crate::sink::parquet::ParquetSink;
+use crate::source::proxylog::{FileFacts, FileId, LogEvent};
+use crate::spool::{Damage, SegmentHeader};
+use crate::witness::kernel_dev;
+
+/// Kinds of things that can happen to a log, and how bad each is.
+mod incident {
+    use super::Severity;
+
+    pub(super) const TRUNCATED: (&str, Severity) = ("log_truncated", Severity::High);
+    pub(super) const REWRITTEN: (&str, Severity) = ("log_rewritten", Severity::High);
+    pub(super) const ROTATED: (&str, Severity) = ("log_rotated", Severity::Info);
+    pub(super) const MISSING: (&str, Severity) = ("log_missing", Severity::Medium);
+    pub(super) const REFUSED: (&str, Severity) = ("log_refused", Severity::High);
+    pub(super) const UNREADABLE: (&str, Severity) = ("log_unreadable", Severity::Medium);
+    pub(super) const TOO_MANY: (&str, Severity) = ("log_too_many_files", Severity::High);
+}
+
+/// One log file while it is read.
+#[derive(Debug)]
+struct OpenLog {
+    path: PathBuf,
+    facts: FileFacts,
+    reader: Reader,
+    items: Vec<LogItem>,
+    replaced: bool,
+}
+
+/// Feeds the core and writes what it says.
+pub(super) struct Engine {
+    config: Config,
+    keys: Vec<Option<Key>>,
+    out: Arc<OutDir>,
+    json: bool,
+    core: Option<Core>,
+    host: String,
+    capture: Option<CaptureId>,
+    logs: BTreeMap<(usize, FileId), OpenLog>,
+    opened: Vec<(usize, FileId)>,
+    early: Vec<LogIncident>,
+}
+
+impl Engine {
+    pub(super) fn new(setup: Setup<'_>) -> Result<Self, Failure> {
+        let keys = setup
+            .keys
+            .into_iter()
+            .map(|key| key.map(|key: KeyBytes| Key::new(key.as_bytes().to_vec())).transpose())
+            .collect::<Result<_, _>>()
+            .or_exit(Code::Config)?;
+        Ok(Self {
+            config: setup.config.clone(),
+            keys,
+            out: Arc::new(setup.out.try_clone().or_exit(Code::Io)?),
+            json: setup.json,
+            core: None,
+            host: String::new(),
+            capture: None,
+            logs: BTreeMap::new(),
+            opened: Vec::new(),
+            early: Vec::new(),
+        })
+    }
+
+    fn core(&mut self) -> Result<&mut Core> {
+        self.core.as_mut().ok_or_else(|| anyhow!("the spool holds no segment"))
+    }
+
+    fn settings(&mut self, capture: CaptureId) -> Settings {
+        let proxies = self.config.proxies.iter().zip(std::mem::take(&mut self.keys)).map(|(proxy, key)| {
+            let redaction = match &proxy.redact_keys {
+                Some(keys) => Redaction::new(keys),
+                None => Redaction::default(),
+            };
+            Proxy {
+                name: proxy.name.clone(),
+                identity: ProxyIdentity {
+                    exes: proxy.exe.iter().filter_map(|exe| exe_id(exe)).collect(),
+                    own_exes: Vec::new(),
+                    logs: Vec::new(),
+                },
+                policy: ProxyPolicy { key, redaction, key_readable_by_agent: false },
+            }
+        });
+        Settings {
+            capture,
+            payload: match self.config.capture.payload {
+                Payload::Redacted => PayloadMode::Redacted,
+                Payload::Hash => PayloadMode::Hash,
+                Payload::Full => PayloadMode::Full,
+            },
+            hash_key: capture.to_string().into_bytes(),
+            proxies: proxies.collect(),
+            allow_direct: self
+                .config
+                .allow_direct
+                .iter()
+                .filter_map(|rule| {
+                    Some(AllowDirect {
+                        server: exe_id(&rule.server_exe)?,
+                        methods: rule.methods.clone(),
+                        reason: rule.reason.clone(),
+                    })
+                })
+                .collect(),
+        }
+    }
+
+    fn incident(&mut self, proxy: usize, (kind, severity): (&'static str, Severity), message: String) {
+        let incident = LogIncident { proxy, kind, severity, message };
+        match &mut self.core {
+            Some(core) => core.handle_log_incident(incident),
+            None => self.early.push(incident),
+        }
+    }
+
+    fn feed_logs(&mut self) -> Result<()> {
+        for key in std::mem::take(&mut self.opened) {
+            let Some(mut log) = self.logs.remove(&key) else { continue };
+            if log.replaced {
+                continue;
+            }
+            log.reader.finish();
+            while let Some(item) = log.reader.poll() {
+                log.items.push(item);
+            }
+            let core = self.core()?;
+            let file = core.handle_log_file(LogFile {
+                proxy: key.0,
+                name: log.path.display().to_string(),
+                dev: log.facts.kernel_dev,
+                inode: log.facts.inode,
+                uid: log.facts.uid,
+                world_writable: log.facts.world_writable(),
+            });
+            for item in log.items {
+                core.handle_entry(file, item);
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Correlator for Engine {
+    fn segment(&mut self, header: &SegmentHeader) -> Result<()> {
+        if self.core.is_some() {
+            return Ok(());
+        }
+        let ulid = ulid::Ulid::from_string(&header.capture)
+            .map_err(|error| anyhow!("the spool's capture id {:?} is no ulid: {error:?}", header.capture))?;
+        let capture = CaptureId::from_ulid(ulid);
+        self.host.clone_from(&header.host);
+        self.capture = Some(capture);
+        let mut core = Core::new(self.settings(capture));
+        for incident in self.early.drain(..) {
+            core.handle_log_incident(incident);
+        }
+        self.core = Some(core);
+        Ok(())
+    }
+
+    fn record(&mut self, record: &[u8]) -> Result<()> {
+        self.core()?.handle_record(record);
+        Ok(())
+    }
+
+    fn damage(&mut self, damage: Damage) -> Result<()> {
+        let detail = format!("segment {} at byte {}: {:?}", damage.segment, damage.offset, damage.kind);
+        self.core()?.handle_loss("spool_damage", detail, damage.bytes);
+        Ok(())
+    }
+
+    fn log(&mut self, proxy: usize, event: LogEvent<'_>) -> Result<()> {
+        match event {
+            LogEvent::Opened { file, path, facts, again } => {
+                if let Some(old) = again.and_then(|old| self.logs.get_mut(&(proxy, old))) {
+                    old.replaced = true;
+                }
+                self.opened.push((proxy, file));
+                let log = OpenLog { path, facts, reader: Reader::new(), items: Vec::new(), replaced: false };
+                self.logs.insert((proxy, file), log);
+            }
+            LogEvent::Bytes { file, data, .. } => {
+                let log = self.logs.get_mut(&(proxy, file)).context("bytes of a log that was not opened")?;
+                log.reader.push(data);
+                while let Some(item) = log.reader.poll() {
+                    log.items.push(item);
+                }
+            }
+            LogEvent::Truncated { read, size, .. } => {
+                let message = format!("the log became shorter: {read} bytes were read of it, now it has {size}");
+                self.incident(proxy, incident::TRUNCATED, message);
+            }
+            LogEvent::Rewritten { .. } => {
+                let message = "bytes of the log that had been read were changed in place".to_owned();
+                self.incident(proxy, incident::REWRITTEN, message);
+            }
+            LogEvent::Rotated { .. } => {
+                self.incident(proxy, incident::ROTATED, "the log was rotated".to_owned());
+            }
+            LogEvent::Missing => {
+                self.incident(proxy, incident::MISSING, "the log was not there when it was looked for".to_owned());
+            }
+            LogEvent::Refused { why } => {
+                self.incident(proxy, incident::REFUSED, format!("what has the log's name was not read: {why}"));
+            }
+            LogEvent::Unreadable { why, .. } => {
+                self.incident(proxy, incident::UNREADABLE, format!("the log could not be read: {why}"));
+            }
+            LogEvent::TooMany => {
+                self.incident(proxy, incident::TOO_MANY, "more log files than are followed".to_owned());
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(mut self: Box<Self>) -> Result<Outcome> {
+        self.feed_logs()?;
+        let core = self.core.take().context("the spool holds no segment")?;
+        let capture = self.capture.context("the spool holds no segment")?;
+        let mut parquet: Box<dyn RowSink> =
+            Box::new(ParquetSink::new(Box::new(Arc::clone(&self.out)), capture, &self.host));
+        let mut lines: Option<Box<dyn RowSink>> =
+            self.json.then(|| Box::new(JsonLinesSink::new(io::BufWriter::new(io::stdout()))) as Box<dyn RowSink>);
+        let mut summary = Summary::new();
+        let mut failed = None;
+        core.finish(&mut |row: Row| {
+            if failed.is_some() {
+                return;
+            }
+            summary.observe(&row);
+            let written = parquet.row(row.as_table_row());
+            let told = lines.as_mut().map_or(Ok(()), |lines| lines.row(row.as_table_row()));
+            failed = written.and(told).err();
+        });
+        if let Some(error) = failed {
+            return Err(error);
+        }
+        let files = parquet.finish()?;
+        match lines {
+            Some(lines) => {
+                lines.finish()?;
+            }
+            None => {
+                let text = summary.text(Evidence { capture, out: self.out.path(), files: &files });
+                io::stdout().lock().write_all(text.as_bytes()).context("cannot print the summary")?;
+            }
+        }
+        Ok(Outcome { findings: summary.has_findings(), could_not_see: summary.could_not_see() })
+    }
+}
+
+/// Identity of the file at a path now; `None` if there is none.
+fn exe_id(path: &std::path::Path) -> Option<ExeId> {
+    let metadata = std::fs::metadata(path).ok()?;
+    Some(ExeId { dev: kernel_dev(metadata.dev()), inode: metadata.ino() })
+}

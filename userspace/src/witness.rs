@@ -1,0 +1,235 @@
+//! The kernel side, as the commands need it.
+//!
+//! Owns the contract between the commands and whatever captures, and the checks that tell an operator what
+//! is missing before anything is started. Does not load kernel programs itself.
+
+mod tier;
+
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::exit::{Code, Failure};
+
+/// Where the kernel publishes its types.
+const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
+
+/// `CAP_PERFMON`, `CAP_BPF`: capability(7).
+const CAPABILITIES: [(u32, &str); 2] = [(38, "CAP_PERFMON"), (39, "CAP_BPF")];
+
+/// A running capture.
+pub trait Witness {
+    /// Generation of the loaded programs, as in their records.
+    fn generation(&self) -> u64;
+
+    /// SHA-256 in hex of the structure offsets in use.
+    fn offsets_sha256(&self) -> String;
+
+    /// Tags a process so that it and what it starts from now on are captured, and reads the tag back.
+    ///
+    /// # Errors
+    /// When the tag is not in place: the process must then not be taken for watched.
+    fn tag(&mut self, pid: u32, pidfd: BorrowedFd<'_>) -> anyhow::Result<()>;
+
+    /// Hands over every record that waits, without blocking, and heartbeats when they are due.
+    ///
+    /// # Errors
+    /// When the capture no longer works; what was handed over before stays valid.
+    fn drain(&mut self, sink: &mut dyn FnMut(&[u8])) -> anyhow::Result<usize>;
+
+    /// Process ids of tagged processes that still live.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    fn survivors(&mut self) -> anyhow::Result<Vec<u32>>;
+
+    /// Drains what is left and hands over the final totals.
+    ///
+    /// # Errors
+    /// When the totals cannot be read: completeness is then unknown.
+    fn close(&mut self, sink: &mut dyn FnMut(&[u8])) -> anyhow::Result<()>;
+}
+
+/// What a capture is asked for.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// ULID of the capture.
+    pub capture: String,
+    /// Executables of proxies.
+    pub proxy_exes: Vec<ProxyExe>,
+}
+
+/// The executable of a proxy, by path and as it is now.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ProxyExe {
+    /// Index of the configured proxy; `None`: this program itself.
+    pub proxy: Option<usize>,
+    /// Where it lies.
+    pub path: PathBuf,
+    /// Kernel device number of its file system.
+    pub dev: u32,
+    /// Its inode.
+    pub inode: u64,
+}
+
+impl ProxyExe {
+    /// The file at a path now, symbolic links followed: what the kernel would execute.
+    ///
+    /// # Errors
+    /// When there is no regular file.
+    pub fn identify(proxy: Option<usize>, path: &Path) -> std::io::Result<Self> {
+        let metadata = std::fs::metadata(path)?;
+        if !metadata.is_file() {
+            return Err(std::io::Error::other("it is not a file"));
+        }
+        Ok(Self { proxy, path: path.to_owned(), dev: kernel_dev(metadata.dev()), inode: metadata.ino() })
+    }
+}
+
+/// The kernel's own form of a device number (`MKDEV`: 12 bits of major, 20 of minor) from that of `stat(2)`.
+pub fn kernel_dev(dev: u64) -> u32 {
+    (libc::major(dev) << 20) | (libc::minor(dev) & 0x000f_ffff)
+}
+
+/// One thing that recording needs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Requirement {
+    /// What.
+    pub name: &'static str,
+    /// Whether it is there.
+    pub met: bool,
+    /// What was found, and the fix if it is not there.
+    pub detail: String,
+    /// Exit code of a command that needs it.
+    #[serde(skip)]
+    pub code: Code,
+}
+
+/// What recording needs on this machine, in the order in which it is needed.
+pub fn requirements() -> Vec<Requirement> {
+    vec![architecture(), privileges(), btf(), programs()]
+}
+
+/// Loads the programs and moves a token through a pipe and a socket pair: the tier counts only if it comes back, exact, from
+/// both ends. Takes a fraction of a second and leaves nothing behind.
+pub fn self_test() -> Requirement {
+    let result = crate::bpf::self_test::self_test();
+    Requirement {
+        name: "self-test, tier T",
+        met: result.is_ok(),
+        detail: match result {
+            Ok(()) => "a token came back from both ends of a pipe and of a socket pair".to_owned(),
+            Err(error) => format!("{error:#}"),
+        },
+        code: Code::Unavailable,
+    }
+}
+
+/// Refuses early when this process lacks the privileges, before anything else asks for them in its own words.
+///
+/// # Errors
+/// When capabilities are missing.
+pub fn check_privileges() -> Result<(), Failure> {
+    let Requirement {
+        met, detail, code, ..
+    } = privileges();
+    if met {
+        Ok(())
+    } else {
+        Err(Failure::new(code, detail))
+    }
+}
+
+/// Loads and attaches the kernel programs.
+///
+/// # Errors
+/// The first [`Requirement`] that is not met, or why loading failed.
+pub fn attach(request: &Request) -> Result<Box<dyn Witness>, Failure> {
+    if let Some(unmet) = requirements()
+        .into_iter()
+        .find(|requirement| !requirement.met)
+    {
+        return Err(Failure::new(unmet.code, unmet.detail));
+    }
+    tracing::debug!(?request, "attaching");
+    let exes = request.proxy_exes.iter().map(|exe| (exe.dev, exe.inode)).collect();
+    // The generation tells captures of one boot apart; the capture's own id does that.
+    let generation = request.capture.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
+    let tier = tier::TierT::attach(generation, exes).map_err(|error| Failure { code: Code::Unavailable, error })?;
+    Ok(Box::new(tier))
+}
+
+fn architecture() -> Requirement {
+    let found = std::env::consts::ARCH;
+    Requirement {
+        name: "architecture",
+        met: found == "x86_64",
+        detail: format!("{found} (recording is possible on x86_64; pairing everywhere)"),
+        code: Code::Unavailable,
+    }
+}
+
+fn privileges() -> Requirement {
+    let missing = missing_capabilities();
+    let detail = match &missing {
+        Some(missing) if missing.is_empty() => "may load kernel programs".to_owned(),
+        Some(missing) => format!(
+            "recording needs root (missing: {}): run with sudo; `countersign pair` needs no privileges",
+            missing.join(", ")
+        ),
+        None => "the privileges cannot be read from /proc/self/status: mount /proc".to_owned(),
+    };
+    Requirement {
+        name: "privileges",
+        met: missing.is_some_and(|missing| missing.is_empty()),
+        detail,
+        code: Code::NoPermission,
+    }
+}
+
+fn missing_capabilities() -> Option<Vec<&'static str>> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status
+        .lines()
+        .find_map(|line| line.strip_prefix("CapEff:"))?;
+    let effective = u64::from_str_radix(line.trim(), 16).ok()?;
+    let sys_admin = effective & (1 << 21) != 0;
+    Some(
+        CAPABILITIES
+            .into_iter()
+            .filter(|(bit, _)| !sys_admin && effective & (1 << bit) == 0)
+            .map(|(_, name)| name)
+            .collect(),
+    )
+}
+
+fn btf() -> Requirement {
+    let found = std::fs::File::open(Path::new(KERNEL_BTF));
+    Requirement {
+        name: "kernel types",
+        met: found.is_ok(),
+        detail: match found {
+            Ok(_) => format!("{KERNEL_BTF} is there"),
+            Err(error) => format!(
+                "this kernel has no type information in {KERNEL_BTF} ({error}): use one built with \
+                 CONFIG_DEBUG_INFO_BTF, as distributions' kernels are"
+            ),
+        },
+        code: Code::Unavailable,
+    }
+}
+
+fn programs() -> Requirement {
+    let built_in = crate::bpf::object::require_object();
+    Requirement {
+        name: "kernel programs",
+        met: built_in.is_ok(),
+        detail: match built_in {
+            Ok(object) => format!("{} bytes are built in", object.len()),
+            Err(error) => error.to_string(),
+        },
+        code: Code::Unavailable,
+    }
+}
