@@ -112,6 +112,21 @@ pub fn requirements() -> Vec<Requirement> {
     vec![architecture(), privileges(), btf(), programs()]
 }
 
+/// Loads the programs and moves a token through a pipe and a socket pair: the tier counts only if it comes back, exact, from
+/// both ends. Takes a fraction of a second and leaves nothing behind.
+pub fn self_test() -> Requirement {
+    let result = crate::bpf::self_test::self_test();
+    Requirement {
+        name: "self-test, tier T",
+        met: result.is_ok(),
+        detail: match result {
+            Ok(()) => "a token came back from both ends of a pipe and of a socket pair".to_owned(),
+            Err(error) => format!("{error:#}"),
+        },
+        code: Code::Unavailable,
+    }
+}
+
 /// Refuses early when this process lacks the privileges, before anything else asks for them in its own words.
 ///
 /// # Errors

@@ -402,6 +402,114 @@ fn doctor_names_each_requirement() {
     assert_eq!(output.status.success(), all_met);
 }
 
+#[test]
+fn an_agent_that_does_not_exist_is_not_found_and_one_without_permission_not_executable() {
+    let Some(place) = Place::that_can_record() else {
+        return;
+    };
+    let start = |output: &str, agent: &str| {
+        let arguments = [
+            "run",
+            "--proxy-log",
+            "log",
+            "-o",
+            output,
+            "--user",
+            "nobody",
+            "--",
+            agent,
+        ];
+        place.command(&arguments).output().into_outcome()
+    };
+    start("out1", "no-such-agent-anywhere").fails(127, "no-such-agent-anywhere was not found");
+    start("out2", "/nowhere/agent").fails(127, "/nowhere/agent was not found");
+    place.file("agent", b"#!/bin/sh\n", 0o644);
+    start("out3", "./agent").fails(126, "cannot be executed by uid 65534");
+}
+
+#[test]
+fn an_agent_that_exits_at_once_leaves_its_whole_life_in_the_spool() {
+    let Some(place) = Place::that_can_record() else {
+        return;
+    };
+    place.record("out", "echo payload-of-the-agent | cat > /dev/null");
+    let (kinds, text) = place.spool("out");
+    let count = |kind: u16| kinds.iter().filter(|found| **found == kind).count();
+    use countersign_common::kind;
+    assert!(
+        count(kind::EXEC) >= 2 && count(kind::EXIT) >= 2,
+        "{kinds:?}"
+    );
+    assert_eq!(
+        text.matches("payload-of-the-agent\n").count(),
+        2,
+        "one writer and one reader"
+    );
+    // The very first thing that the agent did is there: its own exec.
+    let first = kinds.iter().find(|kind| **kind < kind::FIRST_USER);
+    assert_eq!(first, Some(&kind::EXEC));
+    assert_eq!(count(kind::LOSS), 0);
+}
+
+#[test]
+fn a_log_that_appears_late_is_rotated_and_truncated_is_kept_in_full() {
+    let Some(place) = Place::that_can_record() else {
+        return;
+    };
+    std::fs::create_dir(place.path("logs")).unwrap();
+    std::os::unix::fs::chown(place.path("logs"), Some(NOBODY), None).unwrap();
+    let script = "sleep 0.1; echo one > log; sleep 0.1; echo two >> log; sleep 0.1; \
+        mv log log.20261120T071855Z; echo three > log; sleep 0.1; : > log; sleep 0.1; echo 4 > log";
+    let arguments = ["--proxy-log", "logs/log"];
+    place.record_with("out", &arguments, &format!("cd logs; {script}"));
+    let kept = place.path("out/spool/logs");
+    let read = |name: &str| std::fs::read_to_string(kept.join(name)).unwrap();
+    assert_eq!(read("0-0.log"), "one\ntwo\n");
+    assert_eq!(read("0-1.log"), "three\n");
+    assert_eq!(read("0-2.log"), "4\n");
+    let events = read("events.jsonl");
+    for event in ["missing", "opened", "rotated", "truncated"] {
+        assert!(
+            events.contains(&format!("\"event\":\"{event}\"")),
+            "{events}"
+        );
+    }
+}
+
+#[test]
+fn the_agent_does_not_get_the_key_by_default() {
+    let Some(place) = Place::that_can_record() else {
+        return;
+    };
+    for (output, flags, expected) in [("a", &[][..], ""), ("b", &["--pass-key"][..], "hunter2")] {
+        std::fs::write(place.path(&format!("{output}.seen")), "").unwrap();
+        std::os::unix::fs::chown(place.path(&format!("{output}.seen")), Some(NOBODY), None)
+            .unwrap();
+        let arguments: Vec<&str> = ["--proxy-log", "log", "--key-env", "AUDIT_SECRET"]
+            .iter()
+            .chain(flags)
+            .copied()
+            .collect();
+        place.record_with(
+            output,
+            &arguments,
+            &format!("printf %s \"$AUDIT_SECRET\" > {output}.seen"),
+        );
+        let seen = std::fs::read_to_string(place.path(&format!("{output}.seen"))).unwrap();
+        assert_eq!(seen, expected);
+    }
+}
+
+#[test]
+fn processes_that_outlive_the_agent_are_named() {
+    let Some(place) = Place::that_can_record() else {
+        return;
+    };
+    let stderr = place.record("out", "sleep 3 </dev/null >/dev/null 2>&1 & exit 7");
+    assert!(stderr.contains("the agent exited with code 7"), "{stderr}");
+    assert!(stderr.contains("1 of its processes still run"), "{stderr}");
+}
+
 /// A directory that the command is run in.
 struct Place(tempfile::TempDir);
 
@@ -425,6 +533,77 @@ impl Place {
         );
         skipped("needs root");
         None
+    }
+
+    /// For tests that record: root, and kernel programs in this build.
+    fn that_can_record() -> Option<Self> {
+        let place = Self::as_root()?;
+        if countersign(&["doctor"]).status.success() {
+            std::fs::set_permissions(place.0.path(), std::fs::Permissions::from_mode(0o755))
+                .unwrap();
+            return Some(place);
+        }
+        assert!(
+            std::env::var_os("COUNTERSIGN_REQUIRE_LIVE").is_none(),
+            "this test needs kernel programs"
+        );
+        skipped("`countersign doctor` says that this machine or build cannot record");
+        None
+    }
+
+    /// Records a shell script and returns what was said.
+    fn record(&self, output: &str, script: &str) -> String {
+        self.record_with(output, &["--proxy-log", "log"], script)
+    }
+
+    fn record_with(&self, output: &str, flags: &[&str], script: &str) -> String {
+        let fixed = [
+            "run",
+            "-o",
+            output,
+            "--user",
+            "nobody",
+            "--linger",
+            "300ms",
+            "--keep-spool",
+        ];
+        let all: Vec<&str> = fixed
+            .iter()
+            .chain(flags)
+            .chain(&["--", "sh", "-c", script])
+            .copied()
+            .collect();
+        let output = self
+            .command(&all)
+            .env("AUDIT_SECRET", "hunter2")
+            .output()
+            .unwrap();
+        let stderr = text(&output.stderr);
+        assert!(stderr.contains("the agent exited"), "{stderr}");
+        stderr
+    }
+
+    /// Kinds of all records, and everything in them as text.
+    fn spool(&self, output: &str) -> (Vec<u16>, String) {
+        use countersign::outdir::Dir;
+        use countersign::spool::{SpoolItem, SpoolReader};
+        let (mut kinds, mut all) = (Vec::new(), Vec::new());
+        let mut reader =
+            SpoolReader::open(Dir::open_named(&self.path(output).join("spool")).unwrap()).unwrap();
+        while let Some(item) = reader.next_item().unwrap() {
+            match item {
+                SpoolItem::Record(record) => {
+                    let kind = u16::from_le_bytes([record[0], record[1]]);
+                    kinds.push(kind);
+                    if kind == countersign_common::kind::CHUNK {
+                        all.extend_from_slice(&record[size_of::<countersign_common::Transfer>()..]);
+                    }
+                }
+                SpoolItem::Segment(_) => {}
+                SpoolItem::Damage(damage) => panic!("{damage:?}"),
+            }
+        }
+        (kinds, text(&all))
     }
 
     fn path(&self, name: &str) -> PathBuf {

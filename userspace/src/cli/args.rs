@@ -33,18 +33,20 @@ pub enum Command {
     /// Say whether this machine can record, and what is missing.
     Doctor(DoctorArgs),
     /// Describe the tables of the evidence.
-    Schema(RawArgs),
+    Schema(SchemaArgs),
     /// Relay a stdio MCP server and write a signed log.
-    Proxy(RawArgs),
+    Proxy(crate::proxy::Args),
 }
 
-/// Arguments that another module parses.
+/// `countersign schema`.
 #[derive(Debug, Args)]
-#[command(disable_help_flag = true)]
-pub struct RawArgs {
-    /// Passed on.
-    #[arg(trailing_var_arg = true, allow_hyphen_values = true, hide = true)]
-    pub args: Vec<OsString>,
+pub struct SchemaArgs {
+    /// Print one JSON document.
+    #[arg(long)]
+    pub json: bool,
+    /// Print Markdown.
+    #[arg(long, conflicts_with = "json")]
+    pub markdown: bool,
 }
 
 /// One proxy, and the file with more of them.

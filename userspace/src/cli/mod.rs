@@ -10,18 +10,19 @@ mod record;
 mod run;
 
 use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
 
 use clap::Parser;
 use clap::error::ErrorKind;
 
 pub use args::{
-    Cli, Command, EvidenceFlags, PairArgs, ProxyFlags, RawArgs, RecordArgs, RunArgs, Targets,
+    Cli, Command, EvidenceFlags, PairArgs, ProxyFlags, RecordArgs, RunArgs, SchemaArgs, Targets,
 };
 
 use crate::exit::{Code, Failure, OrExit};
 
 /// Runs the command line of this process.
-pub fn main() -> Code {
+pub fn main() -> ExitCode {
     start_log();
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
@@ -36,34 +37,41 @@ pub fn main() -> Code {
                 code
             } else {
                 Code::Io
-            };
+            }
+            .into();
         }
     };
     match dispatch(cli.command) {
         Ok(code) => code,
         Err(failure) => {
             tell(&format!("error: {failure}"));
-            failure.code
+            failure.code.into()
         }
     }
 }
 
-fn dispatch(command: Command) -> Result<Code, Failure> {
-    match command {
-        Command::Run(args) => run::run(args),
-        Command::Record(args) => record::record(args),
-        Command::Pair(args) => pair::pair(args),
-        Command::Doctor(args) => doctor::doctor(&args),
-        Command::Schema(_) => Err(absent("schema")),
-        Command::Proxy(_) => Err(absent("proxy")),
-    }
+fn dispatch(command: Command) -> Result<ExitCode, Failure> {
+    let code = match command {
+        Command::Run(args) => run::run(args)?,
+        Command::Record(args) => record::record(args)?,
+        Command::Pair(args) => pair::pair(args)?,
+        Command::Doctor(args) => doctor::doctor(&args)?,
+        Command::Schema(args) => schema(&args)?,
+        // Its code is the server's.
+        Command::Proxy(args) => return crate::proxy::run(args).or_exit(Code::Io),
+    };
+    Ok(code.into())
 }
 
-fn absent(command: &str) -> Failure {
-    Failure::new(
-        Code::Unavailable,
-        format!("`countersign {command}` is not part of this build: use a complete build"),
-    )
+fn schema(args: &SchemaArgs) -> Result<Code, Failure> {
+    use crate::sink::schema;
+    let text = match (args.json, args.markdown) {
+        (true, _) => schema::json(),
+        (false, true) => schema::markdown(),
+        (false, false) => schema::text(),
+    };
+    print(&text)?;
+    Ok(Code::Clean)
 }
 
 /// Writes one line to standard error. A closed standard error is no reason to fail.
