@@ -38,14 +38,15 @@ pub enum Command {
     Proxy(crate::proxy::Args),
 }
 
-/// `countersign schema`.
+/// Arguments of `schema`.
 #[derive(Debug, Args)]
+#[group(multiple = false)]
 pub struct SchemaArgs {
-    /// Print one JSON document.
+    /// As JSON.
     #[arg(long)]
     pub json: bool,
-    /// Print Markdown.
-    #[arg(long, conflicts_with = "json")]
+    /// As Markdown.
+    #[arg(long)]
     pub markdown: bool,
 }
 

@@ -21,7 +21,7 @@ pub use args::{
 
 use crate::exit::{Code, Failure, OrExit};
 
-/// Runs the command line of this process.
+/// Runs the command line of this process. The code is one of [`Code`], but for `proxy`, which returns its server's.
 pub fn main() -> ExitCode {
     start_log();
     let cli = match Cli::try_parse() {
@@ -34,11 +34,10 @@ pub fn main() -> ExitCode {
             );
             let code = if asked { Code::Clean } else { Code::Usage };
             return if error.print().is_ok() {
-                code
+                code.into()
             } else {
-                Code::Io
-            }
-            .into();
+                Code::Io.into()
+            };
         }
     };
     match dispatch(cli.command) {
@@ -51,26 +50,23 @@ pub fn main() -> ExitCode {
 }
 
 fn dispatch(command: Command) -> Result<ExitCode, Failure> {
-    let code = match command {
-        Command::Run(args) => run::run(args)?,
-        Command::Record(args) => record::record(args)?,
-        Command::Pair(args) => pair::pair(args)?,
-        Command::Doctor(args) => doctor::doctor(&args)?,
-        Command::Schema(args) => schema(&args)?,
-        // Its code is the server's.
-        Command::Proxy(args) => return crate::proxy::run(args).or_exit(Code::Io),
-    };
-    Ok(code.into())
+    match command {
+        Command::Run(args) => run::run(args),
+        Command::Record(args) => record::record(args),
+        Command::Pair(args) => pair::pair(args),
+        Command::Doctor(args) => doctor::doctor(&args),
+        Command::Schema(args) => schema(&args),
+        Command::Proxy(args) => return crate::proxy::run(args).or_exit(Code::Config),
+    }
+    .map(ExitCode::from)
 }
 
 fn schema(args: &SchemaArgs) -> Result<Code, Failure> {
-    use crate::sink::schema;
-    let text = match (args.json, args.markdown) {
-        (true, _) => schema::json(),
-        (false, true) => schema::markdown(),
-        (false, false) => schema::text(),
-    };
-    print(&text)?;
+    print(&match (args.json, args.markdown) {
+        (true, _) => crate::sink::schema::json(),
+        (_, true) => crate::sink::schema::markdown(),
+        (false, false) => crate::sink::schema::text(),
+    })?;
     Ok(Code::Clean)
 }
 
