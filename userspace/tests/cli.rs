@@ -9,6 +9,8 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use countersign_common::kind;
+
 const NOBODY: u32 = 65_534;
 
 #[test]
@@ -435,7 +437,6 @@ fn an_agent_that_exits_at_once_leaves_its_whole_life_in_the_spool() {
     place.record("out", "echo payload-of-the-agent | cat > /dev/null");
     let (kinds, text) = place.spool("out");
     let count = |kind: u16| kinds.iter().filter(|found| **found == kind).count();
-    use countersign_common::kind;
     assert!(
         count(kind::EXEC) >= 2 && count(kind::EXIT) >= 2,
         "{kinds:?}"
