@@ -10,7 +10,7 @@ use crate::config::Config;
 use crate::exit::{Code, Failure, OrExit};
 use crate::outdir::{Dir, OutDir};
 use crate::source::keptlog::KeptLogWriter;
-use crate::source::proxylog::{Follower, LogError};
+use crate::source::proxylog::{Follower, LogError, LogEvent};
 use crate::source::user_record::user_record;
 use crate::spool::{Limits, SegmentHeader, SpoolStats, SpoolWriter};
 use crate::witness::{ProxyExe, Witness};
@@ -172,8 +172,15 @@ impl Recording {
             tracing::warn!(%error, "the capture stopped");
             self.failed = Some(format!("{error:#}"));
         }
+        let mut opened = Vec::new();
         for (index, log) in self.logs.iter_mut().enumerate() {
-            log.poll(&mut |event| self.kept.event(index, &event));
+            log.poll(&mut |event| {
+                opened.extend(opening(index, &event));
+                self.kept.event(index, &event);
+            });
+        }
+        for note in opened {
+            self.note(kind::CAPTURE, &note);
         }
         if Instant::now() >= self.flush_at {
             self.spool.flush();
@@ -191,8 +198,15 @@ impl Recording {
             tracing::warn!(%error, "the capture did not end in order");
             self.failed = Some(format!("{error:#}"));
         }
+        let mut opened = Vec::new();
         for (index, log) in std::mem::take(&mut self.logs).into_iter().enumerate() {
-            log.finish(&mut |event| self.kept.event(index, &event));
+            log.finish(&mut |event| {
+                opened.extend(opening(index, &event));
+                self.kept.event(index, &event);
+            });
+        }
+        for note in opened {
+            self.note(kind::CAPTURE, &note);
         }
         if let Some(failed) = self.failed.clone() {
             self.note(
@@ -214,6 +228,17 @@ impl Recording {
             failed: self.failed,
         }
     }
+}
+
+/// What a log's name led to, for the records: a later pairing may get a copy of the log.
+fn opening(proxy: usize, event: &LogEvent<'_>) -> Option<serde_json::Value> {
+    let LogEvent::Opened { facts, .. } = event else { return None };
+    Some(serde_json::json!({
+        "event": "log_opened",
+        "proxy": proxy,
+        "dev": facts.kernel_dev,
+        "inode": facts.inode,
+    }))
 }
 
 /// Removes a paired spool with its copies of logs.
