@@ -53,6 +53,77 @@ fn a_spool_that_was_cut_anywhere_never_gives_a_new_accusation() {
     }
 }
 
+#[test]
+fn a_line_that_is_no_json_is_named_and_the_others_still_count() {
+    let stage = Stage::of("demo-pipes");
+    let log = stage.altered(|lines| lines.insert(3, b"this is no json\n".to_vec()));
+    let (rows, code) = stage.pair_with(&log, true, "out");
+    assert_eq!(code, 1);
+    assert_eq!(findings(&rows, "log_line_unreadable"), ["line 4 of the log is not json: no json: malformed json at byte 0: expected a value"]);
+    assert_eq!(verdicts(&rows), on_file("demo-pipes", "audit.verdicts"));
+}
+
+#[test]
+fn a_line_over_the_limit_is_skipped_and_the_others_still_count() {
+    let stage = Stage::of("demo-pipes");
+    let log = stage.altered(|lines| {
+        let mut long = br#"{"id":""#.to_vec();
+        long.resize(66 << 20, b'x');
+        long.extend_from_slice(b"\"}\n");
+        lines.insert(3, long);
+    });
+    let (rows, code) = stage.pair_with(&log, true, "out");
+    assert_eq!(code, 1);
+    assert_eq!(findings(&rows, "log_line_unreadable").len(), 1);
+    assert_eq!(verdicts(&rows), on_file("demo-pipes", "audit.verdicts"));
+}
+
+#[test]
+fn a_torn_last_line_is_named_and_its_call_is_unlogged() {
+    let stage = Stage::of("demo-pipes");
+    let log = stage.altered(|lines| {
+        let last = lines.last_mut().unwrap();
+        last.truncate(last.len() / 2);
+    });
+    let (rows, code) = stage.pair_with(&log, true, "out");
+    assert_eq!(code, 1);
+    assert_eq!(findings(&rows, "log_line_unreadable").len(), 1);
+    assert_eq!(count(&rows, "unlogged"), 1);
+    assert_eq!(count(&rows, "matched"), 14);
+}
+
+#[test]
+fn an_entry_that_stands_twice_is_replayed_once() {
+    let stage = Stage::of("demo-pipes");
+    let log = stage.altered(|lines| {
+        let again = lines[4].clone();
+        lines.push(again);
+    });
+    let (rows, code) = stage.pair_with(&log, true, "out");
+    assert_eq!(code, 1);
+    assert_eq!(count(&rows, "replayed"), 1);
+    assert_eq!(count(&rows, "matched"), 15);
+}
+
+#[test]
+fn with_another_key_nothing_is_matched() {
+    let stage = Stage::of("demo-pipes");
+    fs::write(stage.key(), "another key").unwrap();
+    let (rows, code) = stage.pair("audit.jsonl", true, "out");
+    assert_eq!(code, 1);
+    assert_eq!(count(&rows, "matched"), 0);
+    assert_eq!(count(&rows, "altered"), 15);
+}
+
+#[test]
+fn an_empty_log_accuses_nobody_of_forgery() {
+    let stage = Stage::of("demo-pipes");
+    let log = stage.altered(Vec::clear);
+    let (rows, _) = stage.pair_with(&log, true, "out");
+    assert_eq!(count(&rows, "unlogged"), 15);
+    assert_eq!(count(&rows, "bypassed"), 2);
+}
+
 /// Pairs the session with one of its logs, compares the verdicts with those on file, and does it twice.
 fn replays(session: &str, log: &str, exit_code: i32) {
     let stage = Stage::of(session);
@@ -86,6 +157,20 @@ fn verdicts(rows: &[Value]) -> Vec<String> {
         .collect();
     lines.sort_unstable();
     lines
+}
+
+fn on_file(session: &str, name: &str) -> Vec<String> {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/replay/spools").join(session).join(name);
+    fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect()
+}
+
+fn findings(rows: &[Value], kind: &str) -> Vec<String> {
+    let of_kind = rows.iter().filter(|row| row["table"] == "findings" && row["kind"] == kind);
+    of_kind.map(|row| row["message"].as_str().unwrap().to_owned()).collect()
+}
+
+fn count(rows: &[Value], verdict: &str) -> usize {
+    rows.iter().filter(|row| row["table"] == "verdicts" && row["verdict"] == verdict).count()
 }
 
 /// Verdict, way and id of everything that accuses somebody.
@@ -130,10 +215,24 @@ impl Stage {
         self.folder.path().join("key")
     }
 
+    /// A copy of the honest log with its lines, line ends included, changed.
+    fn altered(&self, change: impl FnOnce(&mut Vec<Vec<u8>>)) -> PathBuf {
+        let text = fs::read(self.source.join("audit.jsonl")).unwrap();
+        let mut lines: Vec<Vec<u8>> = text.split_inclusive(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
+        change(&mut lines);
+        let path = self.folder.path().join("altered.jsonl");
+        fs::write(&path, lines.concat()).unwrap();
+        path
+    }
+
     fn pair(&self, log: &str, with_key: bool, out: &str) -> (Vec<Value>, i32) {
+        self.pair_with(&self.source.join(log), with_key, out)
+    }
+
+    fn pair_with(&self, log: &Path, with_key: bool, out: &str) -> (Vec<Value>, i32) {
         let mut command = Command::new(env!("CARGO_BIN_EXE_countersign"));
         command.arg("pair").arg(self.spool()).arg("--json");
-        command.arg("--proxy-log").arg(self.source.join(log));
+        command.arg("--proxy-log").arg(log);
         if with_key {
             command.arg("--key-file").arg(self.key());
         }
