@@ -156,6 +156,7 @@ impl Correlator {
                 match event {
                     "proxy_exes" => return self.proxy_exes(&note),
                     "log_opened" => self.log_opened(&note),
+                    "end" => self.ended_in_order = true,
                     // Never a row: it protects the payloads that are stored as hashes only.
                     "hash_key" => return self.hash_key(&note),
                     _ => {}
