@@ -17,6 +17,7 @@ use countersign_common::{
     load::{ChannelKey, ChannelState, CpuState, ExeKey, Offsets},
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use sha2::{Digest, Sha256};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{object, offsets, tag::Tagger};
@@ -207,6 +208,13 @@ impl Capture {
         &self.offsets
     }
 
+    /// SHA-256 of [`Capture::offsets`] in hex.
+    pub fn offsets_sha256(&self) -> String {
+        Sha256::digest(self.offsets.as_bytes())
+            .iter()
+            .fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
+    }
+
     /// The kernel's counters, summed over all CPUs, indexed by [`counter`]. One system call.
     ///
     /// # Errors
@@ -273,9 +281,16 @@ impl Capture {
     }
 
     /// Gives every record that waits to `take`, cut to its size; the number given. Does not block.
-    pub fn drain(&mut self, mut take: impl FnMut(&[u8])) -> usize {
+    pub fn drain(&mut self, take: impl FnMut(&[u8])) -> usize {
+        self.drain_some(usize::MAX, take)
+    }
+
+    /// [`Capture::drain`] that stops after `most` records: a flood can fill the ring as fast as it is emptied.
+    pub fn drain_some(&mut self, most: usize, mut take: impl FnMut(&[u8])) -> usize {
         let mut records = 0;
-        while let Some(item) = self.ring.next() {
+        while records < most
+            && let Some(item) = self.ring.next()
+        {
             match whole_record(&item) {
                 Some(record) => {
                     take(record);

@@ -162,20 +162,7 @@ pub fn holders<S: std::hash::BuildHasher>(
 /// # Errors
 /// When `/proc` cannot be listed.
 pub fn descendants(root: u32) -> io::Result<Vec<u32>> {
-    let mut parents = Vec::new();
-    for entry in fs::read_dir("/proc")? {
-        let Some(pid) = entry?
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<u32>().ok())
-        else {
-            continue;
-        };
-        let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
-        if let Some((ppid, _)) = parse_stat(&stat) {
-            parents.push((ppid, pid));
-        }
-    }
+    let mut parents = parents()?;
     parents.sort_unstable();
     let mut tree = vec![root];
     let mut seen = HashSet::from([root]);
@@ -193,6 +180,28 @@ pub fn descendants(root: u32) -> io::Result<Vec<u32>> {
         next += 1;
     }
     Ok(tree)
+}
+
+/// Parent and id of every process.
+///
+/// # Errors
+/// When `/proc` cannot be listed.
+pub fn parents() -> io::Result<Vec<(u32, u32)>> {
+    let mut parents = Vec::new();
+    for entry in fs::read_dir("/proc")? {
+        let Some(pid) = entry?
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
+            continue;
+        };
+        let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+        if let Some((ppid, _)) = parse_stat(&stat) {
+            parents.push((ppid, pid));
+        }
+    }
+    Ok(parents)
 }
 
 /// Channel descriptors of a process, and whether that is all of them.

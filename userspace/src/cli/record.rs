@@ -28,14 +28,15 @@ pub(super) fn record(args: RecordArgs) -> Result<Code, Failure> {
     witness::check_privileges()?;
     let out = OutDir::create(&evidence.output, None).or_exit(Code::CantCreate)?;
     let capture = recording::capture_id().or_exit(Code::Internal)?;
-    let witness = witness::attach(&witness::Request {
-        capture: capture.clone(),
-        proxy_exes: proxy_exes.clone(),
-    })?;
+    let request = witness::Request {
+        capture,
+        proxy_exes,
+    };
+    let capture = witness::attach(&request)?;
     let signals = Signals::block().or_exit(Code::Internal)?;
-    let mut recording = Recording::begin(&config, &out, &capture, witness, logs)?;
+    let mut recording = Recording::begin(&config, &out, &request, capture, logs)?;
     recording
-        .note_identity(&proxy_exes)
+        .note_identity(&request.proxy_exes)
         .or_exit(Code::Internal)?;
     let tagged = tag_all(&targets, &mut recording)?;
     tell(&format!(
@@ -75,7 +76,6 @@ fn tag_all(targets: &super::Targets, recording: &mut Recording) -> Result<usize,
                 continue;
             };
             recording
-                .witness()
                 .tag(pid, pidfd.as_fd())
                 .or_exit(Code::Internal)?;
             recording.note(

@@ -42,16 +42,17 @@ pub(super) fn run(args: RunArgs) -> Result<Code, Failure> {
     }
 
     let capture = recording::capture_id().or_exit(Code::Internal)?;
-    let witness = witness::attach(&witness::Request {
-        capture: capture.clone(),
-        proxy_exes: proxy_exes.clone(),
-    })?;
+    let request = witness::Request {
+        capture,
+        proxy_exes,
+    };
+    let capture = witness::attach(&request)?;
 
     // From here on signals are read, not handled: they belong to the agent first.
     let signals = Signals::block().or_exit(Code::Internal)?;
-    let mut recording = Recording::begin(&config, &out, &capture, witness, logs)?;
+    let mut recording = Recording::begin(&config, &out, &request, capture, logs)?;
     recording
-        .note_identity(&proxy_exes)
+        .note_identity(&request.proxy_exes)
         .or_exit(Code::Internal)?;
     let hidden_variables = if config.capture.pass_key {
         Vec::new()
@@ -131,7 +132,6 @@ fn start(command: Command, signals: &Signals, recording: &mut Recording) -> Resu
         ));
     };
     recording
-        .witness()
         .tag(pid, pidfd)
         .or_exit(Code::Internal)?;
     recording.note(
@@ -184,7 +184,7 @@ fn linger(time: Duration, signals: &Signals, recording: &mut Recording) -> Vec<u
         }
         std::thread::sleep(TICK);
     }
-    recording.witness().survivors().unwrap_or_else(|error| {
+    recording.survivors().unwrap_or_else(|error| {
         tell(&format!(
             "warning: it is not known which of the agent's processes still live: {error:#}"
         ));
@@ -231,6 +231,18 @@ pub(super) fn tell_losses(recorded: &Recorded) {
         tell(&format!(
             "could not see: {} bytes of proxy logs were not kept",
             recorded.log_bytes_lost
+        ));
+    }
+    if recorded.ring.ring_dropped_records > 0 {
+        tell(&format!(
+            "could not see: {} records ({} bytes of payload) found the kernel's ring full",
+            recorded.ring.ring_dropped_records, recorded.ring.ring_dropped_bytes
+        ));
+    }
+    if recorded.reconciled > 0 {
+        tell(&format!(
+            "could not see: {} processes ran for a while without being watched",
+            recorded.reconciled
         ));
     }
     if let Some(failed) = &recorded.failed {
