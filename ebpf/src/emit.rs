@@ -28,8 +28,8 @@ use crate::{
     scope::Thread,
 };
 
-/// Bytes waiting in the ring from which on the consumer is woken; below, it polls.
-const WAKE_UP_BYTES: u64 = 1 << 20;
+/// The consumer is woken when another 2^this many bytes are waiting (a mebibyte); else it polls.
+const WAKE_UP_SHIFT: u64 = 20;
 
 /// Adds to a counter of this CPU.
 #[inline(always)]
@@ -60,7 +60,7 @@ pub fn record<T>(record_kind: u16, fill: impl FnOnce(*mut T)) {
         place
             .cast::<RecordHeader>()
             .write(header(record_kind, size_of::<T>() as u32));
-        submit(place.cast());
+        submit(place.cast(), size_of::<T>() as u64);
     }
 }
 
@@ -77,15 +77,16 @@ pub fn reserve(size: u64) -> Option<*mut u8> {
     Some(place.cast())
 }
 
-/// Submits a reservation; wakes the consumer only when much is waiting (the wake-up is most of a record's cost).
+/// Submits a reservation of `size` bytes. The wake-up is most of a record's cost, so only the record that completes another
+/// mebibyte pays for one; where two do so at once on two CPUs and neither sees it, the consumer's own clock wakes it.
 ///
 /// # Safety
 /// `place` is a reservation with a written header.
 #[inline(always)]
-pub unsafe fn submit(place: *mut c_void) {
+pub unsafe fn submit(place: *mut c_void, size: u64) {
     // SAFETY: a map of this object.
     let waiting = unsafe { bpf_ringbuf_query(ring(), u64::from(BPF_RB_AVAIL_DATA)) };
-    let flags = if waiting > WAKE_UP_BYTES {
+    let flags = if waiting >> WAKE_UP_SHIFT != waiting.wrapping_sub(size) >> WAKE_UP_SHIFT {
         BPF_RB_FORCE_WAKEUP
     } else {
         BPF_RB_NO_WAKEUP
@@ -300,7 +301,7 @@ unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64
         copy_nonoverlapping(&raw const (*thread).transfer, record, 1);
         (*record).header = header(kind::CHUNK, (HEADER + len) as u32);
         (*record).len = len as u32;
-        submit(place.cast());
+        submit(place.cast(), HEADER + CLASS);
     }
     Outcome::Captured
 }

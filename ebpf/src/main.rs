@@ -30,7 +30,7 @@ use countersign_common::{counter, tag};
 use countersign_ebpf::{Class, classify};
 
 use crate::{
-    arch::{PtRegs, TS_COMPAT, syscall_number},
+    arch::{PtRegs, TS_COMPAT, X32_BIT, syscall_number},
     emit::count,
     offsets::{group_leader, off},
     probes::{ends, process, splice, transfer},
@@ -45,7 +45,7 @@ pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
         let regs: *const PtRegs = ctx.arg(0);
         let number: u64 = ctx.arg(1);
         let task = bpf_get_current_task_btf();
-        let compat = in_compat(task);
+        let compat = in_compat(task, number);
         let class = classify(number);
         if !compat && matches!(class, Class::Other | Class::End | Class::OwnEnd) {
             return 0;
@@ -54,6 +54,8 @@ pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
         let Some(bits) = tag_of(leader) else { return 0 };
         if compat {
             count(counter::COMPAT_SYSCALLS, 1);
+            // It may be an `execve`, and a tag lost there is lost for good.
+            process::before_exec(task, leader, bits);
             return 0;
         }
         match class {
@@ -82,7 +84,7 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         let task = bpf_get_current_task_btf();
         let leader = group_leader(task);
         let bits = tag_of(leader);
-        if in_compat(task) {
+        if in_compat(task, number) {
             return 0;
         }
         match (class, bits) {
@@ -127,12 +129,12 @@ pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// Whether the task is in a system call of the 32-bit ABI, whose numbers mean something else.
+/// Whether the call is of the 32-bit or the x32 ABI, whose numbers mean something else.
 ///
 /// # Safety
 /// `task` is a trusted pointer.
 #[inline(always)]
-unsafe fn in_compat(task: *mut task_struct) -> bool {
+unsafe fn in_compat(task: *mut task_struct, number: u64) -> bool {
     // SAFETY: a typed load inside `struct task_struct`.
     let status = unsafe {
         task.cast::<u8>()
@@ -140,7 +142,8 @@ unsafe fn in_compat(task: *mut task_struct) -> bool {
             .cast::<u32>()
             .read()
     };
-    status & TS_COMPAT != 0
+    // A number that is not one (a tracer's -1, or a stray bit) has the x32 bit too; nothing is lost by counting it.
+    status & TS_COMPAT != 0 || number & X32_BIT != 0
 }
 
 #[cfg(not(test))]

@@ -11,10 +11,10 @@ use crate::exit::{Code, Failure, OrExit};
 use crate::outdir::{Dir, OutDir};
 use crate::source::keptlog::KeptLogWriter;
 use crate::source::proxylog::{Follower, LogError};
+use crate::source::user_record::user_record;
 use crate::spool::{Limits, SegmentHeader, SpoolStats, SpoolWriter};
 use crate::witness::{ProxyExe, Witness};
-use countersign_common::{RecordHeader, kind};
-use zerocopy::IntoBytes;
+use countersign_common::kind;
 
 /// Name of the spool's directory in the output directory.
 pub const SPOOL: &str = "spool";
@@ -135,8 +135,10 @@ impl Recording {
 
     /// Writes a record of this program's own into the spool.
     pub fn note(&mut self, kind: u16, body: &serde_json::Value) {
-        let record = user_record(kind, self.witness.generation(), body);
-        self.spool.record(&record);
+        match user_record(kind, self.witness.generation(), body) {
+            Ok(record) => self.spool.record(&record),
+            Err(error) => tracing::warn!(%error, "a note could not be written into the spool"),
+        }
     }
 
     /// Writes down what a later pairing cannot find out any more: which files are proxies' programs, and the key of the
@@ -147,14 +149,22 @@ impl Recording {
     pub fn note_identity(&mut self, proxy_exes: &[ProxyExe]) -> io::Result<()> {
         let mut key = [0_u8; 32];
         rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty())?;
-        let key = key.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
-        self.note(kind::CAPTURE, &serde_json::json!({ "event": "hash_key", "key": key }));
-        self.note(kind::CAPTURE, &serde_json::json!({ "event": "proxy_exes", "exes": proxy_exes }));
+        let key = key
+            .iter()
+            .fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+        self.note(
+            kind::CAPTURE,
+            &serde_json::json!({ "event": "hash_key", "key": key }),
+        );
+        self.note(
+            kind::CAPTURE,
+            &serde_json::json!({ "event": "proxy_exes", "exes": proxy_exes }),
+        );
         Ok(())
     }
 
-    /// Moves everything that waits. Call every [`TICK`].
-    pub fn tick(&mut self) {
+    /// Moves everything that waits. Call every [`TICK`]. `false` once the capture has failed: nothing is seen any more.
+    pub fn tick(&mut self) -> bool {
         let spool = &mut self.spool;
         if self.failed.is_none()
             && let Err(error) = self.witness.drain(&mut |record| spool.record(record))
@@ -169,6 +179,7 @@ impl Recording {
             self.spool.flush();
             self.flush_at = Instant::now() + FLUSH_EVERY;
         }
+        self.failed.is_none()
     }
 
     /// Ends the recording: drains, reads the logs to their end, makes all of it durable.
@@ -226,18 +237,4 @@ fn remove_files(dir: &Dir) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// A record of user space: a header and one JSON object.
-fn user_record(kind: u16, generation: u64, body: &serde_json::Value) -> Vec<u8> {
-    let body = body.to_string();
-    let header = RecordHeader {
-        kind,
-        cpu: RecordHeader::USER_CPU,
-        size: u32::try_from(size_of::<RecordHeader>() + body.len()).unwrap_or(u32::MAX),
-        cpu_seq: 0,
-        boot_ns: Moment::now().boot_ns,
-        generation,
-    };
-    [header.as_bytes(), body.as_bytes()].concat()
 }

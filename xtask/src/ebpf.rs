@@ -28,6 +28,9 @@ const DEBIAN_PACKAGES: [&str; 6] = [
     "zlib1g-dev",
 ];
 
+/// Chooses the way by hand: `rustup` or `debian`.
+const CHOICE: &str = "COUNTERSIGN_EBPF_TOOLCHAIN";
+
 /// A compiler for kernel programs and its linker.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Toolchain {
@@ -102,17 +105,25 @@ fn build_object(root: &Path, name: &str, folder: &Path) -> anyhow::Result<PathBu
 /// # Errors
 /// When neither way works.
 pub(crate) fn ensure_toolchain(root: &Path) -> anyhow::Result<Toolchain> {
-    if let Some(source) = rustup_source(root) {
+    let choice = env::var(CHOICE).unwrap_or_default();
+    ensure!(
+        ["", "rustup", "debian"].contains(&choice.as_str()),
+        "{CHOICE} is `{choice}`: use `rustup` or `debian`"
+    );
+    if choice != "debian"
+        && let Some(source) = rustup_source(root)
+    {
         return rustup(root, source);
     }
-    if debian_is_there() {
+    if choice != "rustup" && debian_is_there() {
         return debian(root);
     }
-    if Command::new("rustup")
-        .current_dir(root)
-        .args(["component", "add", "rust-src"])
-        .status()
-        .is_ok_and(|status| status.success())
+    if choice != "debian"
+        && Command::new("rustup")
+            .current_dir(root)
+            .args(["component", "add", "rust-src"])
+            .status()
+            .is_ok_and(|status| status.success())
         && let Some(source) = rustup_source(root)
     {
         return rustup(root, source);

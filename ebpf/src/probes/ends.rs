@@ -243,7 +243,8 @@ fn hold(task: *mut task_struct, bits: u32, who: &Task, how: u8, fd: u32) {
         }
         return;
     }
-    let may_add = bits & tag::TREE != 0;
+    let may_add = bits & tag::TREE != 0
+        || (how == end_how::CONNECTED && to_listener_of_tree(&held.channel));
     if enrol(&mut held.channel, u64::from(may_add)) == Enrolled::No && held.channel.epoch == 0 {
         return;
     }

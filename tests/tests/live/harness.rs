@@ -277,6 +277,18 @@ impl Witness {
         self.of(kind::PEER)
     }
 
+    /// Every record of an operation, alone.
+    pub(crate) fn parts(&self) -> Vec<Transfer> {
+        let transfers = self
+            .records
+            .iter()
+            .filter_map(|record| Transfer::read_from_prefix(record).ok());
+        let transfers = transfers.map(|(transfer, _)| transfer);
+        transfers
+            .filter(|part| matches!(part.header.kind, kind::CHUNK | kind::GAP))
+            .collect()
+    }
+
     /// CPU and number of every record, as they came.
     pub(crate) fn sequence(&self) -> Vec<(u16, u64)> {
         let headers = self

@@ -144,6 +144,11 @@ impl Roles {
         self.by_process.get(&process).copied()
     }
 
+    /// Whether any stream is this leg. A proxy whose other side is a terminal, a file or a network has none there.
+    pub fn has_leg(&self, leg: Leg) -> bool {
+        self.legs.values().any(|known| *known == leg)
+    }
+
     /// The leg that a stream is.
     pub fn leg(&self, stream: StreamIx) -> Leg {
         self.legs.get(&stream).copied().unwrap_or(Leg::Direct)

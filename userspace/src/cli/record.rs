@@ -34,13 +34,14 @@ pub(super) fn record(args: RecordArgs) -> Result<Code, Failure> {
     })?;
     let signals = Signals::block().or_exit(Code::Internal)?;
     let mut recording = Recording::begin(&config, &out, &capture, witness, logs)?;
-    recording.note_identity(&proxy_exes).or_exit(Code::Internal)?;
+    recording
+        .note_identity(&proxy_exes)
+        .or_exit(Code::Internal)?;
     let tagged = tag_all(&targets, &mut recording)?;
     tell(&format!(
         "recording {tagged} processes and what they start, until interrupted"
     ));
-    while signals.next().is_none() {
-        recording.tick();
+    while signals.next().is_none() && recording.tick() {
         std::thread::sleep(TICK);
     }
     let recorded = recording.finish(&json!({ "event": "end" }));

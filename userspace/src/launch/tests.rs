@@ -17,7 +17,7 @@ fn the_child_runs_nothing_before_it_is_released() {
     let blocked = shell(&format!("echo > {}", marker.display()))
         .fork(&signals)
         .unwrap();
-    // It is in the read of the hand-shake, still with this program's image.
+    // It waits, still with this program's image.
     let exe = std::fs::read_link(format!("/proc/{}/exe", blocked.pid())).unwrap();
     assert_eq!(exe, std::env::current_exe().unwrap());
     wait_until(|| state(blocked.pid()) == Some('S'));

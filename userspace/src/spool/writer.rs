@@ -14,11 +14,12 @@ use std::time::{Duration, Instant};
 
 use countersign_common::{RecordHeader, kind};
 use serde_json::json;
-use zerocopy::{FromBytes, IntoBytes};
+use zerocopy::FromBytes;
 
 use super::{MAGIC, RECORD_MAX_BYTES, SEGMENT_BYTES, SegmentHeader, push_frame, segment_name};
 use crate::clock::Moment;
 use crate::outdir::Dir;
+use crate::source::user_record::user_record;
 
 /// Bytes gathered before they go to the file.
 const BUFFER_BYTES: usize = 1024 * 1024;
@@ -277,8 +278,11 @@ impl SpoolWriter {
             "the spool can be written again"
         );
         if loss.records > 0 {
-            let record = loss.to_record(self.identity.generation);
-            self.append(&record);
+            match loss.to_record(self.identity.generation) {
+                Ok(record) => self.append(&record),
+                // The statistics have it all the same.
+                Err(error) => tracing::warn!(%error, "a loss could not be written into the spool"),
+            }
         }
     }
 
@@ -396,7 +400,7 @@ impl Loss {
         self.small_records += u64::from(small);
     }
 
-    fn to_record(&self, generation: u64) -> Vec<u8> {
+    fn to_record(&self, generation: u64) -> anyhow::Result<Vec<u8>> {
         let body = json!({
             "what": "spool",
             "cause": self.cause,
@@ -405,17 +409,8 @@ impl Loss {
             "records_without_payload": self.small_records,
             "first_boot_ns": self.first_boot_ns,
             "last_boot_ns": self.last_boot_ns,
-        })
-        .to_string();
-        let header = RecordHeader {
-            kind: kind::LOSS,
-            cpu: RecordHeader::USER_CPU,
-            size: u32::try_from(size_of::<RecordHeader>() + body.len()).unwrap_or(u32::MAX),
-            cpu_seq: 0,
-            boot_ns: Moment::now().boot_ns,
-            generation,
-        };
-        [header.as_bytes(), body.as_bytes()].concat()
+        });
+        user_record(kind::LOSS, generation, &body)
     }
 }
 
