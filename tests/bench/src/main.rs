@@ -59,7 +59,7 @@ enum Command {
     Echo { bytes: usize },
     /// The other end of a one-way stream
     #[command(hide = true)]
-    Sink { bytes: usize },
+    Sink { bytes: usize, cpu: usize },
     /// One of many tagged tasks
     #[command(hide = true)]
     Member,
@@ -75,7 +75,7 @@ fn main() -> anyhow::Result<()> {
             return traffic::worker(&tests, Duration::from_millis(milliseconds), &result);
         }
         Command::Echo { bytes } => return traffic::echo(bytes),
-        Command::Sink { bytes } => return traffic::sink(bytes),
+        Command::Sink { bytes, cpu } => return traffic::sink(bytes, cpu),
         Command::Member => return traffic::member(),
     };
     io::stdout().lock().write_all(text.as_bytes()).context("write the table")

@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use aya::programs::BtfTracePoint;
@@ -26,6 +26,13 @@ use traffic::{Sample, Test};
 
 /// `BPF_PROG_TYPE_TRACING` (`include/uapi/linux/bpf.h`).
 const PROGRAM_TYPE_TRACING: u32 = 26;
+
+/// Longest wait for the machine to be at rest before a measurement.
+const SETTLE_MAX: Duration = Duration::from_secs(1);
+/// Time between two looks, and the shortest wait: the kernel frees programs and maps some milliseconds after their end.
+const SETTLE_STEP: Duration = Duration::from_millis(20);
+/// Pages under writeback that do not disturb.
+const WRITEBACK_MAX_KIB: u64 = 1024;
 
 /// What is measured and how often.
 #[derive(Debug)]
@@ -147,6 +154,7 @@ impl Bench<'_> {
         own.rotate_left(first);
         for (at, test) in tests.iter().enumerate() {
             for setting in &own {
+                settle()?;
                 let sample = self
                     .measure(*setting, *test, at, results)
                     .with_context(|| format!("measure {test} with {}", setting.name()))?;
@@ -214,6 +222,22 @@ impl Bench<'_> {
         }
         fs::write(SWITCH, before).with_context(|| format!("write {SWITCH}"))?;
         measured
+    }
+}
+
+/// Waits until what an earlier setting left behind is written back and freed, at most [`SETTLE_MAX`].
+fn settle() -> anyhow::Result<()> {
+    let started = Instant::now();
+    loop {
+        std::thread::sleep(SETTLE_STEP);
+        let memory = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
+        let writing = memory
+            .lines()
+            .find_map(|line| line.strip_prefix("Writeback:")?.trim().strip_suffix(" kB")?.parse().ok())
+            .unwrap_or(0_u64);
+        if writing < WRITEBACK_MAX_KIB || started.elapsed() > SETTLE_MAX {
+            return Ok(());
+        }
     }
 }
 

@@ -10,22 +10,26 @@ use anyhow::{Context as _, bail};
 use super::traffic::{Pattern, Sample, Test};
 use super::{Plan, Setting, take_samples, worker_arguments};
 
-/// What a script for the tool in the field would print of each read and write: who, how much, the first 64 bytes.
+/// What a script for the tool would print of each read and write: who, how much, the first 64 bytes.
 const SCRIPT: &str = r#"
-tracepoint:syscalls:sys_enter_read, tracepoint:syscalls:sys_enter_write
-/ comm == "countersign-ben" /
-{ @at[tid] = args->buf; }
-tracepoint:syscalls:sys_exit_read, tracepoint:syscalls:sys_exit_write
+tracepoint:raw_syscalls:sys_enter
+/ comm == "countersign-ben" && (args->id == 0 || args->id == 1) /
+{ @at[tid] = args->args[1]; }
+tracepoint:raw_syscalls:sys_exit
 / @at[tid] /
-{ printf("%d %d %r\n", tid, args->ret, buf(@at[tid], 64)); delete(@at[tid]); }
+{ printf("%d %d %r\n", tid, args->ret, buf(uptr(@at[tid]), 64)); delete(@at[tid]); }
 "#;
+
+/// `bpftrace` needs tracefs, which not every machine has mounted: it gets one in a mount namespace of its own.
+const WITH_TRACEFS: &str =
+    "test -e /sys/kernel/tracing/events || mount -t tracefs none /sys/kernel/tracing; exec bpftrace \"$@\"";
 
 /// Whether what the setting needs is here.
 pub(super) fn usable(setting: Setting) -> anyhow::Result<()> {
     match setting {
         Setting::Bare | Setting::Empty | Setting::Untagged | Setting::Tagged | Setting::Crowd => Ok(()),
         Setting::Strace => runs(Command::new("strace").args(["-o", "/dev/null", "true"])),
-        Setting::Bpftrace => runs(Command::new("bpftrace").args(["-c", "/bin/true", "-e", SCRIPT])),
+        Setting::Bpftrace => runs(bpftrace().args(["-c", "/bin/true", "-e", SCRIPT])),
     }
 }
 
@@ -42,7 +46,7 @@ pub(super) fn measure(setting: Setting, tests: &[Test], plan: &Plan) -> anyhow::
             command
         }
         Setting::Bpftrace => {
-            let mut command = Command::new("bpftrace");
+            let mut command = bpftrace();
             let line = format!("{} {}", program.display(), arguments.join(" "));
             command.args(["-c", &line, "-e", SCRIPT]).env("BPFTRACE_STRLEN", "64");
             command
@@ -60,6 +64,12 @@ pub(super) fn measure(setting: Setting, tests: &[Test], plan: &Plan) -> anyhow::
         "a test did nothing"
     );
     Ok(samples)
+}
+
+fn bpftrace() -> Command {
+    let mut command = Command::new("unshare");
+    command.args(["--mount", "sh", "-c", WITH_TRACEFS, "bpftrace"]);
+    command
 }
 
 fn runs(command: &mut Command) -> anyhow::Result<()> {

@@ -1,7 +1,10 @@
 //! The traffic that is measured: round trips and one-way streams through pipes between two processes.
 //!
-//! Owns both ends and the clock around them. Knows nothing of who watches. A worker waits for one byte on its standard input, so
+//! Owns both ends, the CPUs they run on and the clock around them. Knows nothing of who watches. A worker waits for one byte on its standard input, so
 //! that it can be tagged before it does anything; its counterpart inherits the tag.
+//!
+//! The ends of a round trip share a CPU, since only one of them ever runs: across CPUs the time to wake an idle one, on a virtual
+//! machine tens of microseconds and erratic, hides everything else. The ends of a stream have a CPU each.
 
 use std::fmt;
 use std::fs;
@@ -12,10 +15,22 @@ use std::str::FromStr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use rustix::thread::{CpuSet, sched_setaffinity};
 use serde::{Deserialize, Serialize};
+
+/// Where the first end runs, and both of a round trip.
+const FIRST_CPU: usize = 0;
+/// Where the second end of a stream runs, if there is such a CPU.
+const SECOND_CPU: usize = 1;
 
 /// Time that a test runs before the clock counts.
 const WARM_UP: Duration = Duration::from_millis(10);
+
+/// Slices of one measurement; an odd number.
+const SLICES: u32 = 5;
+
+/// Streams of messages from this size on have both ends on one CPU: a pipe holds 64 KiB (pipe(7)).
+const SHARE_CPU_FROM_BYTES: usize = 16 << 10;
 
 /// Messages up to this size are sent in batches between two looks at the clock, which would cost as much as they do.
 const BATCH_UP_TO_BYTES: usize = 4096;
@@ -44,11 +59,11 @@ pub(crate) enum Pattern {
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(crate) struct Sample {
     pub(crate) test: Test,
-    /// Round trips, messages or calls while the clock ran.
+    /// Round trips, messages or calls in the middle slice.
     pub(crate) ops: u64,
-    /// Time of all of them.
+    /// Time of them.
     pub(crate) ns: u64,
-    /// Bytes that went through pipes, warm-up included, counted once.
+    /// Bytes that went through pipes, all slices and the warm-up included, counted once.
     pub(crate) moved: u64,
 }
 
@@ -75,11 +90,12 @@ pub(crate) fn worker(tests: &[Test], duration: Duration, result: &Path) -> anyho
     // Nobody holds the gate of a worker that is not tagged: the end of the file opens it.
     io::stdin().read(&mut gate).context("wait at the gate")?;
     let mut samples = Vec::new();
+    run_on(FIRST_CPU)?;
     for test in tests {
         samples.push(match test.pattern {
             Pattern::RoundTrip => round_trip(*test, duration)?,
             Pattern::OneWay => one_way(*test, duration)?,
-            Pattern::SystemCall => system_call(*test, duration),
+            Pattern::SystemCall => system_call(*test, duration)?,
         });
     }
     let text = serde_json::to_vec(&samples)?;
@@ -97,7 +113,9 @@ pub(crate) fn echo(bytes: usize) -> anyhow::Result<()> {
 }
 
 /// Reads everything, one read per message if the pipe gives it, and says at the end how much it was.
-pub(crate) fn sink(bytes: usize) -> anyhow::Result<()> {
+pub(crate) fn sink(bytes: usize, cpu: usize) -> anyhow::Result<()> {
+    // With one CPU only, both ends share it.
+    let _ = run_on(cpu);
     let mut buffer = vec![0; bytes];
     let input = io::stdin();
     let mut total: u64 = 0;
@@ -119,45 +137,58 @@ pub(crate) fn member() -> anyhow::Result<()> {
 }
 
 fn round_trip(test: Test, duration: Duration) -> anyhow::Result<Sample> {
-    let (mut child, input, output) = counterpart("echo", test.bytes)?;
+    let (mut child, input, output) = counterpart(&["echo".to_owned(), test.bytes.to_string()])?;
     let mut buffer = vec![b'x'; test.bytes];
     let mut trip = || -> anyhow::Result<()> {
         drain(&input, &buffer)?;
         anyhow::ensure!(fill(&output, &mut buffer)?, "the echo ended");
         Ok(())
     };
-    let warm = repeat(test.bytes, WARM_UP, &mut trip)?.0;
-    let (ops, ns) = repeat(test.bytes, duration, &mut trip)?;
+    let (middle, ops) = sliced(test, duration, &mut trip)?;
     drop(input);
     end(&mut child)?;
-    Ok(Sample { test, ops, ns, moved: 2 * (warm + ops) * test.bytes as u64 })
+    Ok(Sample { moved: 2 * ops * test.bytes as u64, ..middle })
 }
 
 fn one_way(test: Test, duration: Duration) -> anyhow::Result<Sample> {
-    let (mut child, input, mut output) = counterpart("sink", test.bytes)?;
+    let cpu = if test.bytes >= SHARE_CPU_FROM_BYTES { FIRST_CPU } else { SECOND_CPU };
+    let (mut child, input, mut output) =
+        counterpart(&["sink".to_owned(), test.bytes.to_string(), cpu.to_string()])?;
     output.read_exact(&mut [0]).context("wait for the sink")?;
     let buffer = vec![b'x'; test.bytes];
-    let mut send = || drain(&input, &buffer);
-    let warm = repeat(test.bytes, WARM_UP, &mut send)?.0;
-    let started = Instant::now();
-    let (ops, _) = repeat(test.bytes, duration, &mut send)?;
+    let (middle, ops) = sliced(test, duration, &mut || drain(&input, &buffer))?;
     drop(input);
     let mut total = [0; 8];
     output.read_exact(&mut total).context("wait for the sink's total")?;
-    let ns = nanoseconds(started);
     end(&mut child)?;
-    let moved = (warm + ops) * test.bytes as u64;
+    let moved = ops * test.bytes as u64;
     anyhow::ensure!(u64::from_le_bytes(total) == moved, "bytes were lost in the pipe itself");
-    Ok(Sample { test, ops, ns, moved })
+    Ok(Sample { moved, ..middle })
 }
 
-fn system_call(test: Test, duration: Duration) -> Sample {
+fn system_call(test: Test, duration: Duration) -> anyhow::Result<Sample> {
     let mut call = || {
         std::hint::black_box(rustix::process::getppid());
         Ok(())
     };
-    let (ops, ns) = repeat(0, duration, &mut call).unwrap_or_default();
-    Sample { test, ops, ns, moved: 0 }
+    Ok(sliced(test, duration, &mut call)?.0)
+}
+
+/// Warms up, then measures slice by slice; the one in the middle, and the operations of all.
+fn sliced(
+    test: Test,
+    duration: Duration,
+    step: &mut dyn FnMut() -> anyhow::Result<()>,
+) -> anyhow::Result<(Sample, u64)> {
+    let mut all = repeat(test.bytes, WARM_UP, step)?.0;
+    let mut slices = Vec::new();
+    for _ in 0..SLICES {
+        let (ops, ns) = repeat(test.bytes, duration / SLICES, step)?;
+        all += ops;
+        slices.push(Sample { test, ops, ns, moved: 0 });
+    }
+    slices.sort_by(|a, b| a.ns_per_op().total_cmp(&b.ns_per_op()));
+    Ok((slices[slices.len() / 2], all))
 }
 
 /// Repeats `step` for about `duration`; how often, and the nanoseconds it took.
@@ -178,13 +209,19 @@ fn repeat(
     Ok((ops, nanoseconds(started)))
 }
 
+fn run_on(cpu: usize) -> anyhow::Result<()> {
+    let mut cpus = CpuSet::new();
+    cpus.set(cpu);
+    sched_setaffinity(None, &cpus).with_context(|| format!("run on CPU {cpu}"))
+}
+
 fn nanoseconds(started: Instant) -> u64 {
     u64::try_from(started.elapsed().as_nanos()).unwrap_or(u64::MAX)
 }
 
-fn counterpart(command: &str, bytes: usize) -> anyhow::Result<(Child, ChildStdin, ChildStdout)> {
+fn counterpart(arguments: &[String]) -> anyhow::Result<(Child, ChildStdin, ChildStdout)> {
     let mut child = Command::new(std::env::current_exe()?)
-        .args([command, &bytes.to_string()])
+        .args(arguments)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .spawn()
