@@ -3,7 +3,12 @@
 //! `cargo xtask bench` builds and runs this. Each benchmark prints Markdown to standard output and its progress to standard
 //! error. Nothing here passes or fails by time. The hidden commands are the processes that the benchmarks start.
 
+mod core_speed;
+mod exchanges;
+mod feed;
 mod kernel;
+mod memory;
+mod pairing;
 mod table;
 
 use std::io::{self, Write as _};
@@ -45,6 +50,21 @@ enum Command {
         #[arg(long)]
         test: Vec<Test>,
     },
+    /// Bytes and messages per second from a spool to rows
+    Core {
+        /// Existing folder for spools, on a disk
+        #[arg(long)]
+        scratch: PathBuf,
+        /// Interleaved repetitions
+        #[arg(long, default_value_t = 3)]
+        repetitions: usize,
+    },
+    /// Time per exchange and memory for many exchanges
+    Pairing {
+        /// Numbers of exchanges
+        #[arg(long, default_values_t = [10_000, 100_000, 1_000_000])]
+        exchanges: Vec<u64>,
+    },
     /// One end of the traffic
     #[command(hide = true)]
     Worker {
@@ -63,6 +83,12 @@ enum Command {
     /// One of many tagged tasks
     #[command(hide = true)]
     Member,
+    /// One measurement of the core in a process of its own
+    #[command(hide = true)]
+    MeasureCore(core_speed::Measurement),
+    /// One measurement of pairing in a process of its own
+    #[command(hide = true)]
+    MeasurePairing { exchanges: u64 },
 }
 
 fn main() -> anyhow::Result<()> {
@@ -71,12 +97,16 @@ fn main() -> anyhow::Result<()> {
             let duration = Duration::from_millis(milliseconds);
             kernel::run(&kernel::Plan { empty, scratch, repetitions, duration, only, tests: test })?
         }
+        Command::Core { scratch, repetitions } => core_speed::run(&scratch, repetitions)?,
+        Command::Pairing { exchanges } => pairing::run(&exchanges)?,
         Command::Worker { milliseconds, result, tests } => {
             return traffic::worker(&tests, Duration::from_millis(milliseconds), &result);
         }
         Command::Echo { bytes } => return traffic::echo(bytes),
         Command::Sink { bytes, cpu } => return traffic::sink(bytes, cpu),
         Command::Member => return traffic::member(),
+        Command::MeasureCore(measurement) => measurement.run()?,
+        Command::MeasurePairing { exchanges } => pairing::measure(exchanges)?,
     };
     io::stdout().lock().write_all(text.as_bytes()).context("write the table")
 }
