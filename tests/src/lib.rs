@@ -1,3 +1,4 @@
 //! Test support.
 
 pub mod evidence;
+pub mod scene;

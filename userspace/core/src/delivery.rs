@@ -10,7 +10,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use crate::channel::End;
 use crate::frame::{Frame, FrameFlags, FrameIx};
 use crate::process::ProcessIx;
-use crate::stream::Gap;
+use crate::stream::{Gap, Op};
+use crate::time::BootNs;
 
 /// Frames kept per stream. Stops an agent that floods lines into a pipe nobody reads from filling memory.
 pub const STREAM_FRAMES_MAX: usize = 4 << 20;
@@ -20,6 +21,12 @@ pub const STREAM_GAPS_MAX: usize = 4096;
 
 /// Lines that are not JSON remembered per stream end; the rest is counted.
 pub const OPAQUE_FRAMES_MAX: usize = 256;
+
+/// Longest write that no other write can cut: `PIPE_BUF` (pipe(7)).
+const ATOMIC_WRITE_BYTES: u64 = 4096;
+
+/// Times of contention kept per stream; later ones are added to the last.
+const CONTENTIONS_MAX: usize = 4096;
 
 /// Index of a delivery in the store of its correlation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -62,6 +69,72 @@ pub struct StreamFrames {
     /// Frames that found no room.
     pub overflowed: u64,
     opaque: [usize; 2],
+    contention: Contention,
+}
+
+/// When writes of several processes were on their way at once and one of them was long enough to be cut by another: which
+/// bytes came where is then not known from the writers' side.
+#[derive(Debug, Default)]
+struct Contention {
+    /// The writes that returned last, of two processes.
+    last: Latest,
+    /// The same among those that can be cut.
+    last_long: Latest,
+    times: Vec<(BootNs, BootNs)>,
+}
+
+/// The latest operation of each of the two processes that were last at it.
+#[derive(Debug, Default)]
+struct Latest([Option<(ProcessIx, BootNs, BootNs)>; 2]);
+
+impl Latest {
+    fn put(&mut self, process: ProcessIx, enter: BootNs, exit: BootNs) {
+        if self.0[0].is_some_and(|(first, ..)| first != process) {
+            self.0.swap(0, 1);
+        }
+        self.0[0] = Some((process, enter, exit));
+    }
+
+    /// The latest operation of another process, if it was still on its way at `enter`.
+    fn overlapping(&self, process: ProcessIx, enter: BootNs) -> Option<(BootNs, BootNs)> {
+        let other = self.0.iter().flatten().find(|(other, ..)| *other != process)?;
+        (other.2 > enter).then_some((other.1, other.2))
+    }
+}
+
+impl Contention {
+    fn write(&mut self, process: ProcessIx, op: &Op) {
+        let long = op.returned > ATOMIC_WRITE_BYTES;
+        let met = if long {
+            self.last.overlapping(process, op.enter).map(|_| (op.enter, op.exit))
+        } else {
+            self.last_long.overlapping(process, op.enter)
+        };
+        if let Some((from, to)) = met {
+            self.add(from.min(op.enter), to.max(op.exit));
+        }
+        self.last.put(process, op.enter, op.exit);
+        if long {
+            self.last_long.put(process, op.enter, op.exit);
+        }
+    }
+
+    fn add(&mut self, mut from: BootNs, mut to: BootNs) {
+        while let Some((last_from, last_to)) = self.times.last().copied() {
+            if last_to < from && self.times.len() < CONTENTIONS_MAX {
+                break;
+            }
+            from = from.min(last_from);
+            to = to.max(last_to);
+            self.times.pop();
+        }
+        self.times.push((from, to));
+    }
+
+    fn at(&self, from: BootNs, to: BootNs) -> bool {
+        let next = self.times.partition_point(|(_, end)| *end < from);
+        self.times.get(next).is_some_and(|(begin, _)| *begin <= to)
+    }
 }
 
 impl StreamFrames {
@@ -102,8 +175,17 @@ impl StreamFrames {
         self.gaps.push((end, gap));
     }
 
+    /// Whether what was written between two moments can have been cut by another's write.
+    pub fn contended(&self, from: BootNs, to: BootNs) -> bool {
+        self.contention.at(from, to)
+    }
+
     /// Notes that a process moved bytes.
-    pub fn moved(&mut self, end: End, process: ProcessIx, bytes: u64) {
+    pub fn moved(&mut self, end: End, op: &Op) {
+        let (process, bytes) = (op.process, op.returned);
+        if end == End::Writer {
+            self.contention.write(process, op);
+        }
         let list = match end {
             End::Writer => &mut self.writers,
             End::Reader => &mut self.readers,

@@ -83,7 +83,10 @@ pub fn place(
         .iter()
         .flat_map(|(stream, of_stream)| {
             let leg = roles.leg(*stream);
-            of_stream.deliveries().filter_map(move |delivery| place_one(*stream, leg, delivery, frames, roles))
+            of_stream.deliveries().filter_map(move |delivery| {
+                let contended = |frame: &Frame| of_stream.contended(frame.first_enter, frame.last_exit);
+                place_one(*stream, leg, delivery, frames, roles, &contended)
+            })
         })
         .collect();
     placed.sort_by_key(|placed| (placed.at, placed.stream, placed.record));
@@ -92,13 +95,14 @@ pub fn place(
 
 /// Whether bytes that no watched process wrote can have entered a stream that a proxy writes.
 ///
-/// `false` means that the proxy's own writes account for every byte that came out, so a line that came out and that the proxy
-/// did not write is a reader's lie about its own memory.
+/// `false` means that others wrote too little to account for a line of `len` bytes, so one that came out and that the proxy did
+/// not write is a reader's lie about its own memory.
 pub fn foreign_bytes_possible(
     of_stream: &StreamFrames,
     roles: &Roles,
     instance: InstanceIx,
     created: bool,
+    len: u64,
 ) -> bool {
     let (mut by_proxy, mut by_others) = (0u64, 0u64);
     for (process, moved) in &of_stream.writers {
@@ -112,7 +116,7 @@ pub fn foreign_bytes_possible(
     let writer_gap = of_stream.gaps.iter().any(|(end, gap)| {
         *end == End::Writer && gap.process.is_none_or(|process| roles.instance_of(process) != Some(instance))
     });
-    by_others > 0 || writer_gap || !created || read > by_proxy
+    by_others >= len || writer_gap || !created || read > by_proxy.saturating_add(by_others)
 }
 
 /// Gaps at a proxy's own ends of a stream: the ones that can hide what the proxy read or wrote. A gap at the other end, or by
@@ -137,12 +141,22 @@ fn place_one(
     delivery: Delivery,
     frames: &[Frame],
     roles: &Roles,
+    contended: &impl Fn(&Frame) -> bool,
 ) -> Option<Placed> {
     let frame = |ix: FrameIx| frames.get(ix.0 as usize);
+    let acts = |frame: &Frame, instance| {
+        let at = [frame.first_exit, frame.last_exit];
+        frame.by.iter().all(|process| at.iter().all(|at| roles.instance_at(*process, *at) == Some(instance)))
+    };
+    // Read by somebody who was the proxy once: no proxy's end.
+    let leg = match (leg, delivery.read.and_then(frame)) {
+        (Leg::ClientToProxy(instance) | Leg::ServerToProxy(instance), Some(read)) if !acts(read, instance) => Leg::Direct,
+        _ => leg,
+    };
     let author = match (leg.instance(), delivery.written.and_then(frame)) {
         (_, None) => Author::Unseen,
         (Some(instance), Some(written))
-            if written.by.iter().all(|process| roles.instance_of(*process) == Some(instance)) =>
+            if acts(written, instance) =>
         {
             Author::Proxy
         }
@@ -172,7 +186,8 @@ fn place_one(
         source,
         untrusted: source != Source::ProxyEnd,
         author,
-        proved: record_frame.is_whole() || (complete && tied),
+        proved: (record_frame.is_whole() && !(record_frame.end == End::Writer && contended(record_frame)))
+            || (complete && tied),
         at: match record_frame.end {
             End::Writer => record_frame.first_enter,
             End::Reader => record_frame.first_exit,

@@ -11,6 +11,9 @@ use crate::json::{self, Document, Kind as JsonKind, Leniency, Limits, Value};
 /// Longest id, method or tool name kept, in bytes. Stops an agent from filling memory with names.
 pub const NAME_MAX_BYTES: usize = 64 * 1024;
 
+/// How much of an incomplete text is looked at to tell what it is. Stops a flood of long ones from costing their length twice.
+const HEAD_MAX_BYTES: usize = 64 * 1024;
+
 /// What a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum MessageKind {
@@ -113,6 +116,23 @@ pub fn parse(frame: &[u8]) -> Result<Messages, json::Error> {
         vec![message(root, 0)]
     };
     Ok(Messages { messages, batch, leniency: document.leniency() })
+}
+
+/// Whether the beginning of a text that could not be read to its end looks like an MCP request or notification: it says
+/// `"jsonrpc"`, or names a method of MCP's.
+pub fn begins_like_mcp(head: &[u8]) -> bool {
+    let head = &head[..head.len().min(HEAD_MAX_BYTES)];
+    if memchr::memmem::find(head, b"\"jsonrpc\"").is_some() {
+        return true;
+    }
+    memchr::memmem::find_iter(head, b"\"method\"").any(|at| {
+        let rest = head[at + 8..].trim_ascii_start();
+        let Some(rest) = rest.strip_prefix(b":") else { return false };
+        let Some(rest) = rest.trim_ascii_start().strip_prefix(b"\"") else { return false };
+        let end = memchr::memchr(b'"', rest).unwrap_or(rest.len());
+        let name = String::from_utf8_lossy(&rest[..end]).replace("\\/", "/");
+        name == "initialize" || is_mcp(&name, None)
+    })
 }
 
 fn message(value: Value<'_>, element: u32) -> Message {
@@ -228,6 +248,14 @@ mod tests {
         assert!(messages.batch);
         assert_eq!(messages.messages[1].kind, MessageKind::Notification);
         assert_eq!(messages.messages[1].element, 1);
+    }
+
+    #[test]
+    fn the_beginning_of_a_request_tells_what_it_is() {
+        assert!(begins_like_mcp(br#"{"id":1, "method" : "tools\/call","params":{"x":"yyy"#));
+        assert!(begins_like_mcp(br#"{"jsonrpc":"2.0","id":1,"params":{"#));
+        assert!(!begins_like_mcp(br#"{"level":"info","method":"GET /","#));
+        assert!(!begins_like_mcp(br#"{"method""#));
     }
 
     fn only(frame: &[u8]) -> Message {

@@ -104,11 +104,19 @@ impl Leg {
     }
 }
 
+/// The time in which a process acts for an instance: from its execution of the proxy's program to that of another.
+#[derive(Clone, Copy, Debug)]
+struct Life {
+    instance: InstanceIx,
+    from: BootNs,
+    to: BootNs,
+}
+
 /// Who is who.
 #[derive(Debug, Default)]
 pub struct Roles {
     instances: Vec<Instance>,
-    by_process: BTreeMap<ProcessIx, InstanceIx>,
+    by_process: BTreeMap<ProcessIx, Life>,
     legs: BTreeMap<StreamIx, Leg>,
 }
 
@@ -141,9 +149,15 @@ impl Roles {
         &self.instances[ix.0]
     }
 
-    /// The instance that a process is.
+    /// The instance that a process is or was.
     pub fn instance_of(&self, process: ProcessIx) -> Option<InstanceIx> {
-        self.by_process.get(&process).copied()
+        self.by_process.get(&process).map(|life| life.instance)
+    }
+
+    /// The instance that a process is at a moment: what it does before it executes the proxy, or after it executes something
+    /// else, is not the proxy's doing.
+    pub fn instance_at(&self, process: ProcessIx, at: BootNs) -> Option<InstanceIx> {
+        self.by_process.get(&process).filter(|life| life.from <= at && at <= life.to).map(|life| life.instance)
     }
 
     /// Whether any stream is this leg. A proxy whose other side is a terminal, a file or a network has none there.
@@ -199,7 +213,11 @@ impl Roles {
             };
             let parent_uid = process.parent.and_then(|parent| processes.process(parent).uid);
             let instance = InstanceIx(self.instances.len());
-            self.by_process.insert(ix, instance);
+            // What was found in `/proc` ran before it was looked at.
+            let from = if process.known == Known::Forked { execution.at } else { BootNs(0) };
+            let left = process.executions.iter().find(|other| other.at > execution.at).map(|other| other.at);
+            let to = left.or(process.exit.map(|(at, _)| at));
+            self.by_process.insert(ix, Life { instance, from, to: left.unwrap_or(BootNs(u64::MAX)) });
             self.instances.push(Instance {
                 process: ix,
                 proxy: holder.unwrap_or(proxy),
@@ -207,7 +225,7 @@ impl Roles {
                 own,
                 same_uid_as_parent: process.uid.is_some() && process.uid == parent_uid,
                 from: execution.at,
-                to: process.exit.map(|(at, _)| at),
+                to,
                 from_birth: process.known == Known::Forked,
             });
         }
@@ -224,7 +242,7 @@ impl Roles {
                 && runs_parents_program
                 && !self.by_process.contains_key(&ix)
             {
-                self.by_process.insert(ix, instance);
+                self.by_process.insert(ix, Life { instance, from: BootNs(0), to: BootNs(u64::MAX) });
             }
         }
     }

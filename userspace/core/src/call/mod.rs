@@ -5,6 +5,7 @@
 
 pub mod exchange;
 pub mod passage;
+mod relay;
 
 use crate::evidence::Placed;
 use crate::message::{Message, MessageKind};

@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
+use crate::call::relay;
 use crate::call::{Hops, Passage, PlacedIx, Route, Sighting, Way};
 use crate::channel::{ChannelTable, StreamIx};
 use crate::delivery::StreamFrames;
@@ -83,12 +84,16 @@ pub fn assemble(scene: Scene<'_>) -> Passages {
             Leg::ProxyFile(_) => {}
         }
     }
-    let relays = Relays::of(scene, &legs);
+    let relayed = relay::relayed(scene, &direct);
     for ((instance, way), joint) in legs {
         out.join(scene, instance, way, joint);
     }
     for ix in direct {
-        out.direct(scene, ix, &relays);
+        if relayed.contains(&ix) {
+            out.oddities.push(Oddity::Relayed(ix));
+        } else {
+            out.direct(scene, ix);
+        }
     }
     out.passages.sort_by_key(|passage| (passage.at, passage.primary().map(|sighting| (sighting.placed, sighting.element))));
     out
@@ -119,7 +124,8 @@ impl Passages {
             Author::Unseen => {
                 let created = scene.channels.channel(placed.stream.channel).created;
                 let possible = scene.streams.get(&placed.stream).is_none_or(|stream| {
-                    evidence::foreign_bytes_possible(stream, scene.roles, instance, created)
+                    let len = scene.frames[placed.record.0 as usize].len;
+                    evidence::foreign_bytes_possible(stream, scene.roles, instance, created, len)
                 });
                 if possible {
                     joint.foreign.push(ix);
@@ -188,11 +194,7 @@ impl Passages {
         for loose in written {
             waiting.entry(key(&loose)).or_default().push_back(loose);
         }
-        let onward = match way {
-            Way::ToServer => Leg::ProxyToServer(instance),
-            Way::ToClient => Leg::ProxyToClient(instance),
-        };
-        let watched = scene.roles.has_leg(onward);
+        let watched = goes_on_watched(scene, instance, way);
         for loose in read {
             let found = waiting.get_mut(&key(&loose)).and_then(VecDeque::pop_front);
             let hops = match &found {
@@ -219,11 +221,7 @@ impl Passages {
         }
     }
 
-    fn direct(&mut self, scene: Scene<'_>, ix: PlacedIx, relays: &Relays) {
-        if relays.passed_on(scene, ix) {
-            self.oddities.push(Oddity::Relayed(ix));
-            return;
-        }
+    fn direct(&mut self, scene: Scene<'_>, ix: PlacedIx) {
         let placed = &scene.placed[ix.0 as usize];
         let (writer, reader) = ends(scene, placed);
         // Both ways of a session have one route; the process with the lower index counts as the client's side.
@@ -281,39 +279,17 @@ impl Passages {
     }
 }
 
-/// Lines that a proxy's client side exchanged, to recognise a process that stands between client and proxy.
-struct Relays {
-    /// What proxies read or wrote on their client side: hash of the bytes, the delivery.
-    by_hash: HashMap<u64, Vec<PlacedIx>>,
-}
-
-impl Relays {
-    fn of(scene: Scene<'_>, legs: &BTreeMap<(InstanceIx, Way), Joint>) -> Self {
-        let mut by_hash: HashMap<u64, Vec<PlacedIx>> = HashMap::new();
-        for ((_, way), joint) in legs {
-            let list = match way {
-                Way::ToServer => &joint.read,
-                Way::ToClient => &joint.written,
-            };
-            for ix in list {
-                by_hash.entry(hash(bytes(scene, *ix))).or_default().push(*ix);
-            }
+/// Whether what a proxy passes on this way can be seen: it used such a leg, or holds the channels for it.
+fn goes_on_watched(scene: Scene<'_>, instance: InstanceIx, way: Way) -> bool {
+    let proxy = scene.roles.instance(instance).process;
+    match way {
+        // Nothing forwarded leaves a leg without a stream; but who made pipes for its server would have used them.
+        Way::ToServer => {
+            scene.roles.has_leg(Leg::ProxyToServer(instance))
+                || scene.roles.has_leg(Leg::ServerToProxy(instance))
+                || scene.channels.iter().any(|(_, channel)| channel.creator() == Some(proxy))
         }
-        Self { by_hash }
-    }
-
-    /// The reader of this direct delivery wrote the same line to the proxy, or its writer got it from the proxy.
-    fn passed_on(&self, scene: Scene<'_>, ix: PlacedIx) -> bool {
-        let text = bytes(scene, ix);
-        let Some(candidates) = self.by_hash.get(&hash(text)) else { return false };
-        let (writer, reader) = ends(scene, &scene.placed[ix.0 as usize]);
-        candidates.iter().any(|candidate| {
-            let other = &scene.placed[candidate.0 as usize];
-            let (other_writer, other_reader) = ends(scene, other);
-            let same_party = (reader.is_some() && reader == other_writer && other.leg.instance().is_some() && !other.leg.proxy_writes())
-                || (writer.is_some() && writer == other_reader && other.leg.proxy_writes());
-            same_party && bytes(scene, *candidate) == text
-        })
+        Way::ToClient => scene.roles.has_leg(Leg::ProxyToClient(instance)),
     }
 }
 
@@ -330,7 +306,7 @@ pub(crate) fn ends(scene: Scene<'_>, placed: &Placed) -> (Option<ProcessIx>, Opt
     (writer, reader)
 }
 
-fn bytes(scene: Scene<'_>, ix: PlacedIx) -> &[u8] {
+pub(super) fn bytes(scene: Scene<'_>, ix: PlacedIx) -> &[u8] {
     let record = scene.placed[ix.0 as usize].record;
     scene.frames[record.0 as usize].bytes.as_slice()
 }
@@ -341,7 +317,7 @@ fn text<'a>(scene: Scene<'a>, loose: &Loose) -> &'a [u8] {
     bytes.get(loose.message.span.clone()).unwrap_or_default()
 }
 
-fn hash(bytes: &[u8]) -> u64 {
+pub(super) fn hash(bytes: &[u8]) -> u64 {
     let mut hasher = DefaultHasher::new();
     bytes.hash(&mut hasher);
     hasher.finish()

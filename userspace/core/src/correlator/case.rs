@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 
 use super::Correlator;
-use crate::call::passage::{self, Passages, Scene};
+use crate::call::passage::{self, Oddity, Passages, Scene};
 use crate::call::{Call, PlacedIx, Route, bytes_of, exchange};
 use crate::channel::StreamIx;
 use crate::evidence::{self, Placed};
+use crate::message;
 use crate::pairing::assign::{self, Assignment, CallSide, StatementSide};
 use crate::pairing::content::{self, WireContent};
 use crate::pairing::statement::{self, Statement, ThirdView};
@@ -70,7 +71,7 @@ impl Derived {
         let statement_sides = statement_sides(correlator, &statements, policies);
         let assignment = assign::assign(&call_sides, &statement_sides);
         let gaps = doubt::gaps(&correlator.streams, &correlator.channels, &roles);
-        let mcp = mcp_streams(&placed, &passages, &correlator.streams, &roles);
+        let mcp = mcp_streams(scene, &passages);
         Self {
             placed,
             passages,
@@ -216,26 +217,31 @@ fn statement_sides(
         .collect()
 }
 
-fn mcp_streams(
-    placed: &[Placed],
-    passages: &Passages,
-    streams: &std::collections::BTreeMap<StreamIx, crate::delivery::StreamFrames>,
-    roles: &Roles,
-) -> BTreeSet<StreamIx> {
-    let of = |ix: PlacedIx| placed.get(ix.0 as usize).map(|placed| placed.stream);
+fn mcp_streams(scene: Scene<'_>, passages: &Passages) -> BTreeSet<StreamIx> {
+    let of = |ix: PlacedIx| scene.placed.get(ix.0 as usize);
     let mut mcp: BTreeSet<StreamIx> = passages
         .passages
         .iter()
         .filter(|passage| passage.message.is_mcp)
         .flat_map(|passage| [passage.sent, passage.received])
         .flatten()
-        .filter_map(|sighting| of(sighting.placed))
+        .filter_map(|sighting| of(sighting.placed).map(|placed| placed.stream))
         .collect();
-    // On a leg of a proxy everything is, unless nothing that looks like JSON was ever seen there (its standard error).
-    let legs = streams.keys().filter(|stream| {
-        roles.leg(**stream).instance().is_some() && !matches!(roles.leg(**stream), Leg::ProxyFile(_))
+    // A message that was made too long, or unreadable, on purpose still names itself at its beginning.
+    let incomplete = passages.oddities.iter().filter_map(|oddity| match oddity {
+        Oddity::Incomplete(ix) => of(*ix),
+        Oddity::ReaderLies(_) | Oddity::Malformed(_) | Oddity::NotJsonRpc(_) | Oddity::Relayed(_) => None,
     });
-    let with_frames: BTreeSet<StreamIx> = placed.iter().map(|placed| placed.stream).collect();
+    mcp.extend(incomplete.filter_map(|placed| {
+        let frame = scene.frames.get(placed.record.0 as usize)?;
+        message::begins_like_mcp(&frame.bytes).then_some(placed.stream)
+    }));
+    // On a leg of a proxy everything is, unless nothing that looks like JSON was ever seen there (its standard error).
+    let legs = scene.streams.keys().filter(|stream| {
+        let leg = scene.roles.leg(**stream);
+        leg.instance().is_some() && !matches!(leg, Leg::ProxyFile(_))
+    });
+    let with_frames: BTreeSet<StreamIx> = scene.placed.iter().map(|placed| placed.stream).collect();
     mcp.extend(legs.filter(|stream| with_frames.contains(stream)));
     mcp
 }

@@ -285,9 +285,6 @@ impl Correlator {
         let Some((channel, end)) = self.channels.resolve(&transfer.channel, at) else { return };
         self.channels.used(channel, end, process, direction, at);
         let (stream, side) = self.channels.stream_of(channel, end, direction);
-        if transfer.offset == 0 {
-            self.streams.entry(stream).or_default().moved(side, process, transfer.returned);
-        }
         let op = Op {
             process,
             tid: transfer.task.tid,
@@ -298,6 +295,9 @@ impl Correlator {
             returned: transfer.returned,
             stream_before: transfer.stream_before,
         };
+        if transfer.offset == 0 {
+            self.streams.entry(stream).or_default().moved(side, &op);
+        }
         let now = self.now;
         self.with_end(stream, side, |log, out| {
             log.push(transfer, op, payload, now, &mut |item| out(item));

@@ -11,7 +11,7 @@ use crate::channel::{ChannelKind, ChannelTable, End};
 use crate::delivery::StreamFrames;
 use crate::evidence::Placed;
 use crate::frame::Frame;
-use crate::pairing::LogEntry;
+use crate::pairing::{FileIx, LogEntry};
 use crate::proxylog::mcp_audit::Reader;
 use crate::proxylog::{Entry, LogItem};
 use crate::process::ProcessIx;
@@ -72,6 +72,8 @@ pub struct Statement {
     pub third_view: ThirdView,
     /// An earlier entry has the same id or is the same line.
     pub repeats: Option<EntryIx>,
+    /// It stands behind a line that a proxy was seen to write, whatever time it claims.
+    pub after_seen: bool,
 }
 
 impl Statement {
@@ -94,7 +96,7 @@ pub fn statements(
     streams: &BTreeMap<StreamIx, StreamFrames>,
     roles: &Roles,
 ) -> Vec<Statement> {
-    let written = written_lines(placed, frames);
+    let written = written_lines(placed, frames, roles);
     let mut by_line: HashMap<[u8; 32], VecDeque<usize>> = HashMap::new();
     let mut by_id: HashMap<&str, VecDeque<usize>> = HashMap::new();
     for (ix, line) in written.iter().enumerate() {
@@ -113,6 +115,7 @@ pub fn statements(
         .collect();
     let complete = complete_third_view(entries, &written, &exact, streams, roles);
     let mut out: Vec<Statement> = Vec::with_capacity(entries.len());
+    let mut seen_in: BTreeSet<FileIx> = BTreeSet::new();
     for ((entry, repeat), (exact, ix)) in entries.iter().zip(repeats).zip(exact.iter().zip(0u32..)) {
         let same_id = exact.is_none().then(|| {
             let candidates = by_id.get(entry.entry.id.as_str())?;
@@ -121,6 +124,10 @@ pub fn statements(
         let same_id = same_id.flatten().filter(|_| repeat.is_none());
         if let Some(at) = same_id {
             used[at] = true;
+        }
+        let after_seen = seen_in.contains(&entry.file);
+        if exact.is_some() {
+            seen_in.insert(entry.file);
         }
         let third_view = match (exact, same_id) {
             (Some(_), _) => ThirdView::SeenWritten,
@@ -140,6 +147,7 @@ pub fn statements(
             third_view,
             // A line that the proxy was seen to write as often as it stands there is no repetition by others.
             repeats: repeat.filter(|_| exact.is_none()),
+            after_seen,
         });
     }
     for (line, _) in written.iter().zip(&used).filter(|(_, used)| !**used) {
@@ -149,6 +157,7 @@ pub fn statements(
             written: Some(line.clone()),
             third_view: ThirdView::SeenWritten,
             repeats: None,
+            after_seen: false,
         });
     }
     out
@@ -177,13 +186,18 @@ pub fn writers_of_logs(entries: &[LogEntry], frames: &[Frame], channels: &Channe
 }
 
 /// Every line of a proxy's files that is an entry.
-fn written_lines(placed: &[Placed], frames: &[Frame]) -> Vec<Written> {
+fn written_lines(placed: &[Placed], frames: &[Frame], roles: &Roles) -> Vec<Written> {
     placed
         .iter()
         .filter_map(|placed| {
-            let Leg::ProxyFile(instance) = placed.leg else { return None };
+            let Leg::ProxyFile(_) = placed.leg else { return None };
             let frame = frames.get(placed.record.0 as usize)?;
             if !frame.is_whole() || frame.bytes.is_empty() {
+                return None;
+            }
+            // Several instances can share a file; whose line it is, its own writer says.
+            let instance = roles.instance_at(*frame.by.first()?, frame.first_exit)?;
+            if frame.by.iter().any(|process| roles.instance_at(*process, frame.last_exit) != Some(instance)) {
                 return None;
             }
             let entry = read_line(&frame.bytes)?;
@@ -240,8 +254,9 @@ fn complete_third_view(
     }
     let gap_free = |instance: InstanceIx| {
         streams.iter().all(|(stream, frames)| {
-            roles.leg(*stream) != Leg::ProxyFile(instance)
-                || !frames.gaps.iter().any(|(end, _)| *end == End::Writer)
+            let writes_here = matches!(roles.leg(*stream), Leg::ProxyFile(_))
+                && frames.writers.iter().any(|(process, _)| roles.instance_of(*process) == Some(instance));
+            !writes_here || !frames.gaps.iter().any(|(end, _)| *end == End::Writer)
         })
     };
     seen.retain(|proxy| {

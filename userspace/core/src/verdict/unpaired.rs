@@ -52,7 +52,7 @@ fn judge(case: Case<'_>, statement: &Statement, ix: EntryIx) -> Judgement {
         judgement.verdict = Verdict::Replayed;
         return judgement;
     }
-    let instances = covering(case, statement.proxy, entry);
+    let instances = covering(case, statement, entry);
     if instances.is_empty() && statement.third_view != ThirdView::SeenWritten {
         judgement.verdict = Verdict::Outside;
         return judgement;
@@ -89,9 +89,19 @@ fn judge(case: Case<'_>, statement: &Statement, ix: EntryIx) -> Judgement {
     judgement
 }
 
-/// Instances of the proxy that lived when the entry claims to have been written, with the time in which its call can lie.
-fn covering(case: Case<'_>, proxy: usize, entry: &Entry) -> Vec<(InstanceIx, BootNs, BootNs)> {
-    let Some(at) = entry.utc_ns else { return Vec::new() };
+/// Instances of the proxy that lived when the entry claims to have been written, with the time in which its call can lie. An
+/// entry that cannot say when, or that stands behind what the proxy was seen to write, is not excused by the time it claims.
+fn covering(case: Case<'_>, statement: &Statement, entry: &Entry) -> Vec<(InstanceIx, BootNs, BootNs)> {
+    let proxy = statement.proxy;
+    let claimed = entry.utc_ns.map(|at| living(case, proxy, entry, at)).unwrap_or_default();
+    if !claimed.is_empty() || (entry.utc_ns.is_some() && !statement.after_seen) {
+        return claimed;
+    }
+    let instances = case.scene.roles.instances().filter(|(_, instance)| instance.proxy == proxy);
+    instances.map(|(ix, instance)| (ix, instance.from, instance.to.unwrap_or(case.end))).collect()
+}
+
+fn living(case: Case<'_>, proxy: usize, entry: &Entry, at: i64) -> Vec<(InstanceIx, BootNs, BootNs)> {
     let from = entry.request_utc_ns().unwrap_or(at).saturating_sub(GAP_SLACK_NS);
     let to = at.saturating_add(GAP_SLACK_NS);
     case.scene

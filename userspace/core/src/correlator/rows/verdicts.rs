@@ -4,12 +4,15 @@ use super::entries::bad_word;
 use super::Writer;
 use crate::call::passage::Oddity;
 use crate::call::{Hops, Passage, PlacedIx, Sighting};
+use crate::channel::End;
 use crate::frame::FrameIx;
 use crate::pairing::statement::EntryIx;
 use crate::proxylog::SignatureState;
+use crate::role::Leg;
 use crate::row::ids::{ChannelId, FindingId, ProcessId, VerdictId};
 use crate::row::{FindingRow, SightingRow, UtcNs, VerdictRow};
 use crate::time::BootNs;
+use crate::verdict::doubt::{self, PlacedGap};
 use crate::verdict::{Judgement, KeyReach, Subject, Verdict, Via, signature_str};
 
 /// Findings of one kind that get a row each; further ones are counted in the last. Stops an agent from burying the rest.
@@ -220,6 +223,13 @@ impl Writer<'_> {
             Oddity::NotJsonRpc(ix) => {
                 ("not_mcp", "low", "JSON on an MCP stream that is no JSON-RPC message", None, ix)
             }
+            Oddity::Incomplete(ix) if self.denied(*ix) => (
+                "evidence_denied",
+                "high",
+                "a message on a private channel was moved so that it could not be read whole",
+                Some("what this process's own end shows"),
+                ix,
+            ),
             Oddity::Incomplete(_) | Oddity::Relayed(_) => return None,
         };
         let placed = &self.derived.placed[ix.0 as usize];
@@ -227,6 +237,20 @@ impl Writer<'_> {
             return None;
         }
         Some(self.at_delivery(*ix, kind, severity, message, weakens))
+    }
+
+    /// What is missing of a direct message at its reader is missing by the reader's own doing.
+    fn denied(&self, ix: PlacedIx) -> bool {
+        let placed = &self.derived.placed[ix.0 as usize];
+        let frame = &self.correlator.frames[placed.record.0 as usize];
+        let own_doing = |gap: &&PlacedGap| {
+            gap.stream == placed.stream
+                && gap.of_record
+                && gap.gap.since <= frame.last_exit
+                && gap.gap.until >= frame.first_enter
+                && doubt::self_inflicted(gap, &self.derived.roles)
+        };
+        placed.leg == Leg::Direct && frame.end == End::Reader && self.derived.gaps.iter().find(own_doing).is_some()
     }
 
     fn at_delivery(

@@ -1,0 +1,19 @@
+//! Scripted captures and logs against the verdicts that must follow. Each scenario names everything that the core may say: a
+//! verdict too many fails as one too few does.
+
+mod forgery;
+mod honest;
+mod legs;
+mod loss;
+mod lies;
+mod past;
+
+use countersign_tests::scene::Outcome;
+
+/// All verdicts, as text, are these, in any order.
+#[track_caller]
+fn expect(outcome: &Outcome, wanted: &[&str]) {
+    let mut wanted: Vec<String> = wanted.iter().map(|text| (*text).to_owned()).collect();
+    wanted.sort_unstable();
+    assert_eq!(outcome.told(), wanted);
+}
