@@ -57,8 +57,7 @@ impl Default for LoadOptions {
 }
 
 /// A table of channels.
-type ChannelMap =
-    HashMap<MapData, [u8; size_of::<ChannelKey>()], [u8; size_of::<ChannelState>()]>;
+type ChannelMap = HashMap<MapData, [u8; size_of::<ChannelKey>()], [u8; size_of::<ChannelState>()]>;
 
 /// Loaded and attached programs. Dropping it detaches them.
 pub struct Capture {
