@@ -15,7 +15,7 @@ use crate::exit::{Code, Failure, OrExit};
 use crate::outdir::{Dir, OutDir};
 use crate::source::keptlog::KeptLogWriter;
 use crate::source::live::{Live, LiveSummary, RecordSink};
-use crate::source::proxylog::{Follower, LogError};
+use crate::source::proxylog::{Follower, LogError, LogEvent};
 use crate::source::user_record::user_record;
 use crate::spool::{Inlet, Limits, SegmentHeader, SpoolStats, SpoolThread, SpoolWriter};
 use crate::tree::{Missed, Tree, Untagged};
@@ -223,8 +223,15 @@ impl Recording {
 
     /// Reads the logs and mends the tree. Call every [`TICK`]. `false` once the capture has failed: nothing is seen any more.
     pub fn tick(&mut self) -> bool {
+        let mut opened = Vec::new();
         for (index, log) in self.logs.iter_mut().enumerate() {
-            log.poll(&mut |event| self.kept.event(index, &event));
+            log.poll(&mut |event| {
+                opened.extend(opening(index, &event));
+                self.kept.event(index, &event);
+            });
+        }
+        for note in opened {
+            self.note(kind::CAPTURE, &note);
         }
         for missed in self.tree.mend() {
             self.tell_missed(&missed);
@@ -268,7 +275,14 @@ impl Recording {
             recorded.failed = Some("the kernel's ring did not run empty at the end".to_owned());
         }
         for (index, log) in self.logs.into_iter().enumerate() {
-            log.finish(&mut |event| self.kept.event(index, &event));
+            let mut opened = Vec::new();
+            log.finish(&mut |event| {
+                opened.extend(opening(index, &event));
+                self.kept.event(index, &event);
+            });
+            for body in opened {
+                note(kind::CAPTURE, body);
+            }
         }
         if let Some(failed) = &recorded.failed {
             note(
@@ -289,6 +303,17 @@ impl Recording {
         recorded.spool = self.spool.finish();
         recorded
     }
+}
+
+/// What a log's name led to, for the records: a later pairing may get a copy of the log.
+fn opening(proxy: usize, event: &LogEvent<'_>) -> Option<serde_json::Value> {
+    let LogEvent::Opened { facts, .. } = event else { return None };
+    Some(serde_json::json!({
+        "event": "log_opened",
+        "proxy": proxy,
+        "dev": facts.kernel_dev,
+        "inode": facts.inode,
+    }))
 }
 
 /// Removes a paired spool with its copies of logs.

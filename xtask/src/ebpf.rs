@@ -14,6 +14,7 @@ use anyhow::{Context, bail, ensure};
 
 const TARGET: &str = "bpfel-unknown-none";
 const OBJECT: &str = "countersign-ebpf";
+const EMPTY: &str = "countersign-empty";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 const DEBIAN_SOURCE: &str = "/usr/lib/rustlib/src";
@@ -45,6 +46,19 @@ pub(crate) struct Toolchain {
 /// # Errors
 /// When the toolchain cannot be had or the build fails.
 pub(crate) fn build(root: &Path) -> anyhow::Result<PathBuf> {
+    // The build of `countersign` watches this folder: nothing else belongs there.
+    build_object(root, OBJECT, &root.join("target/bpf"))
+}
+
+/// Builds the programs without work that the benchmarks compare with; where the object lies.
+///
+/// # Errors
+/// As for [`build`].
+pub(crate) fn build_empty(root: &Path) -> anyhow::Result<PathBuf> {
+    build_object(root, EMPTY, &root.join("target/bench"))
+}
+
+fn build_object(root: &Path, name: &str, folder: &Path) -> anyhow::Result<PathBuf> {
     let toolchain = ensure_toolchain(root)?;
     let crate_dir = root.join("ebpf");
     let target_dir = crate_dir.join("target");
@@ -60,7 +74,7 @@ pub(crate) fn build(root: &Path) -> anyhow::Result<PathBuf> {
             "--target",
             TARGET,
         ])
-        .args(["--bin", OBJECT, "--target-dir"])
+        .args(["--bin", name, "--target-dir"])
         .arg(&target_dir)
         .env("RUSTC", &toolchain.rustc)
         .env("RUSTC_BOOTSTRAP", "1")
@@ -70,8 +84,8 @@ pub(crate) fn build(root: &Path) -> anyhow::Result<PathBuf> {
         );
     run(&mut command, "build the kernel programs")?;
 
-    let built = target_dir.join(TARGET).join("release").join(OBJECT);
-    let object = root.join("target/bpf").join(format!("{OBJECT}.o"));
+    let built = target_dir.join(TARGET).join("release").join(name);
+    let object = folder.join(format!("{name}.o"));
     let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
     ensure!(
         bytes.starts_with(b"\x7fELF"),
@@ -80,7 +94,7 @@ pub(crate) fn build(root: &Path) -> anyhow::Result<PathBuf> {
     );
     // An unchanged object keeps its time, so that nothing is built again for it.
     if fs::read(&object).ok().as_deref() != Some(bytes.as_slice()) {
-        fs::create_dir_all(root.join("target/bpf")).context("create target/bpf")?;
+        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         fs::write(&object, bytes).with_context(|| format!("write {}", object.display()))?;
     }
     Ok(object)

@@ -3,7 +3,7 @@
 //! Owns the decision who is a proxy, from the identity of the executable and from what the process did, never from a name;
 //! and from that, the leg of every stream. It judges nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::channel::{ChannelKind, ChannelTable, StreamIx};
 use crate::delivery::{Moved, StreamFrames};
@@ -113,15 +113,17 @@ pub struct Roles {
 }
 
 impl Roles {
-    /// Decides roles from all that was seen.
+    /// Decides roles from all that was seen. `wrote` says whose log has lines that a process was seen to write: of a log that
+    /// is a copy, or was renamed since, that is what ties it to the process.
     pub fn decide(
         proxies: &[ProxyIdentity],
+        wrote: &BTreeMap<ProcessIx, BTreeSet<usize>>,
         processes: &ProcessTable,
         channels: &ChannelTable,
         streams: &BTreeMap<StreamIx, StreamFrames>,
     ) -> Self {
         let mut roles = Self::default();
-        roles.find_instances(proxies, processes, channels, streams);
+        roles.find_instances(proxies, wrote, processes, channels, streams);
         for (stream, frames) in streams {
             let leg = roles.leg_of(*stream, frames, processes, channels);
             roles.legs.insert(*stream, leg);
@@ -144,6 +146,11 @@ impl Roles {
         self.by_process.get(&process).copied()
     }
 
+    /// Whether any stream is this leg. A proxy whose other side is a terminal, a file or a network has none there.
+    pub fn has_leg(&self, leg: Leg) -> bool {
+        self.legs.values().any(|known| *known == leg)
+    }
+
     /// The leg that a stream is.
     pub fn leg(&self, stream: StreamIx) -> Leg {
         self.legs.get(&stream).copied().unwrap_or(Leg::Direct)
@@ -152,6 +159,7 @@ impl Roles {
     fn find_instances(
         &mut self,
         proxies: &[ProxyIdentity],
+        wrote: &BTreeMap<ProcessIx, BTreeSet<usize>>,
         processes: &ProcessTable,
         channels: &ChannelTable,
         streams: &BTreeMap<StreamIx, StreamFrames>,
@@ -174,9 +182,13 @@ impl Roles {
                 .chain(written.get(&ix).into_iter().flatten().copied())
                 .collect();
             // With several proxies of one executable, the log that it holds says which one it is.
-            let holder = proxies.iter().position(|candidate| {
+            let holds = |(at, candidate): (usize, &ProxyIdentity)| {
+                candidate.logs.iter().any(|log| files.contains(log))
+                    || wrote.get(&ix).is_some_and(|logs| logs.contains(&at))
+            };
+            let holder = proxies.iter().enumerate().position(|(at, candidate)| {
                 (candidate.exes.contains(&execution.exe) || candidate.own_exes.contains(&execution.exe))
-                    && candidate.logs.iter().any(|log| files.contains(log))
+                    && holds((at, candidate))
             });
             let logs_known = proxies.iter().any(|candidate| !candidate.logs.is_empty());
             let strength = match (holder, own) {

@@ -188,9 +188,16 @@ impl Passages {
         for loose in written {
             waiting.entry(key(&loose)).or_default().push_back(loose);
         }
+        let onward = match way {
+            Way::ToServer => Leg::ProxyToServer(instance),
+            Way::ToClient => Leg::ProxyToClient(instance),
+        };
+        let watched = scene.roles.has_leg(onward);
         for loose in read {
             let found = waiting.get_mut(&key(&loose)).and_then(VecDeque::pop_front);
             let hops = match &found {
+                // Where it goes on is no channel that can be watched: that is no missing leg.
+                None if !watched => Hops::Single,
                 None => Hops::Missing,
                 Some(found) if text(scene, &loose) == text(scene, found) => Hops::Equal,
                 Some(_) => Hops::Changed,

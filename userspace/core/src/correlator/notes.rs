@@ -125,6 +125,9 @@ struct ExeNote {
     inode: u64,
 }
 
+/// Log files remembered per proxy. Stops a log that is replaced over and over from filling memory.
+const LOGS_MAX: usize = 4096;
+
 /// Counters that mean a loss when they are not 0.
 const LOSSES: [&str; 8] = [
     "ring_dropped_records",
@@ -152,6 +155,8 @@ impl Correlator {
                 let event = note.get("event").and_then(serde_json::Value::as_str).unwrap_or("capture");
                 match event {
                     "proxy_exes" => return self.proxy_exes(&note),
+                    "log_opened" => self.log_opened(&note),
+                    "end" => self.ended_in_order = true,
                     // Never a row: it protects the payloads that are stored as hashes only.
                     "hash_key" => return self.hash_key(&note),
                     _ => {}
@@ -256,6 +261,23 @@ impl Correlator {
                     Some(_) => {}
                 }
             }
+        }
+    }
+
+    /// What a log's name led to while recording.
+    fn log_opened(&mut self, note: &serde_json::Value) {
+        let number = |key: &str| note.get(key).and_then(serde_json::Value::as_u64);
+        let (Some(proxy), Some(dev), Some(inode)) = (number("proxy"), number("dev"), number("inode")) else {
+            return;
+        };
+        let last = self.settings.proxies.len().saturating_sub(1);
+        let proxy = usize::try_from(proxy).map_or(last, |proxy| proxy.min(last));
+        let log = FileId { dev: u32::try_from(dev).unwrap_or(0), inode };
+        if let Some(proxy) = self.settings.proxies.get_mut(proxy)
+            && proxy.identity.logs.len() < LOGS_MAX
+            && !proxy.identity.logs.contains(&log)
+        {
+            proxy.identity.logs.push(log);
         }
     }
 

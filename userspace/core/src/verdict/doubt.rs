@@ -50,10 +50,11 @@ pub fn gaps(
             };
             out.push(PlacedGap { stream: *stream, leg, end: *end, gap: *gap, of_record });
         }
-        // A channel that was in use before the capture lost its beginning, if it was not all captured from its creation.
+        // Of a proxy that ran before the capture, what it moved before is lost, unless the channel is younger.
         let channel = channels.channel(stream.channel);
         let moved = !frames.writers.is_empty() || !frames.readers.is_empty();
-        if !channel.created && moved && leg != Leg::Direct && !matches!(leg, Leg::ProxyFile(_)) {
+        let older = leg.instance().is_some_and(|instance| !roles.instance(instance).from_birth);
+        if !channel.created && moved && older && !matches!(leg, Leg::ProxyFile(_)) {
             let attached = attached_gap(channel.first_seen);
             out.push(PlacedGap { stream: *stream, leg, end: end_of_proxy(leg), gap: attached, of_record: true });
         }

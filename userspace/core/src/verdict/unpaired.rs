@@ -6,8 +6,12 @@ use crate::role::{InstanceIx, Leg};
 use crate::time::BootNs;
 use crate::verdict::{Case, Judgement, Subject, Verdict, doubt};
 
-/// Slack around an instance's life when asking whether it was covered at a time, nanoseconds.
-const COVER_SLACK_NS: i64 = 1_000_000_000;
+/// Slack around an instance's life when asking whether it was covered at a time, nanoseconds: what the clocks' readings can be
+/// off. More would take entries from after the capture for entries of it.
+const COVER_SLACK_NS: i64 = 1_000_000;
+
+/// Slack around an entry's time when looking for a gap that can hide its call, nanoseconds.
+const GAP_SLACK_NS: i64 = 1_000_000_000;
 
 /// Judges every entry whose index `paired` does not hold.
 pub fn entries(case: Case<'_>, paired: &[bool]) -> Vec<Judgement> {
@@ -88,8 +92,8 @@ fn judge(case: Case<'_>, statement: &Statement, ix: EntryIx) -> Judgement {
 /// Instances of the proxy that lived when the entry claims to have been written, with the time in which its call can lie.
 fn covering(case: Case<'_>, proxy: usize, entry: &Entry) -> Vec<(InstanceIx, BootNs, BootNs)> {
     let Some(at) = entry.utc_ns else { return Vec::new() };
-    let from = entry.request_utc_ns().unwrap_or(at).saturating_sub(COVER_SLACK_NS);
-    let to = at.saturating_add(COVER_SLACK_NS);
+    let from = entry.request_utc_ns().unwrap_or(at).saturating_sub(GAP_SLACK_NS);
+    let to = at.saturating_add(GAP_SLACK_NS);
     case.scene
         .roles
         .instances()
@@ -97,7 +101,7 @@ fn covering(case: Case<'_>, proxy: usize, entry: &Entry) -> Vec<(InstanceIx, Boo
         .filter(|(_, instance)| {
             let born = case.clock.utc(instance.from).0;
             let died = case.clock.utc(instance.to.unwrap_or(case.end)).0;
-            from <= died && to >= born
+            at.saturating_sub(COVER_SLACK_NS) <= died && at.saturating_add(COVER_SLACK_NS) >= born
         })
         .map(|(ix, _)| (ix, boot_of(case, from), boot_of(case, to)))
         .collect()
