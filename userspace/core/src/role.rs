@@ -5,9 +5,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::channel::{ChannelKind, ChannelTable, StreamIx};
+use crate::channel::{Channel, ChannelKind, ChannelTable, StreamIx};
 use crate::delivery::{Moved, StreamFrames};
 use crate::process::{FileId, Known, Process, ProcessIx, ProcessTable};
+use crate::record::Direction;
 use crate::time::BootNs;
 
 /// Index of a proxy instance in [`Roles`].
@@ -309,6 +310,10 @@ impl Roles {
         if channel.kind == ChannelKind::File {
             return writer.map_or(Leg::Direct, Leg::ProxyFile);
         }
+        let (writer, reader) = match (writer, reader) {
+            (None, None) => self.found_at_ends(stream, frames, channel),
+            (Some(_), _) | (None, Some(_)) => (writer, reader),
+        };
         if writer.is_some() && writer == reader {
             return Leg::Direct;
         }
@@ -326,6 +331,24 @@ impl Roles {
             (None, Some(proxy)) => Leg::ClientToProxy(proxy),
             (None, None) => Leg::Direct,
         }
+    }
+
+    /// Proxies that were found with an end that nobody was seen to use: what a server reads when the capture has just begun can
+    /// have been written before.
+    fn found_at_ends(
+        &self,
+        stream: StreamIx,
+        frames: &StreamFrames,
+        channel: &Channel,
+    ) -> (Option<InstanceIx>, Option<InstanceIx>) {
+        let read_end = if channel.kind == ChannelKind::UnixStream { 1 - stream.from_end } else { 0 };
+        let find = |end, direction| channel.found_with(end, direction).find_map(|process| self.instance_of(process));
+        let writer = || find(stream.from_end, Direction::Write);
+        let reader = || find(read_end, Direction::Read);
+        (
+            frames.writers.is_empty().then(writer).flatten(),
+            frames.readers.is_empty().then(reader).flatten(),
+        )
     }
 }
 

@@ -79,7 +79,7 @@ pub fn gaps(
         let moved = !frames.writers.is_empty() || !frames.readers.is_empty();
         let older = leg.instance().is_some_and(|instance| !roles.instance(instance).from_birth);
         if !channel.created && moved && older && !matches!(leg, Leg::ProxyFile(_)) {
-            let attached = attached_gap(channel.first_seen);
+            let attached = attached_gap(channel.watched_from());
             out.push(PlacedGap { stream: *stream, leg, end: end_of_proxy(leg), gap: attached, of_record: true, anybodys: false });
         }
     }
@@ -128,13 +128,13 @@ fn end_of_proxy(leg: Leg) -> End {
     if leg.proxy_writes() { End::Writer } else { End::Reader }
 }
 
-fn attached_gap(first_seen: BootNs) -> Gap {
+fn attached_gap(until: BootNs) -> Gap {
     Gap {
         position: 0,
         len: None,
         reason: GapReason::Attached,
         process: None,
         since: BootNs(0),
-        until: first_seen,
+        until,
     }
 }

@@ -301,6 +301,9 @@ fn proxy_own(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Ju
     if let Some(gap) = unseen {
         // What it read may not have been seen: then this is no invention.
         undecided(&mut judgement, "gap", Some(gap));
+    } else if !housekeeping && !case.scene.roles.instance(instance).from_birth {
+        // It may have read the request before the capture began.
+        undecided(&mut judgement, "attached", None);
     } else if !housekeeping {
         judgement.verdict = Verdict::Altered;
         judgement.reason = Some("made_by_the_proxy");
