@@ -23,14 +23,16 @@ mod probes;
 mod scope;
 
 use aya_ebpf::{
-    bindings::task_struct, helpers::generated::bpf_get_current_task_btf, macros::btf_tracepoint,
+    bindings::task_struct,
+    helpers::{bpf_probe_read_user, generated::bpf_get_current_task_btf},
+    macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
 use countersign_common::{counter, tag};
-use countersign_ebpf::{Class, classify};
+use countersign_ebpf::{Class, SETUP_FLAGS_OFFSET, SETUP_SQPOLL, classify, nr};
 
 use crate::{
-    arch::{PtRegs, TS_COMPAT, X32_BIT, syscall_number},
+    arch::{PtRegs, TS_COMPAT, X32_BIT, syscall_args, syscall_number},
     emit::count,
     offsets::{group_leader, off},
     probes::{ends, process, splice, transfer},
@@ -62,11 +64,28 @@ pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
             Class::Transfer => transfer::enter(task, bits, regs, number),
             Class::Splice => splice::enter(task, regs, number),
             Class::Exec => process::before_exec(task, leader, bits),
-            Class::Unseen => count(counter::UNSEEN_SUBMISSIONS, 1),
-            Class::Other | Class::End | Class::OwnEnd => {}
+            Class::Unseen if number != nr::IO_URING_SETUP || polls(regs) => {
+                count(counter::UNSEEN_SUBMISSIONS, 1);
+            }
+            Class::Other | Class::End | Class::OwnEnd | Class::Unseen => {}
         }
     }
     0
+}
+
+/// Whether a ring that is being set up takes submissions without system calls: then none of them can be counted, and the
+/// ring itself is.
+///
+/// # Safety
+/// `regs` are the tracepoint's.
+#[inline(always)]
+unsafe fn polls(regs: *const PtRegs) -> bool {
+    // SAFETY: the caller's; the helper checks the address.
+    let flags = unsafe {
+        let place = syscall_args(regs)[1] + SETUP_FLAGS_OFFSET;
+        bpf_probe_read_user(place as *const u32)
+    };
+    flags.is_ok_and(|flags| flags & SETUP_SQPOLL != 0)
 }
 
 /// `sys_exit(struct pt_regs *regs, long ret)`, `kernel/entry/common.c`.
@@ -83,22 +102,23 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         }
         let task = bpf_get_current_task_btf();
         let leader = group_leader(task);
-        let bits = tag_of(leader);
+        // Not an `Option` any more: LLVM 22 spills the payload of `None`, which the verifier refuses ("R2 !read_ok").
+        let bits = tag_of(leader).unwrap_or(0);
         if in_compat(task, number) {
             return 0;
         }
-        match (class, bits) {
-            (Class::Transfer, Some(bits)) => {
+        match class {
+            Class::Transfer if bits != 0 => {
                 transfer::exit(task, leader, bits, regs, number, returned)
             }
-            (Class::Splice, Some(bits)) => splice::exit(task, leader, bits, regs, number, returned),
-            (Class::End | Class::OwnEnd, Some(bits)) if bits & tag::TREE != 0 => {
-                ends::tagged_exit(task, leader, bits, regs, number, returned);
-            }
-            (Class::End, Some(bits)) => {
+            Class::Splice if bits != 0 => splice::exit(task, leader, bits, regs, number, returned),
+            Class::End if bits != 0 => {
                 ends::tagged_exit(task, leader, bits, regs, number, returned)
             }
-            (Class::End, None) => ends::untagged_exit(task, leader, regs, number, returned),
+            Class::OwnEnd if bits & tag::TREE != 0 => {
+                ends::tagged_exit(task, leader, bits, regs, number, returned);
+            }
+            Class::End => ends::untagged_exit(task, leader, regs, number, returned),
             _ => {}
         }
     }

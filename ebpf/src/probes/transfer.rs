@@ -17,7 +17,7 @@ use countersign_ebpf::{MESSAGES_MAX, VECTORS_MAX, direction_of, nr, op_limit};
 use super::ends;
 use crate::{
     arch::{PtRegs, syscall_args},
-    channel::{Enrolled, advance, enrol, file_of, resolve},
+    channel::{Enrolled, advance, enrol, file_of, leave, resolve},
     emit::{count, walk},
     offsets::current,
     scope::{Thread, thread},
@@ -86,7 +86,7 @@ pub unsafe fn exit(
             }
             flags |= transfer_flags::NO_ENTER;
         }
-        let enrolled = enrol(&mut (*thread).first.channel, u64::from(bits & tag::TREE));
+        let enrolled = enrol(&mut (*thread).first.channel, leave(bits));
         if enrolled == Enrolled::No && (*thread).first.channel.epoch == 0 {
             return;
         }

@@ -79,7 +79,7 @@ enum Command {
     Echo { bytes: usize },
     /// The other end of a one-way stream
     #[command(hide = true)]
-    Sink { bytes: usize, cpu: usize },
+    Sink { bytes: usize },
     /// One of many tagged tasks
     #[command(hide = true)]
     Member,
@@ -103,7 +103,7 @@ fn main() -> anyhow::Result<()> {
             return traffic::worker(&tests, Duration::from_millis(milliseconds), &result);
         }
         Command::Echo { bytes } => return traffic::echo(bytes),
-        Command::Sink { bytes, cpu } => return traffic::sink(bytes, cpu),
+        Command::Sink { bytes } => return traffic::sink(bytes),
         Command::Member => return traffic::member(),
         Command::MeasureCore(measurement) => measurement.run()?,
         Command::MeasurePairing { exchanges } => pairing::measure(exchanges)?,

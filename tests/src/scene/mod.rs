@@ -337,6 +337,21 @@ impl Scene {
         self.transfer(process, end, direction, bytes, shown);
     }
 
+    /// Looks at bytes without taking them: neither numbered nor counted.
+    pub fn peek(&mut self, process: Proc, end: End, bytes: &[u8], shown: &Shown) {
+        let ends = if self.is_socket(end) { end.end } else { 0 };
+        let before = self.channels[end.channel].counts[ends][0];
+        self.transfer(process, end, abi::direction::READ, bytes, shown);
+        self.channels[end.channel].counts[ends][0] = before;
+    }
+
+    /// What happens in `act` happens, but none of its records arrives; the numbers of the processor show the hole.
+    pub fn losing(&mut self, act: impl FnOnce(&mut Self)) {
+        let kept = self.records.len();
+        act(self);
+        self.records.truncate(kept);
+    }
+
     /// Adds a record of user space.
     pub fn user(&mut self, kind: u16, json: &[u8]) {
         let header = abi::RecordHeader {
@@ -467,14 +482,16 @@ impl Scene {
     }
 
     fn header(&mut self, kind: u16, size: usize) -> abi::RecordHeader {
-        if kind != abi::kind::CHUNK || size > 0 {
+        let cpu_seq = self.cpu_seq;
+        // A template takes no number.
+        if size > 0 && kind < abi::kind::FIRST_USER {
             self.cpu_seq += 1;
         }
         abi::RecordHeader {
             kind,
             cpu: 0,
             size: u32::try_from(size).expect("small"),
-            cpu_seq: self.cpu_seq,
+            cpu_seq,
             boot_ns: self.now,
             generation: 1,
         }

@@ -101,6 +101,7 @@ pub struct EndLog {
     held: BTreeMap<u64, Held>,
     held_bytes: usize,
     last_exit: BootNs,
+    closed: bool,
     /// Operations released.
     pub ops: u64,
     /// Bytes moved according to the kernel.
@@ -181,6 +182,7 @@ impl EndLog {
 
     /// Compares with the kernel's totals for this end: what it counted beyond the last operation seen is a gap.
     pub fn close(&mut self, kernel_ops: u64, kernel_bytes: u64, at: BootNs, out: &mut impl FnMut(Item<'_>)) {
+        self.closed = true;
         if kernel_bytes > self.next_position || kernel_ops > self.next_seq {
             let len = kernel_bytes.saturating_sub(self.next_position);
             self.gap(Some(len), GapReason::UnseenOps, None, at, out);
@@ -193,6 +195,16 @@ impl EndLog {
     /// Whether nothing was seen yet, or what was seen is of this epoch of the kernel's counters.
     pub fn is_of_epoch(&self, epoch: u64) -> bool {
         self.epoch.is_none_or(|known| known == epoch)
+    }
+
+    /// The kernel's totals for this end are known: nothing can have come after what is accounted for.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Return of the last operation seen.
+    pub fn last_exit(&self) -> BootNs {
+        self.last_exit
     }
 
     fn begin_epoch(&mut self, transfer: &abi::Transfer, op: &Op, out: &mut impl FnMut(Item<'_>)) {

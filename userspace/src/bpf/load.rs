@@ -14,7 +14,7 @@ use aya::{
 };
 use countersign_common::{
     RecordHeader, counter,
-    load::{ChannelKey, ChannelState, CpuState, ExeKey, Offsets},
+    load::{ChannelKey, ChannelState, CpuState, ExeKey, MOVED, Offsets},
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sha2::{Digest, Sha256};
@@ -56,6 +56,9 @@ impl Default for LoadOptions {
     }
 }
 
+/// A table of channels.
+type ChannelMap = HashMap<MapData, [u8; size_of::<ChannelKey>()], [u8; size_of::<ChannelState>()]>;
+
 /// Loaded and attached programs. Dropping it detaches them.
 pub struct Capture {
     /// Holds the programs and their links.
@@ -63,7 +66,7 @@ pub struct Capture {
     ring: RingBuf<MapData>,
     tags: Tagger,
     cpus: PerCpuArray<MapData, [u8; size_of::<CpuState>()]>,
-    channels: HashMap<MapData, [u8; size_of::<ChannelKey>()], [u8; size_of::<ChannelState>()]>,
+    channels: [ChannelMap; 2],
     programs: Vec<(&'static str, RawFd)>,
     malformed: u64,
     generation: u64,
@@ -146,7 +149,10 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
     };
     let ring = RingBuf::try_from(take("RING")?).context("map the ring")?;
     let cpus = PerCpuArray::try_from(take("CPUS")?)?;
-    let channels = HashMap::try_from(take("CHANNELS")?)?;
+    let channels = [
+        HashMap::try_from(take("CHANNELS")?)?,
+        HashMap::try_from(take("PROXY_CHANNELS")?)?,
+    ];
     let Map::Unsupported(tags) = take("TAGS")? else {
         anyhow::bail!("the map TAGS is not a task storage");
     };
@@ -267,6 +273,7 @@ impl Capture {
     pub fn channel_totals(&self) -> anyhow::Result<Vec<ChannelTotals>> {
         self.channels
             .iter()
+            .flat_map(HashMap::iter)
             .map(|entry| {
                 let (key, state) = entry.context("list the channel table")?;
                 let (Ok(key), Ok(state)) = (
@@ -276,6 +283,12 @@ impl Capture {
                     anyhow::bail!("the channel table has entries of another size");
                 };
                 Ok(ChannelTotals { key, state })
+            })
+            // What has moved to the other table is counted there.
+            .filter(|totals| {
+                totals
+                    .as_ref()
+                    .map_or(true, |totals| totals.state.ops[0] & MOVED == 0)
             })
             .collect()
     }

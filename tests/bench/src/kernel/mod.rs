@@ -103,6 +103,7 @@ struct Results {
 /// Measures, and returns the tables.
 pub(crate) fn run(plan: &Plan) -> anyhow::Result<String> {
     let tests = if plan.tests.is_empty() { traffic::all() } else { plan.tests.clone() };
+    traffic::run_as_consumer()?;
     let mut results = Results::default();
     let mut settings: Vec<Setting> = Vec::new();
     for setting in Setting::ALL {

@@ -16,7 +16,7 @@ use countersign::config::{Capture, Config, LINGER_DEFAULT, Payload};
 use countersign::outdir::{Dir, OutDir};
 use countersign::recording::{Recording, SPOOL, TICK, capture_id};
 use countersign::spool::{SpoolItem, SpoolReader};
-use countersign::witness::{Request, Witness, attach};
+use countersign::witness::{Request, attach};
 use countersign_core::record::{Direction, Record, parse};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -107,9 +107,9 @@ impl Crowd {
     }
 
     /// Tags all of them and moves a byte through each channel, so that the kernel has it in its table.
-    fn join(&mut self, witness: &mut dyn Witness) -> anyhow::Result<()> {
+    fn join(&mut self, recording: &Recording) -> anyhow::Result<()> {
         for member in &self.members {
-            tag(witness, member)?;
+            tag(recording, member)?;
         }
         for pipe in &mut self.pipes {
             pipe.write_all(b"xx").context("move a byte through a channel of the crowd")?;
@@ -138,21 +138,21 @@ pub(crate) fn measure(
     let folder = tempfile::tempdir_in(scratch).context("make a folder for the spool")?;
     let out = OutDir::create(&folder.path().join("out"), None)?;
     let capture = capture_id()?;
-    let request = Request { capture: capture.clone(), proxy_exes: Vec::new() };
-    let witness = attach(&request).map_err(|failure| failure.error)?;
+    let request = Request { capture, proxy_exes: Vec::new() };
+    let attached = attach(&request).map_err(|failure| failure.error)?;
     let mut recording =
-        Recording::begin(&config(), &out, &capture, witness, Vec::new()).map_err(|failure| failure.error)?;
+        Recording::begin(&config(), &out, &request, attached, Vec::new()).map_err(|failure| failure.error)?;
     if let Some(crowd) = crowd {
-        crowd.join(recording.witness())?;
+        crowd.join(&recording)?;
     }
     let result = folder.path().join("sample.json");
     let mut worker = start_worker(&[test], duration, &result)?;
-    tag(recording.witness(), &worker)?;
+    tag(&recording, &worker)?;
     worker.stdin.take().context("the worker has no gate")?.write_all(b"g")?;
     let pidfd = pidfd(&worker)?;
     let tick = Timespec::try_from(TICK).context("a tick is short")?;
     loop {
-        recording.tick();
+        anyhow::ensure!(recording.tick(), "the capture ended early");
         let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
         if poll(&mut fds, Some(&tick))? > 0 {
             break;
@@ -254,8 +254,8 @@ fn held_by_busiest(mut channels: Vec<[u64; 2]>, pattern: Pattern) -> u64 {
     channels.iter().take(measured).flatten().sum()
 }
 
-fn tag(witness: &mut dyn Witness, child: &Child) -> anyhow::Result<()> {
-    witness.tag(child.id(), pidfd(child)?.as_fd())
+fn tag(recording: &Recording, child: &Child) -> anyhow::Result<()> {
+    recording.tag(child.id(), pidfd(child)?.as_fd())
 }
 
 fn pidfd(child: &Child) -> anyhow::Result<std::os::fd::OwnedFd> {

@@ -1,10 +1,12 @@
 //! The traffic that is measured: round trips and one-way streams through pipes between two processes.
 //!
-//! Owns both ends, the CPUs they run on and the clock around them. Knows nothing of who watches. A worker waits for one byte on its standard input, so
-//! that it can be tagged before it does anything; its counterpart inherits the tag.
+//! Owns both ends, the CPUs they run on and the clock around them. Knows nothing of who watches. A worker
+//! waits for one byte on its standard input, so that it can be tagged before it does anything; its counterpart inherits the tag.
 //!
-//! The ends of a round trip share a CPU, since only one of them ever runs: across CPUs the time to wake an idle one, on a virtual
-//! machine tens of microseconds and erratic, hides everything else. The ends of a stream have a CPU each.
+//! Both ends share one CPU, so that the time of an operation is all the work that it makes. Across CPUs the time to wake an idle
+//! one, on a virtual machine tens of microseconds and erratic, hides everything else. The consumer of a capture has another CPU.
+//!
+//! A measurement is cut into slices, and the slice in the middle counts: a moment's disturbance does not, a lasting one does.
 
 use std::fmt;
 use std::fs;
@@ -18,19 +20,18 @@ use anyhow::{Context as _, bail};
 use rustix::thread::{CpuSet, sched_setaffinity};
 use serde::{Deserialize, Serialize};
 
-/// Where the first end runs, and both of a round trip.
-const FIRST_CPU: usize = 0;
-/// Where the second end of a stream runs, if there is such a CPU.
-const SECOND_CPU: usize = 1;
+/// Where both ends run.
+const TRAFFIC_CPU: usize = 0;
+/// Where those run that watch from user space, if there is such a CPU.
+const CONSUMER_CPU: usize = 1;
+/// The highest priority of ordinary scheduling (setpriority(2)): what else the machine does should not count.
+const PRIORITY: i32 = -20;
 
 /// Time that a test runs before the clock counts.
 const WARM_UP: Duration = Duration::from_millis(10);
 
 /// Slices of one measurement; an odd number.
 const SLICES: u32 = 5;
-
-/// Streams of messages from this size on have both ends on one CPU: a pipe holds 64 KiB (pipe(7)).
-const SHARE_CPU_FROM_BYTES: usize = 16 << 10;
 
 /// Messages up to this size are sent in batches between two looks at the clock, which would cost as much as they do.
 const BATCH_UP_TO_BYTES: usize = 4096;
@@ -90,7 +91,7 @@ pub(crate) fn worker(tests: &[Test], duration: Duration, result: &Path) -> anyho
     // Nobody holds the gate of a worker that is not tagged: the end of the file opens it.
     io::stdin().read(&mut gate).context("wait at the gate")?;
     let mut samples = Vec::new();
-    run_on(FIRST_CPU)?;
+    run_on(TRAFFIC_CPU)?;
     for test in tests {
         samples.push(match test.pattern {
             Pattern::RoundTrip => round_trip(*test, duration)?,
@@ -113,9 +114,7 @@ pub(crate) fn echo(bytes: usize) -> anyhow::Result<()> {
 }
 
 /// Reads everything, one read per message if the pipe gives it, and says at the end how much it was.
-pub(crate) fn sink(bytes: usize, cpu: usize) -> anyhow::Result<()> {
-    // With one CPU only, both ends share it.
-    let _ = run_on(cpu);
+pub(crate) fn sink(bytes: usize) -> anyhow::Result<()> {
     let mut buffer = vec![0; bytes];
     let input = io::stdin();
     let mut total: u64 = 0;
@@ -151,9 +150,8 @@ fn round_trip(test: Test, duration: Duration) -> anyhow::Result<Sample> {
 }
 
 fn one_way(test: Test, duration: Duration) -> anyhow::Result<Sample> {
-    let cpu = if test.bytes >= SHARE_CPU_FROM_BYTES { FIRST_CPU } else { SECOND_CPU };
     let (mut child, input, mut output) =
-        counterpart(&["sink".to_owned(), test.bytes.to_string(), cpu.to_string()])?;
+        counterpart(&["sink".to_owned(), test.bytes.to_string()])?;
     output.read_exact(&mut [0]).context("wait for the sink")?;
     let buffer = vec![b'x'; test.bytes];
     let (middle, ops) = sliced(test, duration, &mut || drain(&input, &buffer))?;
@@ -207,6 +205,16 @@ fn repeat(
         ops += batch;
     }
     Ok((ops, nanoseconds(started)))
+}
+
+/// Moves this process, and what it starts, out of the way of the traffic and ahead of everybody else.
+///
+/// # Errors
+/// Only root may take such a priority.
+pub(crate) fn run_as_consumer() -> anyhow::Result<()> {
+    // With one CPU it stays where it is.
+    let _ = run_on(CONSUMER_CPU);
+    rustix::process::setpriority_process(None, PRIORITY).context("raise the priority (measuring needs root)")
 }
 
 fn run_on(cpu: usize) -> anyhow::Result<()> {

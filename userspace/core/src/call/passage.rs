@@ -9,12 +9,14 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::call::relay;
 use crate::call::{Hops, Passage, PlacedIx, Route, Sighting, Way};
-use crate::channel::{ChannelTable, StreamIx};
+use crate::channel::{ChannelKind, ChannelTable, StreamIx};
 use crate::delivery::StreamFrames;
 use crate::evidence::{self, Author, Placed};
 use crate::frame::{Frame, FrameFlags};
+use crate::json::{Document, Limits};
 use crate::message::{self, Message, MessageKind};
 use crate::process::ProcessIx;
+use crate::proxylog::{Comparison, Redaction, compare};
 use crate::role::{InstanceIx, Leg, Roles};
 
 /// Something on a leg that is no message on its way, but must not be passed over.
@@ -28,6 +30,8 @@ pub enum Oddity {
     NotJsonRpc(PlacedIx),
     /// Part of its bytes is missing or in doubt at the end of record.
     Incomplete(PlacedIx),
+    /// It was taken out of its channel, but whoever took it does not show it.
+    ReaderDenies(PlacedIx),
     /// Somebody between client and proxy passed it on; the passage through the proxy is the call.
     Relayed(PlacedIx),
 }
@@ -66,7 +70,9 @@ pub fn assemble(scene: Scene<'_>) -> Passages {
     for (placed, ix) in scene.placed.iter().zip(0u32..) {
         let ix = PlacedIx(ix);
         let frame = &scene.frames[placed.record.0 as usize];
-        if frame.flags.contains(FrameFlags::NOT_JSON) || matches!(placed.leg, Leg::ProxyFile(_)) {
+        // A regular file carries no calls, whoever writes it.
+        let is_file = scene.channels.channel(placed.stream.channel).kind == ChannelKind::File;
+        if frame.flags.contains(FrameFlags::NOT_JSON) || is_file {
             continue;
         }
         if frame.flags.intersects(
@@ -201,7 +207,7 @@ impl Passages {
                 // Where it goes on is no channel that can be watched: that is no missing leg.
                 None if !watched => Hops::Single,
                 None => Hops::Missing,
-                Some(found) if text(scene, &loose) == text(scene, found) => Hops::Equal,
+                Some(found) if same_content(text(scene, &loose), text(scene, found)) => Hops::Equal,
                 Some(_) => Hops::Changed,
             };
             let received = found.map(|found| found.sighting);
@@ -230,9 +236,13 @@ impl Passages {
         } else {
             (Route::Direct(reader, writer), Way::ToClient)
         };
+        let denied = placed.delivery.read.is_none() && taken(scene, placed);
+        if denied {
+            self.oddities.push(Oddity::ReaderDenies(ix));
+        }
         for message in self.messages(scene, ix) {
             let sighting = Sighting { placed: ix, element: message.element };
-            let received = placed.delivery.read.map(|_| sighting);
+            let received = (denied || placed.delivery.read.is_some()).then_some(sighting);
             self.push(scene, route, way, message, (Some(sighting), received), Hops::Single);
         }
     }
@@ -291,6 +301,31 @@ fn goes_on_watched(scene: Scene<'_>, instance: InstanceIx, way: Way) -> bool {
         }
         Way::ToClient => scene.roles.has_leg(Leg::ProxyToClient(instance)),
     }
+}
+
+/// Whether the processes at the reading end have taken this line out of the channel by the count of their bytes, whatever their
+/// memory shows.
+fn taken(scene: Scene<'_>, placed: &Placed) -> bool {
+    let frame = &scene.frames[placed.record.0 as usize];
+    let counted = scene.channels.channel(placed.stream.channel).created;
+    let read: u64 = scene
+        .streams
+        .get(&placed.stream)
+        .map_or(0, |stream| stream.readers.iter().map(|(_, moved)| moved.bytes).sum());
+    counted && read >= frame.position.saturating_add(frame.len)
+}
+
+/// Whether two messages of one kind, id and method have the same content, by value.
+fn same_content(one: &[u8], other: &[u8]) -> bool {
+    let parse = |text| Document::parse(text, Limits::default());
+    if one == other {
+        return true;
+    }
+    let (Ok(one), Ok(other)) = (parse(one), parse(other)) else { return false };
+    ["params", "result", "error"].iter().all(|field| {
+        let (one, other) = (one.root().get(field), other.root().get(field));
+        compare::optional(one, other, &Redaction::none()) == Comparison::Equal
+    })
 }
 
 /// Who wrote and who read a delivery: as seen, else the stream's first.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::Correlator;
+use crate::channel::Found;
 use crate::process::{Execution, FileId, Incarnation, ScannedFacts};
 use crate::record::Direction;
 use crate::time::{BootNs, UtcNs};
@@ -115,6 +116,22 @@ struct ScanNote {
     #[serde(default)]
     exe_inode: u64,
     uid: Option<u32>,
+    ppid: Option<u32>,
+    #[serde(default)]
+    tick_ns: u64,
+    #[serde(default)]
+    tag: u32,
+    #[serde(default)]
+    fds: Vec<FdNote>,
+}
+
+#[derive(Deserialize)]
+struct FdNote {
+    inode: u64,
+    #[serde(default)]
+    dev: u32,
+    /// 1 readable, 2 writable.
+    mode: u8,
 }
 
 #[derive(Deserialize)]
@@ -296,6 +313,12 @@ impl Correlator {
             inherited: false,
         });
         let incarnation = Incarnation { tgid: scan.pid, start: BootNs(scan.start_boot_ns) };
-        self.processes.scanned(incarnation, at, ScannedFacts { uid: scan.uid, execution });
+        let facts =
+            ScannedFacts { uid: scan.uid, execution, parent: scan.ppid, tick_ns: scan.tick_ns, tag: scan.tag };
+        let process = self.processes.scanned(incarnation, at, facts);
+        for fd in scan.fds {
+            let (reads, writes) = (fd.mode & 1 != 0, fd.mode & 2 != 0);
+            self.channels.found(Found { process, dev: fd.dev, inode: fd.inode, reads, writes, at });
+        }
     }
 }

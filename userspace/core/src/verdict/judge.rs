@@ -5,12 +5,13 @@ use crate::call::{Call, CallKind, Hops, Passage, Route, bytes_of};
 use crate::channel::{Channel, ChannelKind, Got};
 use crate::evidence::Placed;
 use crate::json::{Document, Limits, Value};
-use crate::pairing::assign::Likeness;
+use crate::pairing::assign::{EARLY_NS, LATE_NS, Likeness};
 use crate::pairing::content::{WireContent, expected_direction};
 use crate::pairing::statement::{EntryIx, ThirdView};
 use crate::proxylog::compare::{self, Comparison};
 use crate::proxylog::{Entry, Redaction, SignatureState, own, signature};
 use crate::role::{InstanceIx, Leg};
+use crate::time::BootNs;
 use crate::verdict::{Case, Judgement, Subject, Verdict, Via, doubt};
 
 /// An answer later than this is one that mcp-audit forgets to log, nanoseconds.
@@ -56,6 +57,12 @@ fn proxied(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Judg
     if let Some(doubt) = doubt_of(case, call, instance) {
         let mut judgement = base(Verdict::Undecided);
         doubt.apply(&mut judgement);
+        attach_entry(case, ix, pair.map(|pair| pair.with), &mut judgement);
+        return judgement;
+    }
+    if let Some(gap) = pair.and_then(|pair| unlike_by_loss(case, call, instance, pair.likeness)) {
+        let mut judgement = base(Verdict::Undecided);
+        undecided(&mut judgement, "gap", Some(gap));
         attach_entry(case, ix, pair.map(|pair| pair.with), &mut judgement);
         return judgement;
     }
@@ -250,12 +257,21 @@ fn direct(case: Case<'_>, ix: usize, call: &Call) -> Judgement {
         judgement.via = None;
         return judgement;
     }
-    if placed.delivery.read.is_none() {
+    if passage.received.is_some() && placed.delivery.read.is_none() {
+        judgement.confidence.push("reader_denies");
+    } else if placed.delivery.read.is_none() {
         undecided(&mut judgement, if reader.is_none() { "peer_unmarked" } else { "not_read" }, None);
         return judgement;
     }
     if !passage.proved {
         undecided(&mut judgement, "order_ambiguous", None);
+        return judgement;
+    }
+    // Whoever wrote it was not seen, because writing there was missed: it can have been the proxy.
+    if placed.delivery.written.is_none()
+        && let Some(gap) = doubt::at_writer(case.gaps, placed.stream, placed.until)
+    {
+        undecided(&mut judgement, "gap", Some(gap));
         return judgement;
     }
     let method = passage.message.method.as_deref().unwrap_or("");
@@ -281,10 +297,13 @@ fn proxy_own(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Ju
         Some("initialize" | "ping") | None => true,
         Some(method) => method.starts_with("notifications/"),
     };
-    let unseen = doubt::at_proxy(case.gaps, instance, crate::time::BootNs(0), call.until(), |leg| !leg.proxy_writes());
+    let unseen = doubt::at_proxy(case.gaps, instance, BootNs(0), call.until(), |leg| !leg.proxy_writes());
     if let Some(gap) = unseen {
         // What it read may not have been seen: then this is no invention.
         undecided(&mut judgement, "gap", Some(gap));
+    } else if !housekeeping && !case.scene.roles.instance(instance).from_birth {
+        // It may have read the request before the capture began.
+        undecided(&mut judgement, "attached", None);
     } else if !housekeeping {
         judgement.verdict = Verdict::Altered;
         judgement.reason = Some("made_by_the_proxy");
@@ -312,14 +331,26 @@ fn doubt_of(case: Case<'_>, call: &Call, instance: InstanceIx) -> Option<Doubt> 
     };
     match (&call.request, &call.response) {
         // An answer whose request may have been missed.
-        (None, Some(response)) => gap(crate::time::BootNs(0), response.until, back_of(forth, back)),
+        (None, Some(response)) => gap(BootNs(0), response.until, back_of(forth, back)),
         // A request whose forwarding may have been missed, or whose answer may have been.
-        (Some(request), _) if request.hops == Hops::Missing => {
+        (Some(request), _) if matches!(request.hops, Hops::Missing | Hops::Changed) => {
             gap(request.at, case.end, forth).or_else(|| gap(request.at, case.end, back))
         }
         (Some(request), None) if call.kind() == CallKind::Request => gap(request.at, case.end, back),
-        (Some(_), Some(response)) if response.hops == Hops::Missing => gap(response.at, case.end, back),
+        (Some(_), Some(response)) if matches!(response.hops, Hops::Missing | Hops::Changed) => gap(response.at, case.end, back),
         (Some(_) | None, _) => None,
+    }
+}
+
+/// A gap because of which the entry that is least unlike a call can be that of another one.
+fn unlike_by_loss(case: Case<'_>, call: &Call, instance: InstanceIx, likeness: Likeness) -> Option<usize> {
+    match likeness {
+        Likeness::Full | Likeness::Redacted => None,
+        Likeness::IdAndMethod | Likeness::Id | Likeness::Method => {
+            let from = call.at().0.saturating_sub(EARLY_NS.unsigned_abs());
+            let to = call.until().0.saturating_add(LATE_NS.unsigned_abs());
+            doubt::at_proxy(case.gaps, instance, BootNs(from), BootNs(to), |_| true)
+        }
     }
 }
 
