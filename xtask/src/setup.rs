@@ -134,11 +134,11 @@ pub(crate) fn install(packages: &[&str]) -> anyhow::Result<()> {
         command
     };
     run(apt().args(["--quiet=2", "update"]))?;
-    // Leaves the progress of hundreds of packages out; what fails is still said.
+    // What it says of hundreds of packages goes unread; what fails comes on standard error.
     run(apt()
-        .args(["--quiet=2", "--option", "Dpkg::Use-Pty=0", "install"])
-        .args(["--yes", "--no-install-recommends"])
-        .args(packages))
+        .args(["install", "--quiet=2", "--yes", "--no-install-recommends"])
+        .args(packages)
+        .stdout(Stdio::null()))
 }
 
 /// Runs `npm ci` in `folder` unless its lock file is the one of the last time.
