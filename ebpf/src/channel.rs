@@ -12,7 +12,7 @@ use aya_ebpf::{
     helpers::generated::{bpf_ktime_get_boot_ns, bpf_loop},
 };
 use countersign_common::{
-    ChannelId, channel_kind, counter, direction,
+    ChannelId, Transfer, channel_kind, counter, direction,
     load::{ChannelKey, ChannelState, MOVED},
     tag,
 };
@@ -42,45 +42,52 @@ const READY_SPINS: u32 = 1 << 14;
 pub fn file_of(task: *mut task_struct, fd: u64) -> u64 {
     // The kernel takes descriptors as `unsigned int` or `int`: the upper half of the register means nothing.
     let fd = fd & 0xffff_ffff;
-    let Some(files) = kernel::<u64>(task as u64, off!(task_files)) else {
-        return 0;
-    };
-    if files == 0 {
-        return 0;
-    }
-    let Some(table) = kernel::<u64>(files, off!(files_fdt)) else {
-        return 0;
-    };
-    let Some(limit) = kernel::<u32>(table, off!(fdtable_max_fds)) else {
-        return 0;
+    // SAFETY: typed loads, which the verifier follows through `struct task_struct`, `files_struct` and `fdtable`: a fifth of the
+    // price of a helper call each. The task's own tables outlive its system call; a null on the way reads as 0.
+    let (limit, array) = unsafe {
+        let files = member::<*const u8>(task.cast(), off!(task_files));
+        let table = member::<*const u8>(files, off!(files_fdt));
+        (
+            member::<u32>(table, off!(fdtable_max_fds)),
+            member::<u64>(table, off!(fdtable_fd)),
+        )
     };
     if fd >= u64::from(limit) {
         return 0;
     }
-    let Some(array) = kernel::<u64>(table, off!(fdtable_fd)) else {
-        return 0;
-    };
     kernel::<u64>(array, fd * 8).unwrap_or(0)
+}
+
+/// A member of a kernel structure through a typed pointer.
+///
+/// # Safety
+/// `base` is a typed pointer in the verifier's eyes, and the offset is that of such a member.
+#[inline(always)]
+unsafe fn member<T>(base: *const u8, offset: u64) -> T {
+    // SAFETY: the caller's.
+    unsafe { base.add(offset as usize).cast::<T>().read() }
 }
 
 /// Fills `held` with what `file` is. The kind stays 0 for what is not watched; regular files count only `with_files`.
 #[inline(never)]
 pub fn resolve(held: &mut Held, file: u64, with_files: u64) {
     held.file = file;
-    held.channel = ChannelId {
-        object: 0,
-        inode: 0,
-        peer_object: 0,
-        peer_inode: 0,
-        epoch: 0,
-        dev: 0,
-        kind: 0,
-        reserved: [0; 3],
-        reserved2: 0,
-    };
+    clear(&mut held.channel);
     held.mode = 0;
     if file != 0 {
         let _ = try_resolve(held, file, with_files != 0);
+    }
+}
+
+/// Zeroes in words: for a plain assignment LLVM calls a `memset` that goes byte by byte.
+#[inline(always)]
+fn clear(id: &mut ChannelId) {
+    let words = core::ptr::from_mut(id).cast::<u64>();
+    let mut at = 0;
+    while at < size_of::<ChannelId>() / size_of::<u64>() {
+        // SAFETY: within the structure, which consists of whole words.
+        unsafe { words.add(at).write_volatile(0) };
+        at += 1;
     }
 }
 
@@ -168,17 +175,63 @@ pub const fn leave(bits: u32) -> u64 {
 /// and with the last peer known.
 #[inline(never)]
 pub fn enrol(id: &mut ChannelId, leave: u64) -> Enrolled {
+    find(id, leave).0
+}
+
+/// [`enrol`], and numbers an operation of `bytes` in `transfer`, all with one look-up. Without bytes nothing is numbered.
+///
+/// # Safety
+/// `transfer` is the record under construction.
+#[inline(never)]
+pub unsafe fn enrol_operation(
+    id: &mut ChannelId,
+    leave: u64,
+    op_direction: u64,
+    bytes: u64,
+    transfer: *mut Transfer,
+) -> Enrolled {
+    let (how, state) = find(id, leave);
+    let mut place = (0, 0);
+    if let Some(state) = state
+        && bytes != 0
+    {
+        let key = ChannelKey {
+            object: id.object,
+            inode: id.inode,
+        };
+        // SAFETY: a value of the maps for this key.
+        place = unsafe { advance_at(&key, state, op_direction as u8, bytes) };
+    }
+    // SAFETY: the caller's.
+    unsafe { ((*transfer).op_seq, (*transfer).stream_before) = place };
+    how
+}
+
+/// The tables are asked in the order in which the channel is likely to be there. One that has moved is still in the first
+/// table, marked, until it makes room.
+#[inline(always)]
+fn find(id: &mut ChannelId, leave: u64) -> (Enrolled, Option<*mut ChannelState>) {
     let key = ChannelKey {
         object: id.object,
         inode: id.inode,
     };
     let mut how = Enrolled::Known;
-    let mut found = PROXY_CHANNELS.get_ptr_mut(&key);
+    let mut found = None;
+    let mut here = None;
+    if leave & BY_PROXY == 0 {
+        here = CHANNELS.get_ptr_mut(&key).filter(|state| {
+            // SAFETY: a value of the map.
+            unsafe { !has_moved(*state) }
+        });
+    }
+    if here.is_none() {
+        found = PROXY_CHANNELS.get_ptr_mut(&key);
+    }
     if found.is_none() {
-        found = CHANNELS.get_ptr_mut(&key);
+        found = here.or_else(|| CHANNELS.get_ptr_mut(&key));
         if found.is_none() {
             if leave & MAY_ADD == 0 && !other_end_known(id) {
-                return Enrolled::No;
+                return (Enrolled::No, None);
             }
             // SAFETY: no arguments.
             let now = unsafe { bpf_ktime_get_boot_ns() };
@@ -210,7 +263,7 @@ pub fn enrol(id: &mut ChannelId, leave: u64) -> Enrolled {
         count(counter::CHANNEL_FAILED, 1);
         // SAFETY: no arguments. An epoch of its own: the numbers that follow continue nothing.
         id.epoch = unsafe { bpf_ktime_get_boot_ns() };
-        return Enrolled::No;
+        return (Enrolled::No, None);
     };
     // SAFETY: a value of the map, word-sized accesses.
     unsafe {
@@ -226,7 +279,17 @@ pub fn enrol(id: &mut ChannelId, leave: u64) -> Enrolled {
             (*state).peer_inode = 0;
         }
     }
-    how
+    (how, Some(state))
+}
+
+/// Whether the channel has begun to move to the proxies' table: its counters are marked one after the other, this one first.
+///
+/// # Safety
+/// `state` is a value of a map.
+#[inline(always)]
+unsafe fn has_moved(state: *mut ChannelState) -> bool {
+    // SAFETY: the caller's.
+    unsafe { read_volatile(&raw const (*state).ops[0]) & MOVED != 0 }
 }
 
 /// Moves a channel to the proxies' table with its epoch and counts. An operation on another CPU meanwhile finds [`MOVED`] in
@@ -309,18 +372,33 @@ pub fn advance(id: &ChannelId, op_direction: u8, bytes: u64) -> (u64, u64) {
         object: id.object,
         inode: id.inode,
     };
-    let moved = PROXY_CHANNELS.get_ptr_mut(&key);
-    let Some(state) = moved.or_else(|| CHANNELS.get_ptr_mut(&key)) else {
+    let Some(state) = PROXY_CHANNELS
+        .get_ptr_mut(&key)
+        .or_else(|| CHANNELS.get_ptr_mut(&key))
+    else {
         return (0, 0);
     };
+    // SAFETY: a value of the maps for this key.
+    unsafe { advance_at(&key, state, op_direction, bytes) }
+}
+
+/// [`advance`] for a channel that was looked up.
+///
+/// # Safety
+/// `state` is a value of the maps for this key.
+#[inline(always)]
+unsafe fn advance_at(
+    key: &ChannelKey,
+    state: *mut ChannelState,
+    op_direction: u8,
+    bytes: u64,
+) -> (u64, u64) {
     // SAFETY: values of the maps, aligned to 8 and only ever changed atomically.
     unsafe {
-        if moved.is_some() {
-            wait_ready(state);
-        }
+        wait_ready(state);
         let mut place = add(state, op_direction, 1, bytes);
         if (place.0 | place.1) & MOVED != 0 {
-            let Some(state) = PROXY_CHANNELS.get_ptr_mut(&key) else {
+            let Some(state) = PROXY_CHANNELS.get_ptr_mut(key) else {
                 return (0, 0);
             };
             wait_ready(state);

@@ -9,7 +9,7 @@ use countersign_ebpf::nr;
 
 use super::{
     ends,
-    transfer::{begin, describe, whose},
+    transfer::{self, describe, whose},
 };
 use crate::{
     arch::{PtRegs, syscall_args},
@@ -162,7 +162,7 @@ unsafe fn end(
             flags,
             op_direction,
         );
-        begin(thread, returned);
+        transfer::number(thread, returned);
         missing(thread, returned, gap::SPLICE);
     }
 }

@@ -227,6 +227,7 @@ impl Capture {
     /// When the kernel refuses the look-up.
     pub fn counters(&self) -> anyhow::Result<[u64; counter::COUNT as usize]> {
         let mut sums = [0_u64; counter::COUNT as usize];
+        let mut numbered = 0_u64;
         let cpus = self.cpus.get(&0, 0).context("read the counters")?;
         for bytes in cpus.iter() {
             let cpu = CpuState::read_from_bytes(bytes.as_slice())
@@ -234,7 +235,11 @@ impl Capture {
             for (sum, value) in sums.iter_mut().zip(cpu.counters) {
                 *sum = sum.wrapping_add(value);
             }
+            numbered = numbered.wrapping_add(cpu.seq);
         }
+        // Each record attempted took a number, so that the programs need not count them once more.
+        sums[counter::RECORDS as usize] =
+            numbered.wrapping_sub(sums[counter::RING_DROPPED_RECORDS as usize]);
         Ok(sums)
     }
 
