@@ -154,7 +154,7 @@ pub mod tag {
 
 /// Indices into the kernel's counter array. Each path that loses something bumps one.
 pub mod counter {
-    /// Records reserved and submitted.
+    /// Records reserved and submitted. Not counted by the programs: the record numbers taken, less the records dropped.
     pub const RECORDS: u32 = 0;
     /// Payload bytes submitted.
     pub const PAYLOAD_BYTES: u32 = 1;
@@ -202,7 +202,7 @@ pub struct RecordHeader {
     pub size: u32,
     /// Count of records attempted on this CPU before this one, dropped ones included: a step over 1 is a loss.
     pub cpu_seq: u64,
-    /// `CLOCK_BOOTTIME` when the record was made, in nanoseconds.
+    /// `CLOCK_BOOTTIME` when the record was made, in nanoseconds; in a chunk, when its operation returned.
     pub boot_ns: u64,
     /// Capture generation: which load of the programs made it.
     pub generation: u64,

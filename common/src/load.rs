@@ -75,7 +75,11 @@ pub struct ChannelKey {
     pub inode: u64,
 }
 
-/// Value of the kernel's channel table.
+/// Set in a counter of [`ChannelState`] once the channel has moved to the table of proxies' channels: what the counter says
+/// besides is void. Larger than any count.
+pub const MOVED: u64 = 1 << 62;
+
+/// Value of the kernel's channel tables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct ChannelState {
@@ -93,6 +97,8 @@ pub struct ChannelState {
     pub dev: u32,
     /// One of [`channel_kind`](super::channel_kind).
     pub kind: u32,
+    /// 0 while the counters are still being moved here from the other table.
+    pub ready: u64,
 }
 
 /// Key of the table of proxy executables.
@@ -120,7 +126,7 @@ pub struct CpuState {
 const _: () = {
     assert!(size_of::<Offsets>() == 46 * 4);
     assert!(size_of::<ChannelKey>() == 16);
-    assert!(size_of::<ChannelState>() == 64);
+    assert!(size_of::<ChannelState>() == 72);
     assert!(size_of::<ExeKey>() == 16);
     assert!(size_of::<CpuState>() == 8 + 8 * 32);
 };

@@ -22,6 +22,9 @@ pub struct PtRegs {
 /// `TS_COMPAT` of `thread_info.status`: the task is in a system call of the 32-bit ABI (`arch/x86/include/asm/thread_info.h`).
 pub const TS_COMPAT: u32 = 0x0002;
 
+/// `__X32_SYSCALL_BIT` (`arch/x86/include/uapi/asm/unistd.h`).
+pub const X32_BIT: u64 = 0x4000_0000;
+
 /// The system call's number.
 ///
 /// # Safety

@@ -19,7 +19,9 @@ use aya_ebpf::{
         },
     },
 };
-use countersign_common::{RecordHeader, Transfer, counter, gap, kind, transfer_flags};
+use countersign_common::{
+    CHUNK_MAX_BYTES, RecordHeader, Transfer, counter, gap, kind, transfer_flags,
+};
 use countersign_ebpf::{STEPS_MAX, piece};
 
 use crate::{
@@ -28,8 +30,8 @@ use crate::{
     scope::Thread,
 };
 
-/// Bytes waiting in the ring from which on the consumer is woken; below, it polls.
-const WAKE_UP_BYTES: u64 = 1 << 20;
+/// The consumer is woken when another 2^this many bytes are waiting (a mebibyte); else it polls.
+const WAKE_UP_SHIFT: u64 = 20;
 
 /// Adds to a counter of this CPU.
 #[inline(always)]
@@ -60,7 +62,7 @@ pub fn record<T>(record_kind: u16, fill: impl FnOnce(*mut T)) {
         place
             .cast::<RecordHeader>()
             .write(header(record_kind, size_of::<T>() as u32));
-        submit(place.cast());
+        submit(place.cast(), size_of::<T>() as u64);
     }
 }
 
@@ -77,20 +79,20 @@ pub fn reserve(size: u64) -> Option<*mut u8> {
     Some(place.cast())
 }
 
-/// Submits a reservation; wakes the consumer only when much is waiting (the wake-up is most of a record's cost).
+/// Submits a reservation of `size` bytes. The wake-up is most of a record's cost, so only the record that completes another
+/// mebibyte pays for one; where two do so at once on two CPUs and neither sees it, the consumer's own clock wakes it.
 ///
 /// # Safety
 /// `place` is a reservation with a written header.
 #[inline(always)]
-pub unsafe fn submit(place: *mut c_void) {
+pub unsafe fn submit(place: *mut c_void, size: u64) {
     // SAFETY: a map of this object.
     let waiting = unsafe { bpf_ringbuf_query(ring(), u64::from(BPF_RB_AVAIL_DATA)) };
-    let flags = if waiting > WAKE_UP_BYTES {
+    let flags = if waiting >> WAKE_UP_SHIFT != waiting.wrapping_sub(size) >> WAKE_UP_SHIFT {
         BPF_RB_FORCE_WAKEUP
     } else {
         BPF_RB_NO_WAKEUP
     };
-    count(counter::RECORDS, 1);
     // SAFETY: the caller's.
     unsafe { bpf_ringbuf_submit(place, u64::from(flags)) };
 }
@@ -99,6 +101,13 @@ pub unsafe fn submit(place: *mut c_void) {
 /// leaves a hole.
 #[inline(always)]
 pub fn header(record_kind: u16, size: u32) -> RecordHeader {
+    // SAFETY: no arguments.
+    header_at(unsafe { bpf_ktime_get_boot_ns() }, record_kind, size)
+}
+
+/// [`header`] with a time that was read already: reading the clock costs as much as looking up a channel.
+#[inline(always)]
+fn header_at(boot_ns: u64, record_kind: u16, size: u32) -> RecordHeader {
     let mut cpu_seq = 0;
     if let Some(cpu) = CPUS.get_ptr_mut(0) {
         // SAFETY: a value of the map.
@@ -111,7 +120,7 @@ pub fn header(record_kind: u16, size: u32) -> RecordHeader {
             cpu: bpf_get_smp_processor_id() as u16,
             size,
             cpu_seq,
-            boot_ns: bpf_ktime_get_boot_ns(),
+            boot_ns,
             generation: core::ptr::read_volatile(&raw const GENERATION),
         }
     }
@@ -146,6 +155,34 @@ pub unsafe fn walk(thread: *mut Thread) -> i64 {
         }
     }
     0
+}
+
+/// Captures an operation with one buffer. Most fit into one record and need no walk.
+///
+/// # Safety
+/// `thread` is the current thread's state, with the operation described and begun.
+#[inline(always)]
+pub unsafe fn capture_buffer(thread: *mut Thread, address: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        let len = (*thread).op_left;
+        if len <= CHUNK_MAX_BYTES as u64 && len <= (*thread).limit_left {
+            match chunk(thread, address, len) {
+                Outcome::Captured => return,
+                // What the walker would do after its own attempt: page by page.
+                Outcome::Fault => (*thread).fault_until = address + len,
+                Outcome::RingFull => {
+                    count(counter::RING_DROPPED_BYTES, len);
+                    missing(thread, len, gap::RING_FULL);
+                    return;
+                }
+            }
+        }
+        (*thread).segment = address;
+        (*thread).segment_left = len;
+        (*thread).vectors_left = 0;
+        walk(thread);
+    }
 }
 
 /// Emits a gap of `len` bytes at the walker's place.
@@ -213,7 +250,10 @@ unsafe extern "C" fn step(_index: u64, context: *mut c_void) -> i64 {
         );
         match chunk(thread, address, len) {
             Outcome::Captured => {
-                count(counter::PAYLOAD_BYTES, len);
+                if len == op_left {
+                    (*thread).op_left = 0;
+                    return 1;
+                }
                 (*thread).transfer.offset += len;
                 (*thread).op_left -= len;
             }
@@ -239,13 +279,18 @@ unsafe extern "C" fn step(_index: u64, context: *mut c_void) -> i64 {
 }
 
 #[derive(Clone, Copy)]
+#[repr(u32)]
 enum Outcome {
     Captured,
     Fault,
     RingFull,
 }
 
-#[inline(always)]
+/// One piece into one record, in the smallest class that holds it.
+///
+/// # Safety
+/// `thread` is the current thread's state.
+#[inline(never)]
 unsafe fn chunk(thread: *mut Thread, address: u64, len: u64) -> Outcome {
     // SAFETY: the caller's.
     unsafe {
@@ -298,9 +343,14 @@ unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64
         }
         let record = place.cast::<Transfer>();
         copy_nonoverlapping(&raw const (*thread).transfer, record, 1);
-        (*record).header = header(kind::CHUNK, (HEADER + len) as u32);
+        (*record).header = header_at(
+            (*thread).transfer.exit_ns,
+            kind::CHUNK,
+            (HEADER + len) as u32,
+        );
         (*record).len = len as u32;
-        submit(place.cast());
+        count(counter::PAYLOAD_BYTES, len);
+        submit(place.cast(), HEADER + CLASS);
     }
     Outcome::Captured
 }

@@ -43,6 +43,7 @@ pub mod nr {
     pub const EXECVEAT: u64 = 322;
     pub const PREADV2: u64 = 327;
     pub const PWRITEV2: u64 = 328;
+    pub const IO_URING_SETUP: u64 = 425;
     pub const IO_URING_ENTER: u64 = 426;
     pub const OPENAT2: u64 = 437;
     pub const PIDFD_GETFD: u64 = 438;
@@ -99,10 +100,16 @@ pub const fn classify(number: u64) -> Class {
         | nr::PIDFD_GETFD => Class::End,
         nr::PIPE | nr::PIPE2 | nr::SOCKETPAIR | nr::LISTEN => Class::OwnEnd,
         nr::EXECVE | nr::EXECVEAT => Class::Exec,
-        nr::IO_SUBMIT | nr::IO_URING_ENTER => Class::Unseen,
+        nr::IO_SUBMIT | nr::IO_URING_SETUP | nr::IO_URING_ENTER => Class::Unseen,
         _ => Class::Other,
     }
 }
+
+/// `IORING_SETUP_SQPOLL` (`include/uapi/linux/io_uring.h`): the kernel takes submissions by itself, without a system call.
+pub const SETUP_SQPOLL: u32 = 1 << 1;
+
+/// Offset of the flags in `struct io_uring_params`.
+pub const SETUP_FLAGS_OFFSET: u64 = 8;
 
 /// Direction of a [`Class::Transfer`] call.
 #[inline(always)]

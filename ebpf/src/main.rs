@@ -23,14 +23,16 @@ mod probes;
 mod scope;
 
 use aya_ebpf::{
-    bindings::task_struct, helpers::generated::bpf_get_current_task_btf, macros::btf_tracepoint,
+    bindings::task_struct,
+    helpers::{bpf_probe_read_user, generated::bpf_get_current_task_btf},
+    macros::btf_tracepoint,
     programs::BtfTracePointContext,
 };
 use countersign_common::{counter, tag};
-use countersign_ebpf::{Class, classify};
+use countersign_ebpf::{Class, SETUP_FLAGS_OFFSET, SETUP_SQPOLL, classify, nr};
 
 use crate::{
-    arch::{PtRegs, TS_COMPAT, syscall_number},
+    arch::{PtRegs, TS_COMPAT, X32_BIT, syscall_args, syscall_number},
     emit::count,
     offsets::{group_leader, off},
     probes::{ends, process, splice, transfer},
@@ -45,7 +47,7 @@ pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
         let regs: *const PtRegs = ctx.arg(0);
         let number: u64 = ctx.arg(1);
         let task = bpf_get_current_task_btf();
-        let compat = in_compat(task);
+        let compat = in_compat(task, number);
         let class = classify(number);
         if !compat && matches!(class, Class::Other | Class::End | Class::OwnEnd) {
             return 0;
@@ -54,17 +56,36 @@ pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
         let Some(bits) = tag_of(leader) else { return 0 };
         if compat {
             count(counter::COMPAT_SYSCALLS, 1);
+            // It may be an `execve`, and a tag lost there is lost for good.
+            process::before_exec(task, leader, bits);
             return 0;
         }
         match class {
             Class::Transfer => transfer::enter(task, bits, regs, number),
             Class::Splice => splice::enter(task, regs, number),
             Class::Exec => process::before_exec(task, leader, bits),
-            Class::Unseen => count(counter::UNSEEN_SUBMISSIONS, 1),
-            Class::Other | Class::End | Class::OwnEnd => {}
+            Class::Unseen if number != nr::IO_URING_SETUP || polls(regs) => {
+                count(counter::UNSEEN_SUBMISSIONS, 1);
+            }
+            Class::Other | Class::End | Class::OwnEnd | Class::Unseen => {}
         }
     }
     0
+}
+
+/// Whether a ring that is being set up takes submissions without system calls: then none of them can be counted, and the
+/// ring itself is.
+///
+/// # Safety
+/// `regs` are the tracepoint's.
+#[inline(always)]
+unsafe fn polls(regs: *const PtRegs) -> bool {
+    // SAFETY: the caller's; the helper checks the address.
+    let flags = unsafe {
+        let place = syscall_args(regs)[1] + SETUP_FLAGS_OFFSET;
+        bpf_probe_read_user(place as *const u32)
+    };
+    flags.is_ok_and(|flags| flags & SETUP_SQPOLL != 0)
 }
 
 /// `sys_exit(struct pt_regs *regs, long ret)`, `kernel/entry/common.c`.
@@ -81,22 +102,23 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         }
         let task = bpf_get_current_task_btf();
         let leader = group_leader(task);
-        let bits = tag_of(leader);
-        if in_compat(task) {
+        // Not an `Option` any more: LLVM 22 spills the payload of `None`, which the verifier refuses ("R2 !read_ok").
+        let bits = tag_of(leader).unwrap_or(0);
+        if in_compat(task, number) {
             return 0;
         }
-        match (class, bits) {
-            (Class::Transfer, Some(bits)) => {
+        match class {
+            Class::Transfer if bits != 0 => {
                 transfer::exit(task, leader, bits, regs, number, returned)
             }
-            (Class::Splice, Some(bits)) => splice::exit(task, leader, bits, regs, number, returned),
-            (Class::End | Class::OwnEnd, Some(bits)) if bits & tag::TREE != 0 => {
-                ends::tagged_exit(task, leader, bits, regs, number, returned);
-            }
-            (Class::End, Some(bits)) => {
+            Class::Splice if bits != 0 => splice::exit(task, leader, bits, regs, number, returned),
+            Class::End if bits != 0 => {
                 ends::tagged_exit(task, leader, bits, regs, number, returned)
             }
-            (Class::End, None) => ends::untagged_exit(task, leader, regs, number, returned),
+            Class::OwnEnd if bits & tag::TREE != 0 => {
+                ends::tagged_exit(task, leader, bits, regs, number, returned);
+            }
+            Class::End => ends::untagged_exit(task, leader, regs, number, returned),
             _ => {}
         }
     }
@@ -127,12 +149,12 @@ pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// Whether the task is in a system call of the 32-bit ABI, whose numbers mean something else.
+/// Whether the call is of the 32-bit or the x32 ABI, whose numbers mean something else.
 ///
 /// # Safety
 /// `task` is a trusted pointer.
 #[inline(always)]
-unsafe fn in_compat(task: *mut task_struct) -> bool {
+unsafe fn in_compat(task: *mut task_struct, number: u64) -> bool {
     // SAFETY: a typed load inside `struct task_struct`.
     let status = unsafe {
         task.cast::<u8>()
@@ -140,7 +162,8 @@ unsafe fn in_compat(task: *mut task_struct) -> bool {
             .cast::<u32>()
             .read()
     };
-    status & TS_COMPAT != 0
+    // A number that is not one (a tracer's -1, or a stray bit) has the x32 bit too; nothing is lost by counting it.
+    status & TS_COMPAT != 0 || number & X32_BIT != 0
 }
 
 #[cfg(not(test))]

@@ -30,6 +30,11 @@ pub static THREADS: TaskStorage<Thread> = TaskStorage::new();
 #[btf_map]
 pub static CHANNELS: LruHashMap<ChannelKey, ChannelState, 65536> = LruHashMap::new();
 
+/// Channels that a proxy has used, and the other ends of its sockets. A table of their own, so that no churn through pipes makes
+/// room at their expense; only starting thousands of proxies does.
+#[btf_map]
+pub static PROXY_CHANNELS: LruHashMap<ChannelKey, ChannelState, 16384> = LruHashMap::new();
+
 /// Addresses (`struct unix_address`, shared by a listener and what it accepts) on which the tree listens.
 #[btf_map]
 pub static LISTENERS: LruHashMap<u64, u64, 1024> = LruHashMap::new();

@@ -63,13 +63,20 @@ pub unsafe fn group_leader(task: *mut task_struct) -> *mut task_struct {
     unsafe { *(task.cast::<u8>().add(off!(task_group_leader) as usize)).cast::<*mut task_struct>() }
 }
 
-/// Who runs now.
+/// Who runs now. `leader` is the leader of the task's thread group, as a typed pointer.
 #[inline(always)]
 pub fn current(leader: *mut task_struct) -> Task {
     let pid_tgid = bpf_get_current_pid_tgid();
     Task {
         tgid: (pid_tgid >> 32) as u32,
         tid: pid_tgid as u32,
-        start_boot_ns: kernel(leader as u64, off!(task_start_boottime)).unwrap_or(0),
+        // SAFETY: a typed load inside `struct task_struct`.
+        start_boot_ns: unsafe {
+            leader
+                .cast::<u8>()
+                .add(off!(task_start_boottime) as usize)
+                .cast::<u64>()
+                .read()
+        },
     }
 }

@@ -19,9 +19,9 @@ VERDICTS
           1 bypassed
           1 forged
 
-verdict    why                      method         tool            id     time (UTC)   who
-bypassed   own_server               tools/call     read\\u{1b}[2J…  7      00:00:02.000 100 agent
-forged     log: signature           tools/call     delete_file     7      00:00:03.000 log of fs
+verdict  why            method     tool                                id time (UTC)   who
+bypassed own_server     tools/call read\\u{1b}[2J\\u{9b}31m_file\\u{202e} 7  00:00:02.000 100 agent
+forged   log: signature tools/call delete_file                         7  00:00:03.000 log of fs
 
 FINDINGS
   high     key_in_reach the agent's user can read the key file of the proxy fs; weakens every good

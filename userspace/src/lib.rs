@@ -15,4 +15,5 @@ pub mod report;
 pub mod sink;
 pub mod source;
 pub mod spool;
+pub mod tree;
 pub mod witness;

@@ -1,48 +1,58 @@
 //! One recording: kernel records into the spool, proxy logs into their copies, until told to stop.
 //!
-//! Owns the directory layout of a recording and the rhythm of draining. Does not decide when to stop.
+//! Owns the directory layout of a recording and its threads. Does not decide when to stop.
 
 use std::io;
-use std::time::{Duration, Instant};
+use std::os::fd::BorrowedFd;
+use std::sync::Arc;
+use std::time::Duration;
 
+use crate::bpf::load::Capture;
+use crate::bpf::tag::Tagger;
 use crate::clock::Moment;
 use crate::config::Config;
 use crate::exit::{Code, Failure, OrExit};
 use crate::outdir::{Dir, OutDir};
 use crate::source::keptlog::KeptLogWriter;
-use crate::source::proxylog::{Follower, LogError};
-use crate::spool::{Limits, SegmentHeader, SpoolStats, SpoolWriter};
-use crate::witness::{ProxyExe, Witness};
-use countersign_common::{RecordHeader, kind};
-use zerocopy::IntoBytes;
+use crate::source::live::{Live, LiveSummary, RecordSink};
+use crate::source::proxylog::{Follower, LogError, LogEvent};
+use crate::source::user_record::user_record;
+use crate::spool::{Inlet, Limits, SegmentHeader, SpoolStats, SpoolThread, SpoolWriter};
+use crate::tree::{Missed, Tree, Untagged};
+use crate::witness::{ProxyExe, Request};
+use countersign_common::{kind, tag};
 
 /// Name of the spool's directory in the output directory.
 pub const SPOOL: &str = "spool";
 
-/// Time between two looks at the kernel's ring. Waking per record costs more than half of the watched
-/// program's speed; a few milliseconds of ring are a few megabytes.
+/// Time between two looks at logs, signals and the tree.
 pub const TICK: Duration = Duration::from_millis(5);
 
-/// Time between two hand-overs of the spool's buffer to the file system.
-const FLUSH_EVERY: Duration = Duration::from_millis(200);
-
 /// A recording under way.
+///
+/// Three threads: one empties the kernel's ring, one writes the spool, the caller's follows logs and tags processes. So
+/// neither a slow disk nor a large log lets the ring run full.
 pub struct Recording {
-    witness: Box<dyn Witness>,
-    spool: SpoolWriter,
+    live: Live<Inflow>,
+    spool: SpoolThread,
+    tagger: Tagger,
+    generation: u64,
+    tree: Tree,
     logs: Vec<Follower>,
     kept: KeptLogWriter,
-    flush_at: Instant,
-    failed: Option<String>,
 }
 
-/// What is known about a recording when it has ended.
+/// What is known of a recording when it has ended.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Recorded {
     /// The spool.
     pub spool: SpoolStats,
+    /// What the kernel's ring delivered and lost.
+    pub ring: LiveSummary,
     /// Bytes of proxy logs that were read but not kept.
     pub log_bytes_lost: u64,
+    /// Processes that belonged to the recorded tree and ran for a while without being seen.
+    pub reconciled: u64,
     /// Why the capture ended early, if it did.
     pub failed: Option<String>,
 }
@@ -50,14 +60,35 @@ pub struct Recorded {
 impl Recorded {
     /// Whether anything is missing.
     pub fn incomplete(&self) -> bool {
-        self.spool.lost_something() || self.log_bytes_lost > 0 || self.failed.is_some()
+        self.spool.lost_something()
+            || self.ring.ring_dropped_records > 0
+            || self.log_bytes_lost > 0
+            || self.reconciled > 0
+            || self.failed.is_some()
+    }
+}
+
+/// Takes what comes from the ring: all of it into the backlog, and a copy of what the tree must know of.
+struct Inflow {
+    inlet: Inlet,
+    untagged: Arc<Untagged>,
+}
+
+impl RecordSink for Inflow {
+    fn record(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        self.untagged.look(bytes);
+        self.inlet.record(bytes)
+    }
+
+    fn pause(&mut self) {
+        self.inlet.pause();
     }
 }
 
 impl std::fmt::Debug for Recording {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Recording")
-            .field("spool", self.spool.stats())
+            .field("generation", &self.generation)
             .finish_non_exhaustive()
     }
 }
@@ -89,21 +120,22 @@ pub fn open_logs(config: &Config) -> Result<Vec<Follower>, Failure> {
 }
 
 impl Recording {
-    /// Makes the spool and begins to record into it.
+    /// Makes the spool and begins to record into it. Block signals first: the threads inherit the mask.
     ///
     /// # Errors
     /// When the spool cannot be begun.
     pub fn begin(
         config: &Config,
         out: &OutDir,
-        capture: &str,
-        witness: Box<dyn Witness>,
+        request: &Request,
+        capture: Capture,
         mut logs: Vec<Follower>,
     ) -> Result<Self, Failure> {
+        let generation = capture.generation();
         let header = SegmentHeader::of_this_machine(
-            capture.to_owned(),
-            witness.generation(),
-            witness.offsets_sha256(),
+            request.capture.clone(),
+            generation,
+            capture.offsets_sha256(),
         )
         .or_exit(Code::Io)?;
         let dir = out.dir().create_dir(SPOOL).or_exit(Code::CantCreate)?;
@@ -112,31 +144,75 @@ impl Recording {
             max_disk_bytes: config.capture.max_disk_bytes,
             ..Limits::default()
         };
-        let spool = SpoolWriter::create(dir, header, limits).or_exit(Code::CantCreate)?;
+        let writer = SpoolWriter::create(dir, header, limits).or_exit(Code::CantCreate)?;
         for log in &mut logs {
             log.ignore_old_rotations();
         }
-        let mut recording = Self {
-            witness,
+        let spool = SpoolThread::start(writer).or_exit(Code::Internal)?;
+        let tagger = capture.tagger().clone();
+        let untagged = Arc::new(Untagged::default());
+        let inflow = Inflow {
+            inlet: spool.backlog().inlet(),
+            untagged: Arc::clone(&untagged),
+        };
+        let live = Live::start(capture, inflow).or_exit(Code::Internal)?;
+        let recording = Self {
+            live,
             spool,
+            tree: Tree::new(tagger.clone(), &request.proxy_exes, untagged),
+            tagger,
+            generation,
             logs,
             kept,
-            flush_at: Instant::now(),
-            failed: None,
         };
         recording.note(kind::CAPTURE, &serde_json::json!({ "event": "start", "version": env!("CARGO_PKG_VERSION"), "settings": config }));
         Ok(recording)
     }
 
-    /// The capture, for tagging.
-    pub fn witness(&mut self) -> &mut dyn Witness {
-        &mut *self.witness
+    /// Tags a process so that it and what it starts from now on are captured, and reads the tag back.
+    ///
+    /// # Errors
+    /// When the tag is not in place: the process must then not be taken for watched.
+    pub fn tag(&self, pid: u32, pidfd: BorrowedFd<'_>) -> anyhow::Result<()> {
+        self.tagger.tag_process(pidfd, tag::TREE)?;
+        let read_back = self.tagger.tag_of(pid)?;
+        anyhow::ensure!(
+            read_back.is_some_and(|bits| bits & tag::TREE != 0),
+            "the tag of process {pid} could not be read back"
+        );
+        Ok(())
+    }
+
+    /// Sets and reads tags.
+    pub fn tagger(&self) -> &Tagger {
+        &self.tagger
+    }
+
+    /// The recorded tree.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// Says that a process of the tree ran for a while without being seen.
+    pub fn note_missed(&mut self, missed: &Missed) {
+        self.tree.count_missed();
+        self.tell_missed(missed);
+    }
+
+    /// Process ids of tagged processes that still live.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub fn survivors(&self) -> io::Result<Vec<u32>> {
+        self.tree.members()
     }
 
     /// Writes a record of this program's own into the spool.
-    pub fn note(&mut self, kind: u16, body: &serde_json::Value) {
-        let record = user_record(kind, self.witness.generation(), body);
-        self.spool.record(&record);
+    pub fn note(&self, kind: u16, body: &serde_json::Value) {
+        match user_record(kind, self.generation, body) {
+            Ok(record) => self.spool.backlog().record(&record),
+            Err(error) => tracing::warn!(%error, "a note could not be written into the spool"),
+        }
     }
 
     /// Writes down what a later pairing cannot find out any more: which files are proxies' programs, and the key of the
@@ -144,65 +220,116 @@ impl Recording {
     ///
     /// # Errors
     /// When the kernel has no randomness.
-    pub fn note_identity(&mut self, proxy_exes: &[ProxyExe]) -> io::Result<()> {
+    pub fn note_identity(&self, proxy_exes: &[ProxyExe]) -> io::Result<()> {
         let mut key = [0_u8; 32];
         rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty())?;
-        let key = key.iter().fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
-        self.note(kind::CAPTURE, &serde_json::json!({ "event": "hash_key", "key": key }));
-        self.note(kind::CAPTURE, &serde_json::json!({ "event": "proxy_exes", "exes": proxy_exes }));
+        let key = key
+            .iter()
+            .fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+        self.note(
+            kind::CAPTURE,
+            &serde_json::json!({ "event": "hash_key", "key": key }),
+        );
+        self.note(
+            kind::CAPTURE,
+            &serde_json::json!({ "event": "proxy_exes", "exes": proxy_exes }),
+        );
         Ok(())
     }
 
-    /// Moves everything that waits. Call every [`TICK`].
-    pub fn tick(&mut self) {
-        let spool = &mut self.spool;
-        if self.failed.is_none()
-            && let Err(error) = self.witness.drain(&mut |record| spool.record(record))
-        {
-            tracing::warn!(%error, "the capture stopped");
-            self.failed = Some(format!("{error:#}"));
-        }
+    /// Reads the logs and mends the tree. Call every [`TICK`]. `false` once the capture has failed: nothing is seen any more.
+    pub fn tick(&mut self) -> bool {
+        let mut opened = Vec::new();
         for (index, log) in self.logs.iter_mut().enumerate() {
-            log.poll(&mut |event| self.kept.event(index, &event));
+            log.poll(&mut |event| {
+                opened.extend(opening(index, &event));
+                self.kept.event(index, &event);
+            });
         }
-        if Instant::now() >= self.flush_at {
-            self.spool.flush();
-            self.flush_at = Instant::now() + FLUSH_EVERY;
+        for note in opened {
+            self.note(kind::CAPTURE, &note);
+        }
+        for missed in self.tree.mend() {
+            self.tell_missed(&missed);
+        }
+        !self.live.has_ended()
+    }
+
+    fn tell_missed(&self, missed: &Missed) {
+        tracing::warn!(
+            pid = missed.pid,
+            "a process of the recorded tree had no tag; it is watched from now on"
+        );
+        self.note(
+            kind::LOSS,
+            &serde_json::json!({ "what": "tag_reconciled", "pid": missed.pid, "how": missed.how }),
+        );
+        if let Some(scan) = &missed.scan {
+            self.note(kind::PROCESS_SCAN, scan);
         }
     }
 
     /// Ends the recording: drains, reads the logs to their end, makes all of it durable.
     pub fn finish(mut self, end: &serde_json::Value) -> Recorded {
-        let spool = &mut self.spool;
-        if self.failed.is_none()
-            && let Err(error) = self.witness.close(&mut |record| spool.record(record))
-        {
-            tracing::warn!(%error, "the capture did not end in order");
-            self.failed = Some(format!("{error:#}"));
+        for missed in self.tree.mend() {
+            self.tell_missed(&missed);
         }
-        for (index, log) in std::mem::take(&mut self.logs).into_iter().enumerate() {
-            log.finish(&mut |event| self.kept.event(index, &event));
+        let mut recorded = Recorded::default();
+        let note = |kind, body: serde_json::Value| match user_record(kind, self.generation, &body) {
+            Ok(record) => self.spool.backlog().record(&record),
+            Err(error) => tracing::warn!(%error, "a note could not be written into the spool"),
+        };
+        let stopped = self.live.stop().and_then(|(_inflow, summary)| summary);
+        match stopped {
+            Ok(summary) => recorded.ring = summary,
+            Err(error) => {
+                tracing::warn!(%error, "the capture did not end in order");
+                recorded.failed = Some(format!("{error:#}"));
+            }
         }
-        if let Some(failed) = self.failed.clone() {
-            self.note(
+        if recorded.failed.is_none() && !recorded.ring.drained {
+            recorded.failed = Some("the kernel's ring did not run empty at the end".to_owned());
+        }
+        for (index, log) in self.logs.into_iter().enumerate() {
+            let mut opened = Vec::new();
+            log.finish(&mut |event| {
+                opened.extend(opening(index, &event));
+                self.kept.event(index, &event);
+            });
+            for body in opened {
+                note(kind::CAPTURE, body);
+            }
+        }
+        if let Some(failed) = &recorded.failed {
+            note(
                 kind::LOSS,
-                &serde_json::json!({ "what": "capture", "cause": failed }),
+                serde_json::json!({ "what": "capture", "cause": failed }),
             );
         }
         let lost = self.kept.lost_bytes();
         if lost > 0 {
-            self.note(
+            note(
                 kind::LOSS,
-                &serde_json::json!({ "what": "proxy_log", "bytes": lost }),
+                serde_json::json!({ "what": "proxy_log", "bytes": lost }),
             );
         }
-        self.note(kind::CAPTURE, end);
-        Recorded {
-            log_bytes_lost: self.kept.finish(),
-            spool: self.spool.finish(),
-            failed: self.failed,
-        }
+        note(kind::CAPTURE, end.clone());
+        recorded.reconciled = self.tree.reconciled();
+        recorded.log_bytes_lost = self.kept.finish();
+        recorded.spool = self.spool.finish();
+        recorded
     }
+}
+
+/// What a log's name led to, for the records: a later pairing may get a copy of the log.
+fn opening(proxy: usize, event: &LogEvent<'_>) -> Option<serde_json::Value> {
+    let LogEvent::Opened { facts, .. } = event else { return None };
+    Some(serde_json::json!({
+        "event": "log_opened",
+        "proxy": proxy,
+        "dev": facts.kernel_dev,
+        "inode": facts.inode,
+    }))
 }
 
 /// Removes a paired spool with its copies of logs.
@@ -226,18 +353,4 @@ fn remove_files(dir: &Dir) -> io::Result<()> {
         }
     }
     Ok(())
-}
-
-/// A record of user space: a header and one JSON object.
-fn user_record(kind: u16, generation: u64, body: &serde_json::Value) -> Vec<u8> {
-    let body = body.to_string();
-    let header = RecordHeader {
-        kind,
-        cpu: RecordHeader::USER_CPU,
-        size: u32::try_from(size_of::<RecordHeader>() + body.len()).unwrap_or(u32::MAX),
-        cpu_seq: 0,
-        boot_ns: Moment::now().boot_ns,
-        generation,
-    };
-    [header.as_bytes(), body.as_bytes()].concat()
 }

@@ -1,16 +1,14 @@
 //! The kernel side, as the commands need it.
 //!
-//! Owns the contract between the commands and whatever captures, and the checks that tell an operator what
-//! is missing before anything is started. Does not load kernel programs itself.
+//! Owns the checks that tell an operator what is missing before anything is started, and what a capture is asked for. Does
+//! not load kernel programs itself.
 
-mod tier;
-
-use std::os::fd::BorrowedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::bpf::load::{Capture, LoadOptions, load};
 use crate::exit::{Code, Failure};
 
 /// Where the kernel publishes its types.
@@ -18,39 +16,6 @@ const KERNEL_BTF: &str = "/sys/kernel/btf/vmlinux";
 
 /// `CAP_PERFMON`, `CAP_BPF`: capability(7).
 const CAPABILITIES: [(u32, &str); 2] = [(38, "CAP_PERFMON"), (39, "CAP_BPF")];
-
-/// A running capture.
-pub trait Witness {
-    /// Generation of the loaded programs, as in their records.
-    fn generation(&self) -> u64;
-
-    /// SHA-256 in hex of the structure offsets in use.
-    fn offsets_sha256(&self) -> String;
-
-    /// Tags a process so that it and what it starts from now on are captured, and reads the tag back.
-    ///
-    /// # Errors
-    /// When the tag is not in place: the process must then not be taken for watched.
-    fn tag(&mut self, pid: u32, pidfd: BorrowedFd<'_>) -> anyhow::Result<()>;
-
-    /// Hands over every record that waits, without blocking, and heartbeats when they are due.
-    ///
-    /// # Errors
-    /// When the capture no longer works; what was handed over before stays valid.
-    fn drain(&mut self, sink: &mut dyn FnMut(&[u8])) -> anyhow::Result<usize>;
-
-    /// Process ids of tagged processes that still live.
-    ///
-    /// # Errors
-    /// When they cannot be listed.
-    fn survivors(&mut self) -> anyhow::Result<Vec<u32>>;
-
-    /// Drains what is left and hands over the final totals.
-    ///
-    /// # Errors
-    /// When the totals cannot be read: completeness is then unknown.
-    fn close(&mut self, sink: &mut dyn FnMut(&[u8])) -> anyhow::Result<()>;
-}
 
 /// What a capture is asked for.
 #[derive(Clone, Debug)]
@@ -146,7 +111,7 @@ pub fn check_privileges() -> Result<(), Failure> {
 ///
 /// # Errors
 /// The first [`Requirement`] that is not met, or why loading failed.
-pub fn attach(request: &Request) -> Result<Box<dyn Witness>, Failure> {
+pub fn attach(request: &Request) -> Result<Capture, Failure> {
     if let Some(unmet) = requirements()
         .into_iter()
         .find(|requirement| !requirement.met)
@@ -154,11 +119,11 @@ pub fn attach(request: &Request) -> Result<Box<dyn Witness>, Failure> {
         return Err(Failure::new(unmet.code, unmet.detail));
     }
     tracing::debug!(?request, "attaching");
-    let exes = request.proxy_exes.iter().map(|exe| (exe.dev, exe.inode)).collect();
+    let proxy_exes = request.proxy_exes.iter().map(|exe| (exe.dev, exe.inode)).collect();
     // The generation tells captures of one boot apart; the capture's own id does that.
     let generation = request.capture.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
-    let tier = tier::TierT::attach(generation, exes).map_err(|error| Failure { code: Code::Unavailable, error })?;
-    Ok(Box::new(tier))
+    let options = LoadOptions { generation, proxy_exes, ..LoadOptions::default() };
+    load(&options).map_err(|error| Failure { code: Code::Unavailable, error })
 }
 
 fn architecture() -> Requirement {

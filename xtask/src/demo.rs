@@ -176,7 +176,7 @@ impl Stage {
         if let Some(user) = self.user {
             command.args(["--user", user]);
         }
-        command.arg("--").arg(built("countersign-demo-agent"));
+        command.arg("--").arg(built("demo-agent"));
         command.args(["--seed", &seed.to_string(), "--calls", &CALLS.to_string()]);
         command.arg("--sandbox").arg(self.agent.join("sandbox"));
         command.arg("--plan-out").arg(self.agent.join("plan.json"));
@@ -244,7 +244,7 @@ fn agent_user(node: &Path) -> anyhow::Result<(Option<&'static str>, u32, u32)> {
             .status()
             .is_ok_and(|status| status.success())
     };
-    if can(Command::new(built("countersign-demo-agent")).arg("--version"))
+    if can(Command::new(built("demo-agent")).arg("--version"))
         && can(Command::new(built("countersign")).arg("--version"))
         && can(Command::new(node).arg("--check").arg(server()))
     {

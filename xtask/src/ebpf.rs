@@ -12,8 +12,11 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 
+use crate::setup;
+
 const TARGET: &str = "bpfel-unknown-none";
 const OBJECT: &str = "countersign-ebpf";
+const EMPTY: &str = "countersign-empty";
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 const DEBIAN_SOURCE: &str = "/usr/lib/rustlib/src";
@@ -26,6 +29,9 @@ const DEBIAN_PACKAGES: [&str; 6] = [
     "libzstd-dev",
     "zlib1g-dev",
 ];
+
+/// Chooses the way by hand: `rustup` or `debian`.
+const CHOICE: &str = "COUNTERSIGN_EBPF_TOOLCHAIN";
 
 /// A compiler for kernel programs and its linker.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -42,6 +48,19 @@ pub(crate) struct Toolchain {
 /// # Errors
 /// When the toolchain cannot be had or the build fails.
 pub(crate) fn build(root: &Path) -> anyhow::Result<PathBuf> {
+    // The build of `countersign` watches this folder: nothing else belongs there.
+    build_object(root, OBJECT, &root.join("target/bpf"))
+}
+
+/// Builds the programs without work that the benchmarks compare with; where the object lies.
+///
+/// # Errors
+/// As for [`build`].
+pub(crate) fn build_empty(root: &Path) -> anyhow::Result<PathBuf> {
+    build_object(root, EMPTY, &root.join("target/bench"))
+}
+
+fn build_object(root: &Path, name: &str, folder: &Path) -> anyhow::Result<PathBuf> {
     let toolchain = ensure_toolchain(root)?;
     let crate_dir = root.join("ebpf");
     let target_dir = crate_dir.join("target");
@@ -57,7 +76,7 @@ pub(crate) fn build(root: &Path) -> anyhow::Result<PathBuf> {
             "--target",
             TARGET,
         ])
-        .args(["--bin", OBJECT, "--target-dir"])
+        .args(["--bin", name, "--target-dir"])
         .arg(&target_dir)
         .env("RUSTC", &toolchain.rustc)
         .env("RUSTC_BOOTSTRAP", "1")
@@ -67,8 +86,8 @@ pub(crate) fn build(root: &Path) -> anyhow::Result<PathBuf> {
         );
     run(&mut command, "build the kernel programs")?;
 
-    let built = target_dir.join(TARGET).join("release").join(OBJECT);
-    let object = root.join("target/bpf").join(format!("{OBJECT}.o"));
+    let built = target_dir.join(TARGET).join("release").join(name);
+    let object = folder.join(format!("{name}.o"));
     let bytes = fs::read(&built).with_context(|| format!("read {}", built.display()))?;
     ensure!(
         bytes.starts_with(b"\x7fELF"),
@@ -77,7 +96,7 @@ pub(crate) fn build(root: &Path) -> anyhow::Result<PathBuf> {
     );
     // An unchanged object keeps its time, so that nothing is built again for it.
     if fs::read(&object).ok().as_deref() != Some(bytes.as_slice()) {
-        fs::create_dir_all(root.join("target/bpf")).context("create target/bpf")?;
+        fs::create_dir_all(folder).with_context(|| format!("create {}", folder.display()))?;
         fs::write(&object, bytes).with_context(|| format!("write {}", object.display()))?;
     }
     Ok(object)
@@ -88,28 +107,35 @@ pub(crate) fn build(root: &Path) -> anyhow::Result<PathBuf> {
 /// # Errors
 /// When neither way works.
 pub(crate) fn ensure_toolchain(root: &Path) -> anyhow::Result<Toolchain> {
-    if let Some(source) = rustup_source(root) {
-        return rustup(root, source);
-    }
-    if debian_is_there() {
-        return debian(root);
-    }
-    if Command::new("rustup")
-        .current_dir(root)
-        .args(["component", "add", "rust-src"])
-        .status()
-        .is_ok_and(|status| status.success())
+    let choice = env::var(CHOICE).unwrap_or_default();
+    ensure!(
+        ["", "rustup", "debian"].contains(&choice.as_str()),
+        "{CHOICE} is `{choice}`: use `rustup` or `debian`"
+    );
+    if choice != "debian"
         && let Some(source) = rustup_source(root)
     {
         return rustup(root, source);
     }
-    let mut apt = Command::new("apt-get");
-    apt.args(["install", "--yes", "--no-install-recommends"])
-        .args(DEBIAN_PACKAGES);
-    run(
-        &mut apt,
-        "install Debian's Rust and LLVM 22 (rustup could not add rust-src)",
-    )?;
+    if choice != "rustup" && debian_is_there() {
+        return debian(root);
+    }
+    if choice != "debian"
+        && Command::new("rustup")
+            .current_dir(root)
+            .args(["component", "add", "rust-src"])
+            .status()
+            .is_ok_and(|status| status.success())
+        && let Some(source) = rustup_source(root)
+    {
+        return rustup(root, source);
+    }
+    ensure!(
+        choice != "rustup",
+        "no toolchain for kernel programs: rustup could not add rust-src, or its Rust is not on LLVM 22"
+    );
+    setup::install(&DEBIAN_PACKAGES)
+        .context("no toolchain for kernel programs: neither rustup with rust-src nor Debian's")?;
     ensure!(
         debian_is_there(),
         "no toolchain for kernel programs: {DEBIAN_RUSTC} with LLVM 22 and its source are needed, or rust-src from rustup"

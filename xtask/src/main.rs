@@ -1,10 +1,11 @@
-//! Workspace commands: set-up, the kernel programs, the demo, the checks.
+//! Workspace commands: set-up, the kernel programs, the demo, the benchmarks, the checks.
 //!
 //! Owns the command line only; each command is a module of its own.
 
 #[path = "../../tests/peers/agent/src/seed.rs"]
 mod seed;
 
+mod bench;
 mod checks;
 mod demo;
 mod ebpf;
@@ -37,6 +38,17 @@ enum Command {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Measure: what the capture costs (root), how fast the core is, how pairing scales; all of it by default
+    Bench {
+        /// What to measure
+        which: Vec<bench::Which>,
+        /// Replace these parts of docs/benchmarks.md
+        #[arg(long)]
+        bless: bool,
+        /// Passed on to the benchmark, as `--repetitions 9`
+        #[arg(last = true)]
+        rest: Vec<String>,
+    },
     /// Run every check: formatting, lints, tests and, as root, the live tests, the peers and the demo
     Test,
     /// The same as in CI: whatever cannot run is a failure
@@ -51,6 +63,7 @@ fn main() -> anyhow::Result<()> {
         }
         Command::BuildEbpf => kernel_programs(),
         Command::Demo { seed } => demo::demo(seed),
+        Command::Bench { which, bless, rest } => bench::bench(&which, bless, &rest),
         Command::Test => checks::all(Strictness::Developer),
         Command::Ci => checks::all(Strictness::Ci),
     }

@@ -7,16 +7,16 @@ use aya_ebpf::{
     helpers::{bpf_get_current_uid_gid, bpf_probe_read_user, generated::bpf_loop},
 };
 use countersign_common::{
-    ChannelEnd, ChannelId, FileOpen, Peer, Task, channel_kind, counter, end_how, kind,
-    load::ChannelKey, tag, transfer_flags,
+    ChannelEnd, ChannelId, FileOpen, Peer, Task, channel_kind, counter, end_how, kind, tag,
+    transfer_flags,
 };
 use countersign_ebpf::nr;
 
 use crate::{
     arch::{PtRegs, syscall_args},
-    channel::{Enrolled, enrol, file_of, other_end_known, resolve},
+    channel::{Enrolled, MAY_ADD, enrol, file_of, is_known, leave, other_end_known, resolve},
     emit::{count, record},
-    maps::{CHANNELS, LISTENERS},
+    maps::LISTENERS,
     offsets::{current, kernel, off},
     scope::{Held, Thread, set_tag},
 };
@@ -112,11 +112,7 @@ pub unsafe fn untagged_exit(
     if held.channel.kind == 0 {
         return;
     }
-    let key = ChannelKey {
-        object: held.channel.object,
-        inode: held.channel.inode,
-    };
-    let watched = CHANNELS.get_ptr(&key).is_some()
+    let watched = is_known(&held.channel)
         || other_end_known(&held.channel)
         || (number == nr::CONNECT && to_listener_of_tree(&held.channel));
     if !watched {
@@ -128,7 +124,7 @@ pub unsafe fn untagged_exit(
         return;
     }
     count(counter::PEERS_MARKED, 1);
-    enrol(&mut held.channel, 1);
+    enrol(&mut held.channel, MAY_ADD);
     record::<Peer>(kind::PEER, |place| {
         // SAFETY: a fresh reservation of that size.
         unsafe {
@@ -243,8 +239,11 @@ fn hold(task: *mut task_struct, bits: u32, who: &Task, how: u8, fd: u32) {
         }
         return;
     }
-    let may_add = bits & tag::TREE != 0;
-    if enrol(&mut held.channel, u64::from(may_add)) == Enrolled::No && held.channel.epoch == 0 {
+    let mut leave = leave(bits);
+    if how == end_how::CONNECTED && to_listener_of_tree(&held.channel) {
+        leave |= MAY_ADD;
+    }
+    if enrol(&mut held.channel, leave) == Enrolled::No && held.channel.epoch == 0 {
         return;
     }
     report(&held, who, how, fd);

@@ -40,7 +40,8 @@ pub unsafe fn fork(parent: *mut task_struct, child: *mut task_struct) {
             // A thread: its leader has the tag.
             return;
         }
-        set_tag(child, bits);
+        // A child that could not be tagged is reported with no tag: user space can still tag it.
+        let bits = if set_tag(child, bits) { bits } else { 0 };
         let who = Task {
             tgid: child_tgid,
             tid: child_pid,
@@ -134,7 +135,7 @@ pub unsafe fn exec(task: *mut task_struct, bprm: u64) {
         place
             .cast::<RecordHeader>()
             .write(header(kind::EXEC, size as u32));
-        submit(place.cast());
+        submit(place.cast(), SIZE as u64);
     }
 }
 

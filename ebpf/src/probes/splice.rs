@@ -4,16 +4,16 @@
 //! reader.
 
 use aya_ebpf::{bindings::task_struct, helpers::generated::bpf_ktime_get_boot_ns};
-use countersign_common::{counter, direction, end_how, gap, tag, transfer_flags};
+use countersign_common::{counter, direction, end_how, gap, transfer_flags};
 use countersign_ebpf::nr;
 
 use super::{
     ends,
-    transfer::{begin, describe, whose},
+    transfer::{self, describe, whose},
 };
 use crate::{
     arch::{PtRegs, syscall_args},
-    channel::{Enrolled, enrol, file_of, resolve},
+    channel::{Enrolled, enrol, file_of, leave, resolve},
     emit::{count, missing},
     offsets::current,
     scope::{Held, Thread, thread},
@@ -146,7 +146,7 @@ unsafe fn end(
             flags |= transfer_flags::FD_SWAPPED;
             count(counter::FD_SWAPPED, 1);
         }
-        let enrolled = enrol(&mut (*thread).first.channel, u64::from(bits & tag::TREE));
+        let enrolled = enrol(&mut (*thread).first.channel, leave(bits));
         if enrolled == Enrolled::No && (*thread).first.channel.epoch == 0 {
             return;
         }
@@ -162,7 +162,7 @@ unsafe fn end(
             flags,
             op_direction,
         );
-        begin(thread, returned);
+        transfer::number(thread, returned);
         missing(thread, returned, gap::SPLICE);
     }
 }

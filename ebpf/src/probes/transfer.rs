@@ -9,16 +9,14 @@ use aya_ebpf::{
         generated::{bpf_ktime_get_boot_ns, bpf_loop},
     },
 };
-use countersign_common::{
-    RecordHeader, Task, Transfer, counter, end_how, gap, tag, transfer_flags,
-};
+use countersign_common::{Task, counter, end_how, gap, tag, transfer_flags};
 use countersign_ebpf::{MESSAGES_MAX, VECTORS_MAX, direction_of, nr, op_limit};
 
 use super::ends;
 use crate::{
     arch::{PtRegs, syscall_args},
-    channel::{Enrolled, advance, enrol, file_of, resolve},
-    emit::{count, walk},
+    channel::{Enrolled, advance, enrol_operation, file_of, leave, resolve},
+    emit::{capture_buffer, count, walk},
     offsets::current,
     scope::{Thread, thread},
 };
@@ -86,7 +84,20 @@ pub unsafe fn exit(
             }
             flags |= transfer_flags::NO_ENTER;
         }
-        let enrolled = enrol(&mut (*thread).first.channel, u64::from(bits & tag::TREE));
+        let op_direction = direction_of(number);
+        flags |= message_flags(number, &(*thread).args) | whose(bits);
+        let bytes = if numbers_itself(number) || flags & transfer_flags::PEEK != 0 {
+            0
+        } else {
+            returned as u64
+        };
+        let enrolled = enrol_operation(
+            &mut (*thread).first.channel,
+            leave(bits),
+            u64::from(op_direction),
+            bytes,
+            &raw mut (*thread).transfer,
+        );
         if enrolled == Enrolled::No && (*thread).first.channel.epoch == 0 {
             return;
         }
@@ -101,9 +112,8 @@ pub unsafe fn exit(
         if flags & transfer_flags::NO_ENTER != 0 {
             count(counter::NO_ENTER, 1);
         }
-        flags |= message_flags(number, &(*thread).args) | whose(bits);
-        describe(thread, &who, number, exit_ns, flags, direction_of(number));
-        (*thread).limit_left = op_limit(bits, direction_of(number));
+        describe(thread, &who, number, exit_ns, flags, op_direction);
+        (*thread).limit_left = op_limit(bits, op_direction);
         capture(thread, number, returned as u64);
     }
 }
@@ -136,51 +146,57 @@ pub unsafe fn describe(
 ) {
     // SAFETY: the caller's.
     unsafe {
-        (*thread).transfer = Transfer {
-            header: RecordHeader {
-                kind: 0,
-                cpu: 0,
-                size: 0,
-                cpu_seq: 0,
-                boot_ns: 0,
-                generation: 0,
-            },
-            task: *who,
-            channel: (*thread).first.channel,
-            op_seq: 0,
-            stream_before: 0,
-            enter_ns: (*thread).enter_ns,
-            exit_ns,
-            returned: 0,
-            offset: 0,
-            len: 0,
-            syscall: number as u16,
-            flags,
-            reason: gap::NONE,
-            direction: op_direction,
-            reserved: [0; 5],
-        };
+        // Field by field: building the structure first costs a `memset` that goes byte by byte, and a copy.
+        let transfer = &raw mut (*thread).transfer;
+        (*transfer).task = *who;
+        (*transfer).channel = (*thread).first.channel;
+        (*transfer).enter_ns = (*thread).enter_ns;
+        (*transfer).exit_ns = exit_ns;
+        (*transfer).syscall = number as u16;
+        (*transfer).flags = flags;
+        (*transfer).reason = gap::NONE;
+        (*transfer).direction = op_direction;
+        (*transfer).reserved = [0; 5];
     }
 }
 
-/// Numbers one operation of `returned` bytes on the channel described.
+/// Numbers one operation of `returned` bytes on the channel described, and begins it.
 ///
 /// # Safety
 /// `thread` is the current thread's state.
 #[inline(always)]
-pub unsafe fn begin(thread: *mut Thread, returned: u64) {
+pub unsafe fn number(thread: *mut Thread, returned: u64) {
     // SAFETY: the caller's.
     unsafe {
         let transfer = &mut (*thread).transfer;
-        transfer.returned = returned;
-        transfer.offset = 0;
+        let mut place = (0, 0);
         if transfer.flags & transfer_flags::PEEK == 0 {
-            (transfer.op_seq, transfer.stream_before) =
-                advance(&transfer.channel, transfer.direction, returned);
+            place = advance(&transfer.channel, transfer.direction, returned);
         }
+        (transfer.op_seq, transfer.stream_before) = place;
+        begin(thread, returned);
+    }
+}
+
+/// Begins the capture of an operation that has its number.
+///
+/// # Safety
+/// `thread` is the current thread's state.
+#[inline(always)]
+unsafe fn begin(thread: *mut Thread, returned: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        (*thread).transfer.returned = returned;
+        (*thread).transfer.offset = 0;
         (*thread).op_left = returned;
         (*thread).fault_until = 0;
     }
+}
+
+/// Calls that move several messages: each is an operation of its own.
+#[inline(always)]
+const fn numbers_itself(number: u64) -> bool {
+    matches!(number, nr::SENDMMSG | nr::RECVMMSG)
 }
 
 #[inline(always)]
@@ -220,10 +236,7 @@ unsafe fn capture(thread: *mut Thread, number: u64, returned: u64) {
             }
             _ => {
                 begin(thread, returned);
-                (*thread).segment = (*thread).args[1];
-                (*thread).segment_left = returned;
-                (*thread).vectors_left = 0;
-                walk(thread);
+                capture_buffer(thread, (*thread).args[1]);
             }
         }
     }
@@ -269,7 +282,7 @@ unsafe extern "C" fn message_step(_index: u64, context: *mut c_void) -> i64 {
             return 0;
         }
         (*thread).limit_left = (*thread).args[2];
-        begin(thread, u64::from(len));
+        number(thread, u64::from(len));
         from_message(thread, message);
         0
     }

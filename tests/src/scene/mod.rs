@@ -385,6 +385,7 @@ impl Scene {
                 self.user(abi::kind::CHANNEL_TOTALS, totals.as_bytes());
             }
         }
+        self.user(abi::kind::CAPTURE, br#"{"event":"end"}"#);
         self.records
     }
 

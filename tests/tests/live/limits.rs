@@ -276,3 +276,64 @@ fn without_loss_the_numbers_of_each_cpu_have_no_hole() {
     assert_eq!(witness.counter(counter::RING_DROPPED_RECORDS), 0);
     assert_eq!(holes(&witness.sequence()), 0);
 }
+
+#[test]
+fn eight_writers_and_eight_readers_at_once_lose_nothing() {
+    const PAIRS: usize = 8;
+    const MESSAGES: usize = 2000;
+    let Some(mut witness) = witness() else { return };
+    witness.run(tag::TREE, || {
+        let threads: Vec<_> = (0..PAIRS)
+            .flat_map(|pair| {
+                let [read_end, write_end] = if pair % 2 == 0 { pipe() } else { socket_pair() };
+                let writer = std::thread::spawn(move || {
+                    for number in 0..MESSAGES {
+                        let message = format!("{pair:02}-{number:06}-{:->54}", "");
+                        assert_eq!(write(write_end, message.as_bytes()), 64);
+                    }
+                });
+                let reader = std::thread::spawn(move || {
+                    let mut left = MESSAGES * 64;
+                    while left > 0 {
+                        left -= read(read_end, left.min(1000)).len();
+                    }
+                });
+                [writer, reader]
+            })
+            .collect();
+        for thread in threads {
+            thread.join().unwrap();
+        }
+    });
+    assert_eq!(witness.counter(counter::RING_DROPPED_RECORDS), 0);
+    assert!(
+        witness
+            .capture
+            .ledger()
+            .iter()
+            .all(|program| program.recursion_misses == 0)
+    );
+    assert_eq!(holes(&witness.sequence()), 0);
+    let mut streams: std::collections::HashMap<_, Vec<_>> = std::collections::HashMap::new();
+    for op in witness.parts() {
+        let key = (op.channel.object, op.channel.epoch, op.direction);
+        streams.entry(key).or_default().push(op);
+    }
+    let whole = streams
+        .into_values()
+        .filter_map(|mut ops| {
+            ops.sort_by_key(|op| (op.op_seq, op.offset));
+            let mut position = 0;
+            for op in &ops {
+                assert_eq!(
+                    op.stream_before + op.offset,
+                    position,
+                    "the numbers agree with the bytes"
+                );
+                position += u64::from(op.len);
+            }
+            (position == (MESSAGES * 64) as u64).then_some(())
+        })
+        .count();
+    assert_eq!(whole, 2 * PAIRS);
+}

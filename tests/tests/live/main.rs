@@ -9,6 +9,7 @@
 mod calls;
 mod harness;
 mod limits;
+mod moves;
 mod peers;
 mod processes;
 mod source;

@@ -293,3 +293,50 @@ fn a_process_whose_leader_has_left_is_still_tagged() {
     );
     read(out_read, 256);
 }
+
+#[test]
+fn a_program_executed_through_the_32_bit_abi_by_a_thread_keeps_the_tag() {
+    let Some(mut witness) = witness() else { return };
+    let [read_end, write_end] = pipe();
+    witness.run(tag::TREE, || {
+        std::thread::spawn(move || unsafe {
+            libc::dup2(write_end, 1);
+            // All pointers of a 32-bit call are 32 bits wide.
+            let low = libc::mmap(
+                std::ptr::null_mut(),
+                4096,
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_32BIT,
+                -1,
+                0,
+            );
+            let base = u32::try_from(low.addr()).unwrap();
+            low.cast::<[u8; 10]>().write(*b"/bin/echo\0");
+            low.byte_add(16).cast::<[u8; 6]>().write(*b"int80\0");
+            low.byte_add(32)
+                .cast::<[u32; 3]>()
+                .write([base, base + 16, 0]);
+            // `execve` is 11 there; `rbx` cannot be named as an operand.
+            std::arch::asm!(
+                "xchg {path}, rbx",
+                "int 0x80",
+                "xchg {path}, rbx",
+                path = inout(reg) u64::from(base) => _,
+                inout("rax") 11_u64 => _,
+                in("rcx") u64::from(base + 32),
+                in("rdx") 0_u64,
+            );
+        })
+        .join()
+        .unwrap();
+        panic!("the kernel has no 32-bit abi");
+    });
+    assert_eq!(read(read_end, 64), b"int80\n");
+    assert_eq!(
+        witness.moved(direction::WRITE, b"int80\n").len(),
+        1,
+        "{:?}",
+        witness.ops()
+    );
+    assert!(witness.counter(counter::COMPAT_SYSCALLS) >= 1);
+}

@@ -17,6 +17,10 @@ pub const CHANNELS_MAX: usize = 1 << 20;
 /// Holders kept per channel. Stops an agent that forks in a loop from filling memory.
 pub const HOLDERS_MAX: usize = 256;
 
+/// Ends found in `/proc` that are kept until a record names their channel. Stops a process with very many descriptors from
+/// filling memory.
+pub const FOUND_MAX: usize = 1 << 20;
+
 /// Index of a channel in its [`ChannelTable`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ChannelIx(pub u32);
@@ -104,6 +108,8 @@ pub enum Got {
     ScmRights,
     /// First seen using it; inherited, or got in a way that was not seen.
     Used,
+    /// It had it when the capture looked.
+    Scanned,
 }
 
 impl Got {
@@ -117,6 +123,7 @@ impl Got {
             Self::PidfdGetfd => "pidfd_getfd",
             Self::ScmRights => "scm_rights",
             Self::Used => "used",
+            Self::Scanned => "scan",
         }
     }
 
@@ -142,9 +149,9 @@ pub struct Holder {
     pub end: u8,
     /// How it got there.
     pub got: Got,
-    /// It read.
+    /// It read, or was found with an end that reads.
     pub reads: bool,
-    /// It wrote.
+    /// It wrote, or was found with an end that writes.
     pub writes: bool,
     /// First seen there.
     pub first: BootNs,
@@ -176,6 +183,8 @@ pub struct Channel {
     pub last_seen: BootNs,
     /// Its creation was seen, so its streams start at byte 0.
     pub created: bool,
+    /// When the last of its holders that were found in `/proc` was found, all of them being watched by then.
+    pub found_at: Option<BootNs>,
     /// Who held an end.
     pub holders: Vec<Holder>,
     /// Holders that found no room.
@@ -183,10 +192,43 @@ pub struct Channel {
 }
 
 impl Channel {
+    /// From when on everything in a channel is seen that existed before the capture: since all that held it were watched, else
+    /// since it was first used.
+    pub fn watched_from(&self) -> BootNs {
+        self.found_at.unwrap_or(self.first_seen)
+    }
+
+    /// Who was found with this end, able to move bytes in that direction.
+    pub fn found_with(&self, end: u8, direction: Direction) -> impl Iterator<Item = ProcessIx> + '_ {
+        let fits = move |holder: &&Holder| match direction {
+            Direction::Read => holder.reads,
+            Direction::Write => holder.writes,
+        };
+        let found = self.holders.iter().filter(move |holder| holder.got == Got::Scanned && holder.end == end);
+        found.filter(fits).map(|holder| holder.process)
+    }
+
     /// The process that made the channel, when that was seen.
     pub fn creator(&self) -> Option<ProcessIx> {
         self.holders.iter().find(|holder| holder.got == Got::Created).map(|holder| holder.process)
     }
+}
+
+/// An end that a process was found with in `/proc`, where channels have no kernel address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// Who.
+    pub process: ProcessIx,
+    /// Kernel `dev_t`, 0 for sockets.
+    pub dev: u32,
+    /// Inode number of this end.
+    pub inode: u64,
+    /// It can read.
+    pub reads: bool,
+    /// It can write.
+    pub writes: bool,
+    /// When.
+    pub at: BootNs,
 }
 
 /// All channels of a capture.
@@ -196,6 +238,10 @@ pub struct ChannelTable {
     by_key: HashMap<EndKey, (ChannelIx, u8)>,
     /// Socket ends known from their peer before their inode number was.
     awaited: HashMap<u64, (ChannelIx, u8)>,
+    by_inode: HashMap<(u32, u64), (ChannelIx, u8)>,
+    /// Ends found whose channel no record has named yet.
+    found: HashMap<(u32, u64), Vec<Found>>,
+    found_len: usize,
     /// Records whose channel found no room.
     pub overflowed: u64,
 }
@@ -274,6 +320,43 @@ impl ChannelTable {
         }
     }
 
+    /// Takes an end that a process was found with. It counts once a record names the channel.
+    pub fn found(&mut self, found: Found) {
+        let place = (found.dev, found.inode);
+        if let Some((ix, end)) = self.by_inode.get(&place).copied() {
+            return self.holds(ix, end, found);
+        }
+        if self.found_len >= FOUND_MAX {
+            self.overflowed += 1;
+            return;
+        }
+        self.found_len += 1;
+        self.found.entry(place).or_default().push(found);
+    }
+
+    fn holds(&mut self, ix: ChannelIx, end: u8, found: Found) {
+        let channel = &mut self.channels[ix.0 as usize];
+        channel.found_at = channel.found_at.max(Some(found.at));
+        let process = found.process;
+        let known = channel.holders.iter().any(|holder| holder.process == process && holder.end == end && holder.got != Got::Scanned);
+        if let Some(holder) = holder(channel, process, end, Got::Scanned, found.at)
+            && !known
+        {
+            holder.reads |= found.reads;
+            holder.writes |= found.writes;
+        }
+    }
+
+    /// Gives an end its inode number, and to the channel those that were found with it.
+    fn name(&mut self, ix: ChannelIx, end: u8, inode: u64) {
+        let place = (self.channels[ix.0 as usize].dev, inode);
+        self.by_inode.insert(place, (ix, end));
+        for found in self.found.remove(&place).into_iter().flatten() {
+            self.found_len -= 1;
+            self.holds(ix, end, found);
+        }
+    }
+
     fn learn(&mut self, key: EndKey, id: &abi::ChannelId, at: BootNs) -> Option<(ChannelIx, u8)> {
         if let Some((ix, end)) = self.awaited.get(&key.object).copied() {
             let other = self.channels[ix.0 as usize].ends[usize::from(1 - end)];
@@ -281,6 +364,7 @@ impl ChannelTable {
                 self.awaited.remove(&key.object);
                 self.channels[ix.0 as usize].ends[usize::from(end)] = Some(key);
                 self.by_key.insert(key, (ix, end));
+                self.name(ix, end, key.inode);
                 return Some((ix, end));
             }
         }
@@ -296,10 +380,12 @@ impl ChannelTable {
             first_seen: at,
             last_seen: at,
             created: false,
+            found_at: None,
             holders: Vec::new(),
             holders_overflowed: 0,
         });
         self.by_key.insert(key, (ix, 0));
+        self.name(ix, 0, key.inode);
         Some((ix, 0))
     }
 
@@ -323,6 +409,7 @@ impl ChannelTable {
         }
         self.channels[ix.0 as usize].ends[slot] = Some(key);
         self.by_key.insert(key, (ix, 1 - end));
+        self.name(ix, 1 - end, key.inode);
     }
 }
 

@@ -82,6 +82,8 @@ impl Known {
 pub struct Process {
     /// Its name for this boot.
     pub incarnation: Incarnation,
+    /// By how much its start can be later than said, nanoseconds; 0 once a record of the kernel told it.
+    pub tick_ns: u64,
     /// Who created it, when known.
     pub parent: Option<ProcessIx>,
     /// How it became known.
@@ -117,6 +119,8 @@ pub struct Process {
 pub struct ProcessTable {
     processes: Vec<Process>,
     by_incarnation: HashMap<Incarnation, ProcessIx>,
+    /// The latest process of each id.
+    last_of: HashMap<u32, ProcessIx>,
     /// Processes that found no room.
     pub overflowed: u64,
 }
@@ -225,16 +229,31 @@ impl ProcessTable {
         row.uid = Some(peer.uid);
     }
 
-    /// Takes what `/proc` said of a process. Facts that the kernel's own records gave are kept.
-    pub fn scanned(&mut self, incarnation: Incarnation, at: BootNs, facts: ScannedFacts) {
-        let ix = self.row(incarnation, Known::Scanned, at);
+    /// Takes what `/proc` said of a process, whose start is cut to a clock tick there. Facts that the kernel's own records gave
+    /// are kept.
+    pub fn scanned(&mut self, incarnation: Incarnation, at: BootNs, facts: ScannedFacts) -> ProcessIx {
+        let known = self.last_of.get(&incarnation.tgid).copied().filter(|ix| {
+            let start = self.process(*ix).incarnation.start.0;
+            start.saturating_sub(incarnation.start.0) < facts.tick_ns.max(1) && start >= incarnation.start.0
+        });
+        let ix = known.unwrap_or_else(|| self.row(incarnation, Known::Scanned, at));
+        // A parent that is no older than its child is a later process with the parent's id.
+        let parent = facts.parent.and_then(|parent| self.last_of.get(&parent).copied()).filter(|parent| {
+            *parent != ix && self.process(*parent).incarnation.start <= self.process(ix).incarnation.start
+        });
         let row = &mut self.processes[ix.0 as usize];
+        if row.known == Known::Scanned {
+            row.tick_ns = facts.tick_ns;
+        }
+        row.parent = row.parent.or(parent);
+        row.tag |= facts.tag;
         row.uid = row.uid.or(facts.uid);
         if let Some(execution) = facts.execution
             && row.executions.is_empty()
         {
             row.executions.push(execution);
         }
+        ix
     }
 
     /// Whether `process` is `ancestor` or was created by it or by a descendant of it.
@@ -256,14 +275,27 @@ impl ProcessTable {
         if let Some(ix) = self.by_incarnation.get(&incarnation) {
             return *ix;
         }
+        // One that was found in `/proc`, whose start is known exactly only now.
+        if let Some(ix) = self.last_of.get(&incarnation.tgid).copied() {
+            let row = &mut self.processes[ix.0 as usize];
+            let late = incarnation.start.0.checked_sub(row.incarnation.start.0);
+            if row.known == Known::Scanned && late.is_some_and(|late| late < row.tick_ns) {
+                row.incarnation = incarnation;
+                row.tick_ns = 0;
+                self.by_incarnation.insert(incarnation, ix);
+                return ix;
+            }
+        }
         if self.processes.len() >= PROCESSES_MAX {
             self.overflowed += 1;
             return ix_of(self.processes.len() - 1);
         }
         let ix = ix_of(self.processes.len());
         self.by_incarnation.insert(incarnation, ix);
+        self.last_of.insert(incarnation.tgid, ix);
         self.processes.push(Process {
             incarnation,
+            tick_ns: 0,
             parent: None,
             known,
             first_seen: at,
@@ -290,6 +322,12 @@ pub struct ScannedFacts {
     pub uid: Option<u32>,
     /// Its program.
     pub execution: Option<Execution>,
+    /// Its parent's id.
+    pub parent: Option<u32>,
+    /// Length of a clock tick, nanoseconds.
+    pub tick_ns: u64,
+    /// Bits of [`abi::tag`] that it got.
+    pub tag: u32,
 }
 
 fn incarnation(task: &abi::Task) -> Incarnation {

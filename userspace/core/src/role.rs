@@ -3,11 +3,12 @@
 //! Owns the decision who is a proxy, from the identity of the executable and from what the process did, never from a name;
 //! and from that, the leg of every stream. It judges nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::channel::{ChannelKind, ChannelTable, StreamIx};
+use crate::channel::{Channel, ChannelKind, ChannelTable, StreamIx};
 use crate::delivery::{Moved, StreamFrames};
 use crate::process::{FileId, Known, Process, ProcessIx, ProcessTable};
+use crate::record::Direction;
 use crate::time::BootNs;
 
 /// Index of a proxy instance in [`Roles`].
@@ -121,15 +122,17 @@ pub struct Roles {
 }
 
 impl Roles {
-    /// Decides roles from all that was seen.
+    /// Decides roles from all that was seen. `wrote` says whose log has lines that a process was seen to write: of a log that
+    /// is a copy, or was renamed since, that is what ties it to the process.
     pub fn decide(
         proxies: &[ProxyIdentity],
+        wrote: &BTreeMap<ProcessIx, BTreeSet<usize>>,
         processes: &ProcessTable,
         channels: &ChannelTable,
         streams: &BTreeMap<StreamIx, StreamFrames>,
     ) -> Self {
         let mut roles = Self::default();
-        roles.find_instances(proxies, processes, channels, streams);
+        roles.find_instances(proxies, wrote, processes, channels, streams);
         for (stream, frames) in streams {
             let leg = roles.leg_of(*stream, frames, processes, channels);
             roles.legs.insert(*stream, leg);
@@ -158,6 +161,11 @@ impl Roles {
         self.by_process.get(&process).filter(|life| life.from <= at && at <= life.to).map(|life| life.instance)
     }
 
+    /// Whether any stream is this leg. A proxy whose other side is a terminal, a file or a network has none there.
+    pub fn has_leg(&self, leg: Leg) -> bool {
+        self.legs.values().any(|known| *known == leg)
+    }
+
     /// The leg that a stream is.
     pub fn leg(&self, stream: StreamIx) -> Leg {
         self.legs.get(&stream).copied().unwrap_or(Leg::Direct)
@@ -166,6 +174,7 @@ impl Roles {
     fn find_instances(
         &mut self,
         proxies: &[ProxyIdentity],
+        wrote: &BTreeMap<ProcessIx, BTreeSet<usize>>,
         processes: &ProcessTable,
         channels: &ChannelTable,
         streams: &BTreeMap<StreamIx, StreamFrames>,
@@ -182,9 +191,13 @@ impl Roles {
             let Some((proxy, execution, own)) = found else { continue };
             let files = files_of(ix, process, &written);
             // With several proxies of one executable, the log that it holds says which one it is.
-            let holder = proxies.iter().position(|candidate| {
+            let holds = |(at, candidate): (usize, &ProxyIdentity)| {
+                candidate.logs.iter().any(|log| files.contains(log))
+                    || wrote.get(&ix).is_some_and(|logs| logs.contains(&at))
+            };
+            let holder = proxies.iter().enumerate().position(|(at, candidate)| {
                 (candidate.exes.contains(&execution.exe) || candidate.own_exes.contains(&execution.exe))
-                    && candidate.logs.iter().any(|log| files.contains(log))
+                    && holds((at, candidate))
             });
             let logs_known = proxies.iter().any(|candidate| !candidate.logs.is_empty());
             let strength = match (holder, own) {
@@ -297,6 +310,10 @@ impl Roles {
         if channel.kind == ChannelKind::File {
             return writer.map_or(Leg::Direct, Leg::ProxyFile);
         }
+        let (writer, reader) = match (writer, reader) {
+            (None, None) => self.found_at_ends(stream, frames, channel),
+            (Some(_), _) | (None, Some(_)) => (writer, reader),
+        };
         if writer.is_some() && writer == reader {
             return Leg::Direct;
         }
@@ -314,6 +331,24 @@ impl Roles {
             (None, Some(proxy)) => Leg::ClientToProxy(proxy),
             (None, None) => Leg::Direct,
         }
+    }
+
+    /// Proxies that were found with an end that nobody was seen to use: what a server reads when the capture has just begun can
+    /// have been written before.
+    fn found_at_ends(
+        &self,
+        stream: StreamIx,
+        frames: &StreamFrames,
+        channel: &Channel,
+    ) -> (Option<InstanceIx>, Option<InstanceIx>) {
+        let read_end = if channel.kind == ChannelKind::UnixStream { 1 - stream.from_end } else { 0 };
+        let find = |end, direction| channel.found_with(end, direction).find_map(|process| self.instance_of(process));
+        let writer = || find(stream.from_end, Direction::Write);
+        let reader = || find(read_end, Direction::Read);
+        (
+            frames.writers.is_empty().then(writer).flatten(),
+            frames.readers.is_empty().then(reader).flatten(),
+        )
     }
 }
 

@@ -14,9 +14,10 @@ use aya::{
 };
 use countersign_common::{
     RecordHeader, counter,
-    load::{ChannelKey, ChannelState, CpuState, ExeKey, Offsets},
+    load::{ChannelKey, ChannelState, CpuState, ExeKey, MOVED, Offsets},
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use sha2::{Digest, Sha256};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{object, offsets, tag::Tagger};
@@ -55,6 +56,9 @@ impl Default for LoadOptions {
     }
 }
 
+/// A table of channels.
+type ChannelMap = HashMap<MapData, [u8; size_of::<ChannelKey>()], [u8; size_of::<ChannelState>()]>;
+
 /// Loaded and attached programs. Dropping it detaches them.
 pub struct Capture {
     /// Holds the programs and their links.
@@ -62,7 +66,7 @@ pub struct Capture {
     ring: RingBuf<MapData>,
     tags: Tagger,
     cpus: PerCpuArray<MapData, [u8; size_of::<CpuState>()]>,
-    channels: HashMap<MapData, [u8; size_of::<ChannelKey>()], [u8; size_of::<ChannelState>()]>,
+    channels: [ChannelMap; 2],
     programs: Vec<(&'static str, RawFd)>,
     malformed: u64,
     generation: u64,
@@ -145,7 +149,10 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
     };
     let ring = RingBuf::try_from(take("RING")?).context("map the ring")?;
     let cpus = PerCpuArray::try_from(take("CPUS")?)?;
-    let channels = HashMap::try_from(take("CHANNELS")?)?;
+    let channels = [
+        HashMap::try_from(take("CHANNELS")?)?,
+        HashMap::try_from(take("PROXY_CHANNELS")?)?,
+    ];
     let Map::Unsupported(tags) = take("TAGS")? else {
         anyhow::bail!("the map TAGS is not a task storage");
     };
@@ -207,12 +214,20 @@ impl Capture {
         &self.offsets
     }
 
+    /// SHA-256 of [`Capture::offsets`] in hex.
+    pub fn offsets_sha256(&self) -> String {
+        Sha256::digest(self.offsets.as_bytes())
+            .iter()
+            .fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
+    }
+
     /// The kernel's counters, summed over all CPUs, indexed by [`counter`]. One system call.
     ///
     /// # Errors
     /// When the kernel refuses the look-up.
     pub fn counters(&self) -> anyhow::Result<[u64; counter::COUNT as usize]> {
         let mut sums = [0_u64; counter::COUNT as usize];
+        let mut numbered = 0_u64;
         let cpus = self.cpus.get(&0, 0).context("read the counters")?;
         for bytes in cpus.iter() {
             let cpu = CpuState::read_from_bytes(bytes.as_slice())
@@ -220,7 +235,11 @@ impl Capture {
             for (sum, value) in sums.iter_mut().zip(cpu.counters) {
                 *sum = sum.wrapping_add(value);
             }
+            numbered = numbered.wrapping_add(cpu.seq);
         }
+        // Each record attempted took a number, so that the programs need not count them once more.
+        sums[counter::RECORDS as usize] =
+            numbered.wrapping_sub(sums[counter::RING_DROPPED_RECORDS as usize]);
         Ok(sums)
     }
 
@@ -259,6 +278,7 @@ impl Capture {
     pub fn channel_totals(&self) -> anyhow::Result<Vec<ChannelTotals>> {
         self.channels
             .iter()
+            .flat_map(HashMap::iter)
             .map(|entry| {
                 let (key, state) = entry.context("list the channel table")?;
                 let (Ok(key), Ok(state)) = (
@@ -269,13 +289,26 @@ impl Capture {
                 };
                 Ok(ChannelTotals { key, state })
             })
+            // What has moved to the other table is counted there.
+            .filter(|totals| {
+                totals
+                    .as_ref()
+                    .map_or(true, |totals| totals.state.ops[0] & MOVED == 0)
+            })
             .collect()
     }
 
     /// Gives every record that waits to `take`, cut to its size; the number given. Does not block.
-    pub fn drain(&mut self, mut take: impl FnMut(&[u8])) -> usize {
+    pub fn drain(&mut self, take: impl FnMut(&[u8])) -> usize {
+        self.drain_some(usize::MAX, take)
+    }
+
+    /// [`Capture::drain`] that stops after `most` records: a flood can fill the ring as fast as it is emptied.
+    pub fn drain_some(&mut self, most: usize, mut take: impl FnMut(&[u8])) -> usize {
         let mut records = 0;
-        while let Some(item) = self.ring.next() {
+        while records < most
+            && let Some(item) = self.ring.next()
+        {
             match whole_record(&item) {
                 Some(record) => {
                     take(record);

@@ -42,15 +42,18 @@ pub(super) fn run(args: RunArgs) -> Result<Code, Failure> {
     }
 
     let capture = recording::capture_id().or_exit(Code::Internal)?;
-    let witness = witness::attach(&witness::Request {
-        capture: capture.clone(),
-        proxy_exes: proxy_exes.clone(),
-    })?;
+    let request = witness::Request {
+        capture,
+        proxy_exes,
+    };
+    let capture = witness::attach(&request)?;
 
     // From here on signals are read, not handled: they belong to the agent first.
     let signals = Signals::block().or_exit(Code::Internal)?;
-    let mut recording = Recording::begin(&config, &out, &capture, witness, logs)?;
-    recording.note_identity(&proxy_exes).or_exit(Code::Internal)?;
+    let mut recording = Recording::begin(&config, &out, &request, capture, logs)?;
+    recording
+        .note_identity(&request.proxy_exes)
+        .or_exit(Code::Internal)?;
     let hidden_variables = if config.capture.pass_key {
         Vec::new()
     } else {
@@ -75,6 +78,8 @@ pub(super) fn run(args: RunArgs) -> Result<Code, Failure> {
     tell_end(end, &survivors);
     let recorded = recording
         .finish(&json!({ "event": "end", "agent": describe(end), "survivors": survivors }));
+    // Kills the agent if the capture ended before it did: it must not go on unseen.
+    drop(agent);
     tell_losses(&recorded);
 
     let outcome = pair_recording(Setup {
@@ -96,7 +101,9 @@ pub(super) fn run(args: RunArgs) -> Result<Code, Failure> {
 
 /// Executables to take for proxies: the configured ones and this program itself.
 pub(super) fn proxy_exes(config: &Config) -> Result<Vec<ProxyExe>, Failure> {
-    let own = std::env::current_exe().and_then(|path| ProxyExe::identify(None, &path)).or_exit(Code::Io)?;
+    let own = std::env::current_exe()
+        .and_then(|path| ProxyExe::identify(None, &path))
+        .or_exit(Code::Io)?;
     let mut exes = vec![own];
     for (index, proxy) in config.proxies.iter().enumerate() {
         let Some(exe) = &proxy.exe else { continue };
@@ -125,7 +132,6 @@ fn start(command: Command, signals: &Signals, recording: &mut Recording) -> Resu
         ));
     };
     recording
-        .witness()
         .tag(pid, pidfd)
         .or_exit(Code::Internal)?;
     recording.note(
@@ -149,28 +155,36 @@ fn launch_failure(error: LaunchError) -> Failure {
     }
 }
 
-fn watch(agent: &mut Agent, signals: &Signals, recording: &mut Recording) -> Result<End, Failure> {
-    loop {
-        recording.tick();
+/// Waits for the agent's end; `None` if the capture failed first.
+fn watch(
+    agent: &mut Agent,
+    signals: &Signals,
+    recording: &mut Recording,
+) -> Result<Option<End>, Failure> {
+    while recording.tick() {
         match agent.wait(signals, TICK).or_exit(Code::Internal)? {
-            Event::Ended(end) => return Ok(end),
-            Event::Signal(number) => tell(&format!("signal {number} was passed on to the agent")),
+            Event::Ended(end) => return Ok(Some(end)),
+            Event::Signal(number) => {
+                tell(&format!("signal {number} was passed on to the agent"));
+            }
             Event::Timeout => {}
         }
     }
+    agent.signal_group(rustix::process::Signal::KILL);
+    Ok(None)
 }
 
 /// Goes on until the time is over, a signal comes, or nobody is left; returns who still lives.
 fn linger(time: Duration, signals: &Signals, recording: &mut Recording) -> Vec<u32> {
     let until = Instant::now() + time;
     loop {
-        recording.tick();
-        if Instant::now() >= until || signals.next().is_some() {
+        let going = recording.tick();
+        if Instant::now() >= until || signals.next().is_some() || !going {
             break;
         }
         std::thread::sleep(TICK);
     }
-    recording.witness().survivors().unwrap_or_else(|error| {
+    recording.survivors().unwrap_or_else(|error| {
         tell(&format!(
             "warning: it is not known which of the agent's processes still live: {error:#}"
         ));
@@ -178,14 +192,15 @@ fn linger(time: Duration, signals: &Signals, recording: &mut Recording) -> Vec<u
     })
 }
 
-fn describe(end: End) -> String {
+fn describe(end: Option<End>) -> String {
     match end {
-        End::Exited(code) => format!("exited with code {code}"),
-        End::Killed(signal) => format!("was killed by signal {signal}"),
+        None => "was stopped because the capture ended".to_owned(),
+        Some(End::Exited(code)) => format!("exited with code {code}"),
+        Some(End::Killed(signal)) => format!("was killed by signal {signal}"),
     }
 }
 
-fn tell_end(end: End, survivors: &[u32]) {
+fn tell_end(end: Option<End>, survivors: &[u32]) {
     tell(&format!("the agent {}", describe(end)));
     if !survivors.is_empty() {
         let list: Vec<_> = survivors.iter().take(16).map(u32::to_string).collect();
@@ -216,6 +231,18 @@ pub(super) fn tell_losses(recorded: &Recorded) {
         tell(&format!(
             "could not see: {} bytes of proxy logs were not kept",
             recorded.log_bytes_lost
+        ));
+    }
+    if recorded.ring.ring_dropped_records > 0 {
+        tell(&format!(
+            "could not see: {} records ({} bytes of payload) found the kernel's ring full",
+            recorded.ring.ring_dropped_records, recorded.ring.ring_dropped_bytes
+        ));
+    }
+    if recorded.reconciled > 0 {
+        tell(&format!(
+            "could not see: {} processes ran for a while without being watched",
+            recorded.reconciled
         ));
     }
     if let Some(failed) = &recorded.failed {

@@ -43,6 +43,7 @@ mod incident {
     pub(super) const REWRITTEN: (&str, Severity) = ("log_rewritten", Severity::High);
     pub(super) const ROTATED: (&str, Severity) = ("log_rotated", Severity::Info);
     pub(super) const MISSING: (&str, Severity) = ("log_missing", Severity::Medium);
+    pub(super) const REMOVED: (&str, Severity) = ("log_removed", Severity::High);
     pub(super) const REFUSED: (&str, Severity) = ("log_refused", Severity::High);
     pub(super) const UNREADABLE: (&str, Severity) = ("log_unreadable", Severity::Medium);
     pub(super) const TOO_MANY: (&str, Severity) = ("log_too_many_files", Severity::High);
@@ -147,6 +148,13 @@ impl Engine {
     }
 
     fn feed_logs(&mut self) -> Result<()> {
+        for proxy in 0..self.config.proxies.len() {
+            if !self.opened.iter().any(|(of, _)| *of == proxy) {
+                let path = self.config.proxies[proxy].log.display().to_string();
+                let message = format!("the log {path} never appeared: check --proxy-log");
+                self.incident(proxy, incident::MISSING, message);
+            }
+        }
         for key in std::mem::take(&mut self.opened) {
             let Some(mut log) = self.logs.remove(&key) else { continue };
             if log.replaced {
@@ -231,7 +239,11 @@ impl Correlator for Engine {
                 self.incident(proxy, incident::ROTATED, "the log was rotated".to_owned());
             }
             LogEvent::Missing => {
-                self.incident(proxy, incident::MISSING, "the log was not there when it was looked for".to_owned());
+                // Before anything was opened it may still appear; whether it did shows at the end.
+                if self.opened.iter().any(|(of, _)| *of == proxy) {
+                    let message = "the log's name led to a file before and leads to none now".to_owned();
+                    self.incident(proxy, incident::REMOVED, message);
+                }
             }
             LogEvent::Refused { why } => {
                 self.incident(proxy, incident::REFUSED, format!("what has the log's name was not read: {why}"));

@@ -72,16 +72,20 @@ pub(super) struct Plan {
 pub(super) unsafe fn run(plan: &Plan) -> ! {
     // SAFETY: the caller's promise; every call below is a raw system call or async-signal-safe.
     unsafe {
-        let mut byte = 0_u8;
-        loop {
-            let got = libc::syscall(libc::SYS_read, plan.go, &raw mut byte, 1);
-            if got == 1 {
-                break;
-            }
-            if got == 0 || errno() != libc::EINTR {
-                // The parent is gone or gave up: the agent must not run unseen.
+        // Waits without reading: a read would be the first thing that the capture sees of the agent.
+        let mut wait = libc::pollfd {
+            fd: plan.go,
+            events: libc::POLLIN,
+            revents: 0,
+        };
+        while libc::syscall(libc::SYS_ppoll, &raw mut wait, 1, 0, 0, 0) < 0 {
+            if errno() != libc::EINTR {
                 leave();
             }
+        }
+        if wait.revents & libc::POLLIN == 0 {
+            // The parent is gone or gave up: the agent must not run unseen.
+            leave();
         }
         let (step, error) = match prepare(plan) {
             Ok(()) => (Step::Exec, exec(plan)),

@@ -1,13 +1,13 @@
 //! What to start, and the fork.
 //!
 //! Owns the preparation (argument and environment vectors, candidates along `PATH`) and the hand-shake:
-//! the child waits for one byte; an error before or at exec comes back on a close-on-exec pipe.
+//! the child waits until there is a byte; an error before or at exec comes back on a close-on-exec pipe.
 
 use std::ffi::{CString, OsStr, OsString};
 use std::io::{self, Read};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use rustix::process::{Pid, PidfdFlags, Signal};
 
@@ -46,7 +46,7 @@ pub enum LaunchError {
         searched: String,
     },
     /// It is there but cannot be run.
-    #[error("the agent {} cannot be executed by uid {uid}: {source}", program.display())]
+    #[error("the agent {} cannot be executed by uid {uid}", program.display())]
     NotExecutable {
         /// As given.
         program: PathBuf,
@@ -133,6 +133,7 @@ impl Command {
         Ok(Blocked {
             command: self,
             searched,
+            candidates,
             child: Some(Child { pid, pidfd }),
             go: go_write,
             errors: errors_read,
@@ -171,6 +172,7 @@ impl Command {
 pub struct Blocked {
     command: Command,
     searched: String,
+    candidates: Vec<CString>,
     child: Option<Child>,
     go: OwnedFd,
     errors: OwnedFd,
@@ -231,6 +233,11 @@ impl Blocked {
                 program,
                 searched: self.searched.clone(),
             },
+            // A directory of PATH that the user may not search says nothing about the program.
+            (Step::Exec, Some(libc::EACCES)) if !self.exists() => LaunchError::NotFound {
+                program,
+                searched: self.searched.clone(),
+            },
             (Step::Exec, _) => LaunchError::NotExecutable {
                 program,
                 uid: self.command.identity.uid,
@@ -241,6 +248,16 @@ impl Blocked {
                 source,
             },
         }
+    }
+}
+
+impl Blocked {
+    fn exists(&self) -> bool {
+        let paths = self
+            .candidates
+            .iter()
+            .map(|path| Path::new(OsStr::from_bytes(path.as_bytes())));
+        paths.into_iter().any(Path::exists)
     }
 }
 

@@ -2,7 +2,7 @@
 //!
 //! Owns the fork, the wait for the tag, the drop of privileges, the exec, and the agent's life until it
 //! ends. Does not know how a process is tagged: the caller does that between [`Command::fork`] and
-//! [`Blocked::release`], while the child sits in a `read` and has run none of the agent's code.
+//! [`Blocked::release`], while the child waits in a `ppoll` and has run none of the agent's code.
 
 mod child;
 mod command;

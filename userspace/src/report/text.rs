@@ -18,8 +18,12 @@ const HEADER: [&str; 7] = [
     "who",
 ];
 
-/// Widest value of each column of the list of verdicts; with one blank between them they fill a line.
+/// Width that each column of the list of verdicts is sure of; with one blank between them they fill a line. A column that
+/// needs less leaves the rest to those that need more.
 const WIDTHS: [usize; 7] = [10, 24, 14, 15, 6, 12, 13];
+
+/// Widest cell, in columns, before the line is filled.
+const CELL_MAX_COLUMNS: usize = 48;
 
 /// What is shown of one message, in columns.
 const MESSAGE_MAX_COLUMNS: usize = 360;
@@ -67,12 +71,7 @@ fn push_verdicts(out: &mut String, summary: &Summary) {
                 time.get(11..23).unwrap_or(&time),
                 &summary.who(line).unwrap_or_else(|| "-".to_owned()),
             ];
-            let mut index = 0;
-            rows.push(cells.map(|cell| {
-                let width = WIDTHS.get(index).copied().unwrap_or(0);
-                index += 1;
-                shown(cell, width)
-            }));
+            rows.push(cells.map(str::to_owned));
         }
         if listed.omitted > 0 {
             let verdict = VERDICTS.get(*rank).copied().unwrap_or_default();
@@ -86,9 +85,10 @@ fn push_verdicts(out: &mut String, summary: &Summary) {
         return;
     }
     line(out, "");
-    push_row(out, &HEADER.map(str::to_owned));
+    let widths = widths(&rows);
+    push_row(out, &HEADER.map(str::to_owned), widths);
     for row in &rows {
-        push_row(out, row);
+        push_row(out, row, widths);
     }
     for text in omitted {
         line(out, &text);
@@ -207,22 +207,37 @@ fn push_evidence(out: &mut String, evidence: Evidence<'_>) {
     );
 }
 
-fn push_row(out: &mut String, cells: &[String; 7]) {
+/// What each column needs, cut where together they need more than a line: first from those that have most beyond their own.
+fn widths(rows: &[[String; 7]]) -> [usize; 7] {
+    let mut widths = HEADER.map(str::len);
+    for row in rows {
+        for (width, cell) in widths.iter_mut().zip(row) {
+            *width = (*width).max(columns(&shown(cell, CELL_MAX_COLUMNS)));
+        }
+    }
+    while widths.iter().sum::<usize>() + widths.len() - 1 > COLUMNS {
+        let excess = widths.iter().zip(WIDTHS).map(|(width, own)| width.saturating_sub(own));
+        let Some((widest, _)) = excess.enumerate().max_by_key(|(_, excess)| *excess) else { break };
+        widths[widest] -= 1;
+    }
+    if widths.iter().sum::<usize>() + 2 * (widths.len() - 1) <= COLUMNS {
+        widths = widths.map(|width| width + 1);
+    }
+    widths
+}
+
+/// Columns that a cell takes. Wide characters were counted as two when it was cut.
+fn columns(cell: &str) -> usize {
+    cell.chars().map(|character| if character.is_ascii() || character == '…' { 1 } else { 2 }).sum()
+}
+
+fn push_row(out: &mut String, cells: &[String; 7], widths: [usize; 7]) {
     let mut text = String::new();
-    for (cell, width) in cells.iter().zip(WIDTHS) {
-        // Wide characters were counted as two columns when the cell was cut.
-        let used = cell
-            .chars()
-            .map(|character| {
-                if character.is_ascii() || character == '…' {
-                    1
-                } else {
-                    2
-                }
-            })
-            .sum::<usize>();
-        text.push_str(cell);
-        text.extend(std::iter::repeat_n(' ', (width + 1).saturating_sub(used)));
+    for (cell, width) in cells.iter().zip(widths) {
+        let cell = shown(cell, width);
+        let padding = (width + 1).saturating_sub(columns(&cell));
+        text.push_str(&cell);
+        text.extend(std::iter::repeat_n(' ', padding));
     }
     line(out, text.trim_end());
 }

@@ -77,7 +77,7 @@ pub enum LogEvent<'a> {
         /// The old file.
         file: FileId,
     },
-    /// The name led to no file, at the start or at the end.
+    /// The name never led to a file, up to the end.
     Missing,
     /// The name leads to something that is not read.
     Refused {
@@ -135,7 +135,6 @@ pub struct Follower {
     /// (device, inode) of rotated files that were there before us or were read.
     known: Vec<(u64, u64)>,
     next_id: u64,
-    said_missing: bool,
     last_refusal: Option<Refusal>,
     said_too_many: bool,
     buffer: Vec<u8>,
@@ -163,7 +162,6 @@ impl Follower {
             rotated: VecDeque::new(),
             known: Vec::new(),
             next_id: 0,
-            said_missing: false,
             last_refusal: None,
             said_too_many: false,
             buffer: vec![0; 256 * 1024],
@@ -235,7 +233,7 @@ impl Follower {
             self.reread(&mut POLL_MAX_BYTES.clone(), sink);
             self.read_all(sink);
         }
-        if self.current.is_none() && self.said_missing {
+        if self.next_id == 0 && self.last_refusal.is_none() {
             sink(LogEvent::Missing);
         }
     }
@@ -288,13 +286,8 @@ impl Follower {
                 self.pick_up_rotated(sink);
                 self.adopt(found, None, budget, sink);
             }
-            Err(Refusal::Missing) => {
-                // Between the rename and the creation of the next file, or deleted: keep reading what we hold.
-                if self.current.is_none() && !self.said_missing {
-                    self.said_missing = true;
-                    sink(LogEvent::Missing);
-                }
-            }
+            // Not there yet; or between the rename and the next file, or deleted: keep reading what we hold.
+            Err(Refusal::Missing) => {}
             Err(refusal) => {
                 if self.last_refusal.as_ref() != Some(&refusal) {
                     sink(LogEvent::Refused {

@@ -13,10 +13,13 @@
 //! The checksum covers the length, so that a run of zeros is no frame. It detects damage, not
 //! tampering: who can write to the spool can also write checksums.
 
+mod backlog;
 mod header;
+mod loss;
 mod reader;
 mod writer;
 
+pub use backlog::{BACKLOG_MAX_BYTES, BACKLOG_SMALL_BYTES, Backlog, Inlet, SpoolThread};
 pub use header::{HeaderError, SegmentHeader, boot_id, host_name, kernel_release, machine};
 pub use reader::{Damage, DamageKind, SpoolError, SpoolItem, SpoolReader};
 pub use writer::{Limits, SpoolStats, SpoolWriter};

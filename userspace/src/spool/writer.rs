@@ -12,10 +12,7 @@ use std::sync::mpsc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use countersign_common::{RecordHeader, kind};
-use serde_json::json;
-use zerocopy::{FromBytes, IntoBytes};
-
+use super::loss::{Loss, has_payload};
 use super::{MAGIC, RECORD_MAX_BYTES, SEGMENT_BYTES, SegmentHeader, push_frame, segment_name};
 use crate::clock::Moment;
 use crate::outdir::Dir;
@@ -80,17 +77,6 @@ impl SpoolStats {
     }
 }
 
-/// A loss that is not yet in the spool.
-#[derive(Debug, Default)]
-struct Loss {
-    cause: String,
-    records: u64,
-    bytes: u64,
-    small_records: u64,
-    first_boot_ns: u64,
-    last_boot_ns: u64,
-}
-
 #[derive(Debug)]
 struct Starved {
     loss: Loss,
@@ -144,7 +130,7 @@ impl SpoolWriter {
     }
 
     /// Appends one record (a [`RecordHeader`] and what follows it). Never fails: what cannot be written is
-    /// counted in [`SpoolWriter::stats`] and reported in the spool itself as a [`kind::LOSS`] record.
+    /// counted in [`SpoolWriter::stats`] and reported in the spool itself as a [`countersign_common::kind::LOSS`] record.
     pub fn record(&mut self, record: &[u8]) {
         if self.starved.is_some() {
             self.record_starved(record);
@@ -153,6 +139,15 @@ impl SpoolWriter {
         self.append(record);
         if self.buffer.len() >= BUFFER_BYTES {
             self.flush();
+        }
+    }
+
+    /// Says in the spool that records were given up.
+    pub(super) fn loss(&mut self, loss: &Loss) {
+        match loss.to_record(self.identity.generation) {
+            Ok(record) => self.append(&record),
+            // The statistics have it all the same.
+            Err(error) => tracing::warn!(%error, "a loss could not be written into the spool"),
         }
     }
 
@@ -228,10 +223,7 @@ impl SpoolWriter {
     }
 
     fn record_starved(&mut self, record: &[u8]) {
-        let header = RecordHeader::read_from_prefix(record)
-            .ok()
-            .map(|(header, _)| header);
-        let small = header.is_none_or(|header| header.kind != kind::CHUNK);
+        let small = !has_payload(record);
         if small && self.buffer.len() + record.len() <= STARVED_MAX_BYTES {
             self.append(record);
         } else {
@@ -239,11 +231,7 @@ impl SpoolWriter {
             self.stats.lost_bytes += record.len() as u64;
             self.stats.lost_small_records += u64::from(small);
             if let Some(starved) = &mut self.starved {
-                starved.loss.add(
-                    record.len(),
-                    small,
-                    header.map_or(0, |header| header.boot_ns),
-                );
+                starved.loss.add(record);
             }
         }
         self.flush();
@@ -259,10 +247,7 @@ impl SpoolWriter {
         self.stats.starved += 1;
         self.stats.last_error = Some(error.to_string());
         self.starved = Some(Starved {
-            loss: Loss {
-                cause: error.to_string(),
-                ..Loss::default()
-            },
+            loss: Loss::new("spool", error.to_string()),
             retry_at,
         });
     }
@@ -277,8 +262,7 @@ impl SpoolWriter {
             "the spool can be written again"
         );
         if loss.records > 0 {
-            let record = loss.to_record(self.identity.generation);
-            self.append(&record);
+            self.loss(&loss);
         }
     }
 
@@ -382,40 +366,6 @@ impl SpoolWriter {
             self.stats.segments_removed += 1;
         }
         Ok(())
-    }
-}
-
-impl Loss {
-    fn add(&mut self, bytes: usize, small: bool, boot_ns: u64) {
-        if self.records == 0 {
-            self.first_boot_ns = boot_ns;
-        }
-        self.last_boot_ns = boot_ns;
-        self.records += 1;
-        self.bytes += bytes as u64;
-        self.small_records += u64::from(small);
-    }
-
-    fn to_record(&self, generation: u64) -> Vec<u8> {
-        let body = json!({
-            "what": "spool",
-            "cause": self.cause,
-            "records": self.records,
-            "bytes": self.bytes,
-            "records_without_payload": self.small_records,
-            "first_boot_ns": self.first_boot_ns,
-            "last_boot_ns": self.last_boot_ns,
-        })
-        .to_string();
-        let header = RecordHeader {
-            kind: kind::LOSS,
-            cpu: RecordHeader::USER_CPU,
-            size: u32::try_from(size_of::<RecordHeader>() + body.len()).unwrap_or(u32::MAX),
-            cpu_seq: 0,
-            boot_ns: Moment::now().boot_ns,
-            generation,
-        };
-        [header.as_bytes(), body.as_bytes()].concat()
     }
 }
 

@@ -206,6 +206,7 @@ impl Passages {
         for loose in written {
             waiting.entry(key(&loose)).or_default().push_back(loose);
         }
+        let watched = goes_on_watched(scene, instance, way);
         for loose in read {
             let read_at = scene.placed[loose.sighting.placed.0 as usize].at;
             // What was written before is no copy of what was read after.
@@ -214,6 +215,8 @@ impl Passages {
                 queue.remove(at)
             });
             let hops = match &found {
+                // Where it goes on is no channel that can be watched: that is no missing leg.
+                None if !watched => Hops::Single,
                 None => Hops::Missing,
                 Some(found) if same_content(text(scene, &loose), text(scene, found)) => Hops::Equal,
                 Some(_) => Hops::Changed,
@@ -294,6 +297,20 @@ impl Passages {
         for message in self.messages(scene, ix) {
             into.push(Loose { sighting: Sighting { placed: ix, element: message.element }, message });
         }
+    }
+}
+
+/// Whether what a proxy passes on this way can be seen: it used such a leg, or holds the channels for it.
+fn goes_on_watched(scene: Scene<'_>, instance: InstanceIx, way: Way) -> bool {
+    let proxy = scene.roles.instance(instance).process;
+    match way {
+        // Nothing forwarded leaves a leg without a stream; but who made pipes for its server would have used them.
+        Way::ToServer => {
+            scene.roles.has_leg(Leg::ProxyToServer(instance))
+                || scene.roles.has_leg(Leg::ServerToProxy(instance))
+                || scene.channels.iter().any(|(_, channel)| channel.creator() == Some(proxy))
+        }
+        Way::ToClient => scene.roles.has_leg(Leg::ProxyToClient(instance)),
     }
 }
 

@@ -35,8 +35,15 @@ impl Derived {
     pub(super) fn of(correlator: &Correlator, policies: &[ProxyPolicy]) -> Self {
         let identities: Vec<_> =
             correlator.settings.proxies.iter().map(|proxy| proxy.identity.clone()).collect();
-        let roles =
-            Roles::decide(&identities, &correlator.processes, &correlator.channels, &correlator.streams);
+        let wrote =
+            statement::writers_of_logs(&correlator.entries, &correlator.frames, &correlator.channels);
+        let roles = Roles::decide(
+            &identities,
+            &wrote,
+            &correlator.processes,
+            &correlator.channels,
+            &correlator.streams,
+        );
         let placed = evidence::place(&correlator.frames, &correlator.streams, &roles);
         let scene = Scene {
             frames: &correlator.frames,
@@ -47,8 +54,10 @@ impl Derived {
         };
         let passages = passage::assemble(scene);
         let calls = exchange::pair(&passages);
+        let seen_to = correlator.ended_in_order.then(|| correlator.clock.utc(correlator.now).0);
         let statements = statement::statements(
             &correlator.entries,
+            seen_to,
             &placed,
             &correlator.frames,
             &correlator.streams,
@@ -99,6 +108,7 @@ impl Derived {
             allow_direct: &correlator.settings.allow_direct,
             clock: &correlator.clock,
             end: correlator.now,
+            ended_in_order: correlator.ended_in_order,
         }
     }
 

@@ -148,6 +148,8 @@ pub struct Correlator {
     malformed_records: u64,
     unknown_records: u64,
     peeked: u64,
+    /// The recorder wrote that it ended, and nothing of what it wrote is known to be lost.
+    ended_in_order: bool,
     numbers: loss::Numbers,
     retained: u64,
     partial: usize,
@@ -176,6 +178,7 @@ impl Correlator {
             malformed_records: 0,
             unknown_records: 0,
             peeked: 0,
+            ended_in_order: false,
             numbers: loss::Numbers::default(),
             retained: 0,
             partial: 0,
@@ -199,14 +202,9 @@ impl Correlator {
         self.note(note);
     }
 
-    /// Takes the opening of a log file and gives it an index.
+    /// Takes the opening of a log file and gives it an index. The file says nothing of who the proxy is: it may be a copy. What
+    /// the log's name led to while recording is in the records.
     pub fn handle_log_file(&mut self, file: LogFile) -> FileIx {
-        let identity = crate::process::FileId { dev: file.dev, inode: file.inode };
-        if let Some(proxy) = self.settings.proxies.get_mut(file.proxy)
-            && !proxy.identity.logs.contains(&identity)
-        {
-            proxy.identity.logs.push(identity);
-        }
         self.files.push(file);
         FileIx(u32::try_from(self.files.len() - 1).unwrap_or(u32::MAX))
     }
@@ -230,6 +228,11 @@ impl Correlator {
     /// Runs the stages that need the whole capture and hands out all rows.
     pub fn finish(mut self, out: &mut dyn FnMut(Row)) {
         self.finish_streams();
+        if self.notes.iter().any(|note| note.kind == "loss") {
+            self.ended_in_order = false;
+        } else if !self.ended_in_order {
+            self.handle_loss("end_missing", "the recording has no end: what came after its last record was not seen".to_owned(), 0);
+        }
         rows::write(self, out);
     }
 

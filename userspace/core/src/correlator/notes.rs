@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use serde::Deserialize;
 
 use super::Correlator;
+use crate::channel::Found;
 use crate::process::{Execution, FileId, Incarnation, ScannedFacts};
 use crate::record::Direction;
 use crate::time::{BootNs, UtcNs};
@@ -115,6 +116,22 @@ struct ScanNote {
     #[serde(default)]
     exe_inode: u64,
     uid: Option<u32>,
+    ppid: Option<u32>,
+    #[serde(default)]
+    tick_ns: u64,
+    #[serde(default)]
+    tag: u32,
+    #[serde(default)]
+    fds: Vec<FdNote>,
+}
+
+#[derive(Deserialize)]
+struct FdNote {
+    inode: u64,
+    #[serde(default)]
+    dev: u32,
+    /// 1 readable, 2 writable.
+    mode: u8,
 }
 
 #[derive(Deserialize)]
@@ -124,6 +141,9 @@ struct ExeNote {
     dev: u32,
     inode: u64,
 }
+
+/// Log files remembered per proxy. Stops a log that is replaced over and over from filling memory.
+const LOGS_MAX: usize = 4096;
 
 /// Counters that mean a loss when they are not 0.
 const LOSSES: [&str; 8] = [
@@ -152,6 +172,8 @@ impl Correlator {
                 let event = note.get("event").and_then(serde_json::Value::as_str).unwrap_or("capture");
                 match event {
                     "proxy_exes" => return self.proxy_exes(&note),
+                    "log_opened" => self.log_opened(&note),
+                    "end" => self.ended_in_order = true,
                     // Never a row: it protects the payloads that are stored as hashes only.
                     "hash_key" => return self.hash_key(&note),
                     _ => {}
@@ -259,6 +281,23 @@ impl Correlator {
         }
     }
 
+    /// What a log's name led to while recording.
+    fn log_opened(&mut self, note: &serde_json::Value) {
+        let number = |key: &str| note.get(key).and_then(serde_json::Value::as_u64);
+        let (Some(proxy), Some(dev), Some(inode)) = (number("proxy"), number("dev"), number("inode")) else {
+            return;
+        };
+        let last = self.settings.proxies.len().saturating_sub(1);
+        let proxy = usize::try_from(proxy).map_or(last, |proxy| proxy.min(last));
+        let log = FileId { dev: u32::try_from(dev).unwrap_or(0), inode };
+        if let Some(proxy) = self.settings.proxies.get_mut(proxy)
+            && proxy.identity.logs.len() < LOGS_MAX
+            && !proxy.identity.logs.contains(&log)
+        {
+            proxy.identity.logs.push(log);
+        }
+    }
+
     fn hash_key(&mut self, note: &serde_json::Value) {
         if let Some(key) = note.get("key").and_then(serde_json::Value::as_str) {
             self.settings.hash_key = key.as_bytes().to_vec();
@@ -274,6 +313,12 @@ impl Correlator {
             inherited: false,
         });
         let incarnation = Incarnation { tgid: scan.pid, start: BootNs(scan.start_boot_ns) };
-        self.processes.scanned(incarnation, at, ScannedFacts { uid: scan.uid, execution });
+        let facts =
+            ScannedFacts { uid: scan.uid, execution, parent: scan.ppid, tick_ns: scan.tick_ns, tag: scan.tag };
+        let process = self.processes.scanned(incarnation, at, facts);
+        for fd in scan.fds {
+            let (reads, writes) = (fd.mode & 1 != 0, fd.mode & 2 != 0);
+            self.channels.found(Found { process, dev: fd.dev, inode: fd.inode, reads, writes, at });
+        }
     }
 }

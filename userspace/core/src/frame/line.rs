@@ -16,6 +16,9 @@ use countersign_common::transfer_flags;
 /// White space kept at the head of a line while nothing else has come. Stops a writer of blanks from filling memory.
 const BLANK_HEAD_MAX: usize = 4096;
 
+/// What a line that is not JSON by itself is looked through for.
+const MCP_HINT: &[u8] = b"\"jsonrpc\"";
+
 /// Processes remembered as carriers of one line.
 const CARRIERS_MAX: usize = 16;
 
@@ -161,7 +164,13 @@ impl LineFramer {
             line.kind = kind_of(data, line.bytes.len());
         }
         match line.kind {
-            Kind::Opaque => line.bytes = Vec::new(),
+            Kind::Opaque => {
+                // Within one piece only: a hint for people, not evidence.
+                if memchr::memmem::find(data, MCP_HINT).is_some() {
+                    line.flags |= FrameFlags::MCP_LIKE;
+                }
+                line.bytes = Vec::new();
+            }
             Kind::Blank | Kind::Json => {
                 let room = FRAME_MAX_BYTES.saturating_sub(line.bytes.len());
                 if data.len() > room {

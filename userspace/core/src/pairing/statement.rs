@@ -7,13 +7,14 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use sha2::{Digest, Sha256};
 
-use crate::channel::End;
+use crate::channel::{ChannelKind, ChannelTable, End};
 use crate::delivery::StreamFrames;
 use crate::evidence::Placed;
 use crate::frame::Frame;
 use crate::pairing::{FileIx, LogEntry};
 use crate::proxylog::mcp_audit::Reader;
 use crate::proxylog::{Entry, LogItem};
+use crate::process::ProcessIx;
 use crate::role::{InstanceIx, Leg, Roles};
 use crate::channel::StreamIx;
 use crate::time::BootNs;
@@ -85,9 +86,11 @@ impl Statement {
     }
 }
 
-/// Joins the log with the third view.
+/// Joins the log with the third view. `seen_to` is the last moment up to which everything that a proxy wrote was seen, UTC
+/// nanoseconds; `None` when the capture has no end in order, and what is missing from it cannot be told.
 pub fn statements(
     entries: &[LogEntry],
+    seen_to: Option<i64>,
     placed: &[Placed],
     frames: &[Frame],
     streams: &BTreeMap<StreamIx, StreamFrames>,
@@ -129,7 +132,12 @@ pub fn statements(
         let third_view = match (exact, same_id) {
             (Some(_), _) => ThirdView::SeenWritten,
             (None, Some(_)) => ThirdView::Changed,
-            (None, None) if complete.contains(&entry.proxy) => ThirdView::NotWritten,
+            (None, None)
+                if complete.contains(&entry.proxy)
+                    && seen_to.zip(entry.entry.utc_ns).is_some_and(|(seen, at)| at <= seen) =>
+            {
+                ThirdView::NotWritten
+            }
             (None, None) => ThirdView::Unknown,
         };
         out.push(Statement {
@@ -151,6 +159,28 @@ pub fn statements(
             repeats: None,
             after_seen: false,
         });
+    }
+    out
+}
+
+/// Which processes wrote lines, into any file, that stand in which proxy's log.
+pub fn writers_of_logs(entries: &[LogEntry], frames: &[Frame], channels: &ChannelTable) -> BTreeMap<ProcessIx, BTreeSet<usize>> {
+    let mut proxies: HashMap<[u8; 32], usize> = HashMap::new();
+    for entry in entries {
+        proxies.insert(entry.entry.line.sha256, entry.proxy);
+    }
+    let mut out: BTreeMap<ProcessIx, BTreeSet<usize>> = BTreeMap::new();
+    for frame in frames {
+        let into_file = channels.channel(frame.stream.channel).kind == ChannelKind::File;
+        if !into_file || frame.bytes.is_empty() {
+            continue;
+        }
+        let line: [u8; 32] = Sha256::digest(frame.bytes.as_slice()).into();
+        if let Some(proxy) = proxies.get(&line) {
+            for process in &frame.by {
+                out.entry(*process).or_default().insert(*proxy);
+            }
+        }
     }
     out
 }

@@ -74,11 +74,12 @@ pub fn gaps(
             let anybodys = leg == Leg::Direct && gap.process.is_none() && seen.is_empty();
             out.push(PlacedGap { stream: *stream, leg, end: *end, gap: *gap, of_record, anybodys });
         }
-        // A channel that was in use before the capture lost its beginning, if it was not all captured from its creation.
+        // Of a proxy that ran before the capture, what it moved before is lost, unless the channel is younger.
         let channel = channels.channel(stream.channel);
         let moved = !frames.writers.is_empty() || !frames.readers.is_empty();
-        if !channel.created && moved && leg != Leg::Direct && !matches!(leg, Leg::ProxyFile(_)) {
-            let attached = attached_gap(channel.first_seen);
+        let older = leg.instance().is_some_and(|instance| !roles.instance(instance).from_birth);
+        if !channel.created && moved && older && !matches!(leg, Leg::ProxyFile(_)) {
+            let attached = attached_gap(channel.watched_from());
             out.push(PlacedGap { stream: *stream, leg, end: end_of_proxy(leg), gap: attached, of_record: true, anybodys: false });
         }
     }
@@ -127,13 +128,13 @@ fn end_of_proxy(leg: Leg) -> End {
     if leg.proxy_writes() { End::Writer } else { End::Reader }
 }
 
-fn attached_gap(first_seen: BootNs) -> Gap {
+fn attached_gap(until: BootNs) -> Gap {
     Gap {
         position: 0,
         len: None,
         reason: GapReason::Attached,
         process: None,
         since: BootNs(0),
-        until: first_seen,
+        until,
     }
 }

@@ -72,6 +72,12 @@ fn proxied(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Judg
         judgement.candidates = candidates.iter().filter_map(|at| case.statements[*at].on_disk).collect();
         return judgement;
     }
+    if cut_off(case, call, pair.and_then(|pair| case.statements[pair.with].on_disk)) {
+        let mut judgement = base(Verdict::Undecided);
+        judgement.reason = Some("after_end");
+        attach_entry(case, ix, pair.map(|pair| pair.with), &mut judgement);
+        return judgement;
+    }
     let Some(pair) = pair else {
         let mut judgement = unlogged(case, call, instance, base(Verdict::Unlogged));
         if let Some(size) = side.and_then(|side| case.assignment.surplus_calls.get(&side)) {
@@ -103,6 +109,20 @@ fn proxied(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Judg
         undecided(&mut judgement, "gap", Some(gap));
     }
     judgement
+}
+
+/// The rest of the call may have come after the end of the capture: it is not complete, and the capture was cut, or the entry
+/// was written later.
+fn cut_off(case: Case<'_>, call: &Call, entry: Option<EntryIx>) -> bool {
+    let complete = match (call.kind(), &call.response) {
+        (CallKind::Request, None) => false,
+        (CallKind::Request | CallKind::Notification | CallKind::ResponseWithoutRequest, _) => {
+            [&call.request, &call.response].into_iter().flatten().all(|passage| passage.hops != Hops::Missing)
+        }
+    };
+    let end = case.clock.utc(case.end).0;
+    let later = entry.and_then(|ix| case.entries[ix.0 as usize].entry.utc_ns).is_some_and(|at| at > end);
+    !complete && (later || !case.ended_in_order)
 }
 
 /// Holds a call against the entry on disk and settles between altered, blocked and matched.
@@ -295,6 +315,9 @@ fn proxy_own(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Ju
     if let Some(gap) = unseen {
         // What it read may not have been seen: then this is no invention.
         undecided(&mut judgement, "gap", Some(gap));
+    } else if !housekeeping && !case.scene.roles.instance(instance).from_birth {
+        // It may have read the request before the capture began.
+        undecided(&mut judgement, "attached", None);
     } else if !housekeeping {
         judgement.verdict = Verdict::Altered;
         judgement.reason = Some("made_by_the_proxy");

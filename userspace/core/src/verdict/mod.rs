@@ -283,6 +283,8 @@ pub struct Case<'a> {
     pub clock: &'a Clock,
     /// Last moment of the capture.
     pub end: BootNs,
+    /// The capture ended in order: nothing that moved up to its end is missing at its end.
+    pub ended_in_order: bool,
 }
 
 impl Case<'_> {

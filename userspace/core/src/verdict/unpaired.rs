@@ -6,8 +6,16 @@ use crate::role::{InstanceIx, Leg};
 use crate::time::BootNs;
 use crate::verdict::{Case, Judgement, Subject, Verdict, doubt};
 
-/// Slack around an instance's life when asking whether it was covered at a time, nanoseconds.
-const COVER_SLACK_NS: i64 = 1_000_000_000;
+/// Slack around an instance's life when asking whether it was covered at a time, nanoseconds: what the clocks' readings can be
+/// off. More would take entries from after the capture for entries of it.
+const COVER_SLACK_NS: i64 = 1_000_000;
+
+/// By how much the beginning of a call can be earlier than its entry makes it, nanoseconds: durations are logged in whole
+/// milliseconds, and the time is taken some milliseconds after the answer.
+const ATTACH_SLACK_NS: i64 = 10_000_000;
+
+/// Slack around an entry's time when looking for a gap that can hide its call, nanoseconds.
+const GAP_SLACK_NS: i64 = 1_000_000_000;
 
 /// Judges every entry whose index `paired` does not hold.
 pub fn entries(case: Case<'_>, paired: &[bool]) -> Vec<Judgement> {
@@ -51,6 +59,12 @@ fn judge(case: Case<'_>, statement: &Statement, ix: EntryIx) -> Judgement {
     let instances = covering(case, statement, entry);
     if instances.is_empty() && statement.third_view != ThirdView::SeenWritten {
         judgement.verdict = Verdict::Outside;
+        return judgement;
+    }
+    if began_before_attaching(case, &instances, entry) {
+        let seen = statement.third_view == ThirdView::SeenWritten;
+        judgement.verdict = if seen { Verdict::Undecided } else { Verdict::Outside };
+        judgement.reason = seen.then_some("attached");
         return judgement;
     }
     if let Some(gap) = instances.iter().find_map(|(instance, from, to)| {
@@ -98,8 +112,8 @@ fn covering(case: Case<'_>, statement: &Statement, entry: &Entry) -> Vec<(Instan
 }
 
 fn living(case: Case<'_>, proxy: usize, entry: &Entry, at: i64) -> Vec<(InstanceIx, BootNs, BootNs)> {
-    let from = entry.request_utc_ns().unwrap_or(at).saturating_sub(COVER_SLACK_NS);
-    let to = at.saturating_add(COVER_SLACK_NS);
+    let from = entry.request_utc_ns().unwrap_or(at).saturating_sub(GAP_SLACK_NS);
+    let to = at.saturating_add(GAP_SLACK_NS);
     case.scene
         .roles
         .instances()
@@ -107,10 +121,20 @@ fn living(case: Case<'_>, proxy: usize, entry: &Entry, at: i64) -> Vec<(Instance
         .filter(|(_, instance)| {
             let born = case.clock.utc(instance.from).0;
             let died = case.clock.utc(instance.to.unwrap_or(case.end)).0;
-            from <= died && to >= born
+            at.saturating_sub(COVER_SLACK_NS) <= died && at.saturating_add(COVER_SLACK_NS) >= born
         })
         .map(|(ix, _)| (ix, boot_of(case, from), boot_of(case, to)))
         .collect()
+}
+
+/// Whether the call that an entry tells of began before its proxy was watched, which then ran already.
+fn began_before_attaching(case: Case<'_>, instances: &[(InstanceIx, BootNs, BootNs)], entry: &Entry) -> bool {
+    let Some(began) = entry.request_utc_ns().or(entry.utc_ns) else { return false };
+    let before = |ix: InstanceIx| {
+        let instance = case.scene.roles.instance(ix);
+        !instance.from_birth && began.saturating_sub(ATTACH_SLACK_NS) <= case.clock.utc(instance.from).0
+    };
+    !instances.is_empty() && instances.iter().all(|(ix, ..)| before(*ix))
 }
 
 /// The boot-clock moment of a UTC one, near the capture: through the offset that held at its end.

@@ -15,13 +15,24 @@ fn a_log_that_appears_late_is_read_from_its_beginning() {
     let mut seen = Seen::default();
     follower.poll(&mut |event| seen.take(&event));
     follower.poll(&mut |event| seen.take(&event));
-    assert_eq!(seen.names, ["missing"]);
+    assert_eq!(seen.names, [""; 0]);
     place.append("one\n");
     follower.poll(&mut |event| seen.take(&event));
     place.append("two\n");
     follower.finish(&mut |event| seen.take(&event));
-    assert_eq!(seen.names, ["missing", "opened"]);
+    assert_eq!(seen.names, ["opened"]);
     assert_eq!(seen.text(), ["one\ntwo\n"]);
+}
+
+#[test]
+fn a_log_that_never_appears_is_missing_at_the_end() {
+    let place = Place::new();
+    let mut follower = place.follow();
+    let mut seen = Seen::default();
+    follower.poll(&mut |event| seen.take(&event));
+    assert_eq!(seen.names, [""; 0]);
+    follower.finish(&mut |event| seen.take(&event));
+    assert_eq!(seen.names, ["missing"]);
 }
 
 #[test]

@@ -242,7 +242,8 @@ impl Writer<'_> {
                 | Got::Accepted
                 | Got::PidfdGetfd
                 | Got::ScmRights
-                | Got::Used => holder.got.as_str(),
+                | Got::Used
+                | Got::Scanned => holder.got.as_str(),
             },
             from_process_id: None,
             first_utc: self.utc(holder.first),

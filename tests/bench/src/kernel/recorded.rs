@@ -1,0 +1,280 @@
+//! One measurement under a real recording: programs, ring, consumer and spool as `countersign record` has them.
+//!
+//! Owns the crowd of other tagged processes and the count of what was lost, which is taken from the spool and held against what
+//! the worker says it moved.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{PipeWriter, Write as _};
+use std::ops::AddAssign;
+use std::os::fd::AsFd as _;
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+use anyhow::Context as _;
+use countersign::config::{Capture, Config, LINGER_DEFAULT, Payload};
+use countersign::outdir::{Dir, OutDir};
+use countersign::recording::{Recording, SPOOL, TICK, capture_id};
+use countersign::spool::{SpoolItem, SpoolReader};
+use countersign::witness::{Request, attach};
+use countersign_core::record::{Direction, Record, parse};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde::Deserialize;
+
+use super::traffic::{Pattern, Sample, Test};
+use super::{start_worker, take_sample};
+
+/// Tagged processes beside the measured ones.
+const CROWD_TASKS: usize = 1000;
+/// Pipes that they share.
+const CROWD_CHANNELS: usize = 100;
+
+/// What did not arrive in the spool.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Losses {
+    /// Records that found the ring full.
+    pub(crate) ring_dropped: u64,
+    /// Holes in the record numbers of a CPU that the ring does not explain, damage, records that the spool gave up.
+    pub(crate) records: u64,
+    /// Bytes in gap records.
+    pub(crate) gap_bytes: u64,
+    /// Bytes that the worker moved and that neither end's records hold.
+    pub(crate) missing_bytes: u64,
+    /// Times that the kernel skipped a program.
+    pub(crate) skipped: u64,
+}
+
+impl Losses {
+    pub(crate) fn any(&self) -> bool {
+        self.ring_dropped + self.records + self.gap_bytes + self.missing_bytes + self.skipped > 0
+    }
+}
+
+impl AddAssign for Losses {
+    fn add_assign(&mut self, other: Self) {
+        self.ring_dropped += other.ring_dropped;
+        self.records += other.records;
+        self.gap_bytes += other.gap_bytes;
+        self.missing_bytes += other.missing_bytes;
+        self.skipped += other.skipped;
+    }
+}
+
+/// Nanoseconds in the programs, while the kernel counts them.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct ProgramTime {
+    /// By program: runs and nanoseconds.
+    pub(crate) programs: BTreeMap<String, (u64, u64)>,
+}
+
+/// One measurement with its losses.
+#[derive(Debug)]
+pub(crate) struct Recorded {
+    pub(crate) sample: Sample,
+    pub(crate) losses: Losses,
+    pub(crate) time: ProgramTime,
+    /// Bytes in the spool.
+    pub(crate) spool_bytes: u64,
+}
+
+/// Processes that are tagged and hold channels while others are measured.
+#[derive(Debug)]
+pub(crate) struct Crowd {
+    members: Vec<Child>,
+    pipes: Vec<PipeWriter>,
+}
+
+impl Crowd {
+    /// Starts all of them; each waits in a read.
+    pub(crate) fn start() -> anyhow::Result<Self> {
+        let mut crowd = Self { members: Vec::new(), pipes: Vec::new() };
+        let program = std::env::current_exe()?;
+        for _ in 0..CROWD_CHANNELS {
+            let (reader, writer) = std::io::pipe().context("make a channel of the crowd")?;
+            for _ in 0..CROWD_TASKS / CROWD_CHANNELS {
+                let member = Command::new(&program)
+                    .arg("member")
+                    .stdin(reader.try_clone()?)
+                    .stdout(Stdio::null())
+                    .spawn()
+                    .context("start a member of the crowd")?;
+                crowd.members.push(member);
+            }
+            crowd.pipes.push(writer);
+        }
+        Ok(crowd)
+    }
+
+    /// Tags all of them and moves a byte through each channel, so that the kernel has it in its table.
+    fn join(&mut self, recording: &Recording) -> anyhow::Result<()> {
+        for member in &self.members {
+            tag(recording, member)?;
+        }
+        for pipe in &mut self.pipes {
+            pipe.write_all(b"xx").context("move a byte through a channel of the crowd")?;
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Crowd {
+    fn drop(&mut self) {
+        self.pipes.clear();
+        for member in &mut self.members {
+            // It ends at the end of its pipe.
+            let _ = member.wait();
+        }
+    }
+}
+
+/// Measures `test` with both ends tagged while its records go to a spool in `scratch`, which is removed again.
+pub(crate) fn measure(
+    scratch: &Path,
+    test: Test,
+    duration: std::time::Duration,
+    crowd: Option<&mut Crowd>,
+) -> anyhow::Result<Recorded> {
+    let folder = tempfile::tempdir_in(scratch).context("make a folder for the spool")?;
+    let out = OutDir::create(&folder.path().join("out"), None)?;
+    let capture = capture_id()?;
+    let request = Request { capture, proxy_exes: Vec::new() };
+    let attached = attach(&request).map_err(|failure| failure.error)?;
+    let mut recording =
+        Recording::begin(&config(), &out, &request, attached, Vec::new()).map_err(|failure| failure.error)?;
+    if let Some(crowd) = crowd {
+        crowd.join(&recording)?;
+    }
+    let result = folder.path().join("sample.json");
+    let mut worker = start_worker(&[test], duration, &result)?;
+    tag(&recording, &worker)?;
+    worker.stdin.take().context("the worker has no gate")?.write_all(b"g")?;
+    let pidfd = pidfd(&worker)?;
+    let tick = Timespec::try_from(TICK).context("a tick is short")?;
+    loop {
+        anyhow::ensure!(recording.tick(), "the capture ended early");
+        let mut fds = [PollFd::new(&pidfd, PollFlags::IN)];
+        if poll(&mut fds, Some(&tick))? > 0 {
+            break;
+        }
+    }
+    let sample = take_sample(worker, &result)?;
+    let stats = recording.finish(&serde_json::json!({ "event": "end" }));
+    anyhow::ensure!(stats.failed.is_none(), "the capture failed: {:?}", stats.failed);
+    let mut recorded = read_back(out.dir(), sample)?;
+    recorded.losses.records += stats.spool.lost_records;
+    recorded.spool_bytes = stats.spool.disk_bytes;
+    fs::remove_dir_all(folder.path()).context("remove the spool")?;
+    Ok(recorded)
+}
+
+/// The part of a ledger record that is looked at.
+#[derive(Debug, Default, Deserialize)]
+struct Ledger {
+    programs: Vec<Program>,
+    counters: BTreeMap<String, u64>,
+}
+
+#[derive(Debug, Deserialize)]
+struct Program {
+    name: String,
+    recursion_misses: u64,
+    run_count: u64,
+    run_time_ns: u64,
+}
+
+fn read_back(out: &Dir, sample: Sample) -> anyhow::Result<Recorded> {
+    let mut spool = SpoolReader::open(out.open_dir(SPOOL.as_ref())?)?;
+    let mut losses = Losses::default();
+    let mut ledger = Ledger::default();
+    let mut numbers: BTreeMap<u16, (u64, u64)> = BTreeMap::new();
+    let mut captured: BTreeMap<u64, [u64; 2]> = BTreeMap::new();
+    while let Some(item) = spool.next_item()? {
+        let record = match item {
+            SpoolItem::Segment(_) => continue,
+            SpoolItem::Damage(_) => {
+                losses.records += 1;
+                continue;
+            }
+            SpoolItem::Record(record) => parse(record)?,
+        };
+        let header = match record {
+            Record::Chunk(transfer, direction, data) => {
+                let side = usize::from(direction == Direction::Write);
+                captured.entry(transfer.channel.object).or_default()[side] += data.len() as u64;
+                transfer.header
+            }
+            Record::Gap(transfer, ..) => {
+                losses.gap_bytes += u64::from(transfer.len);
+                transfer.header
+            }
+            Record::Fork(fork) => fork.header,
+            Record::Exec(exec, ..) => exec.header,
+            Record::Exit(exit) => exit.header,
+            Record::ChannelEnd(end) => end.header,
+            Record::FileOpen(open) => open.header,
+            Record::Peer(peer) => peer.header,
+            Record::User(header, json) => {
+                if header.kind == countersign_common::kind::LEDGER {
+                    ledger = serde_json::from_slice(json).context("read a ledger")?;
+                }
+                continue;
+            }
+            Record::Unknown(header) => header,
+        };
+        // Numbers come out of order where a program was interrupted by another: count and last number are what matters.
+        let (seen, last) = numbers.entry(header.cpu).or_default();
+        *seen += 1;
+        *last = (*last).max(header.cpu_seq + 1);
+    }
+    losses.ring_dropped = ledger.counters.get("ring_dropped_records").copied().unwrap_or(0);
+    let holes: u64 = numbers.values().map(|(seen, last)| last.saturating_sub(*seen)).sum();
+    losses.records += holes.saturating_sub(losses.ring_dropped);
+    losses.skipped = ledger.programs.iter().map(|program| program.recursion_misses).sum();
+    let held = held_by_busiest(captured.into_values().collect(), sample.test.pattern);
+    losses.missing_bytes = (2 * sample.moved).saturating_sub(held + losses.gap_bytes);
+    let time = ProgramTime {
+        programs: ledger
+            .programs
+            .into_iter()
+            .map(|program| (program.name, (program.run_count, program.run_time_ns)))
+            .collect(),
+    };
+    Ok(Recorded { sample, losses, time, spool_bytes: 0 })
+}
+
+/// Bytes at both ends of the channels that were measured: those that carried most.
+fn held_by_busiest(mut channels: Vec<[u64; 2]>, pattern: Pattern) -> u64 {
+    channels.sort_by_key(|ends| std::cmp::Reverse(ends[0].max(ends[1])));
+    let measured = match pattern {
+        Pattern::RoundTrip => 2,
+        Pattern::OneWay => 1,
+        Pattern::SystemCall => 0,
+    };
+    channels.iter().take(measured).flatten().sum()
+}
+
+fn tag(recording: &Recording, child: &Child) -> anyhow::Result<()> {
+    recording.tag(child.id(), pidfd(child)?.as_fd())
+}
+
+fn pidfd(child: &Child) -> anyhow::Result<std::os::fd::OwnedFd> {
+    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a child has a process id")?;
+    pidfd_open(pid, PidfdFlags::empty()).context("open a child")
+}
+
+fn config() -> Config {
+    Config {
+        proxies: Vec::new(),
+        allow_direct: Vec::new(),
+        capture: Capture {
+            linger: LINGER_DEFAULT,
+            user: None,
+            allow_setuid: false,
+            pass_key: false,
+            payload: Payload::Redacted,
+            max_disk_bytes: None,
+            keep_spool: true,
+        },
+    }
+}

@@ -1,0 +1,413 @@
+//! Between draining and writing: a bounded queue, and the thread that empties it into the spool.
+//!
+//! Whoever empties the kernel's ring must never wait for a disk. So it only puts records here; a slow disk lets the queue
+//! grow, and when it is full, payload is dropped and counted exactly as when the disk is full. It decides nothing about
+//! segments and budgets; the writer does.
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use super::loss::{Loss, has_payload};
+use super::{SpoolStats, SpoolWriter};
+use crate::source::live::RecordSink;
+
+/// Most bytes that wait for the disk. Stops a flood on a slow disk from taking all memory.
+pub const BACKLOG_MAX_BYTES: usize = 64 << 20;
+
+/// Room beyond [`BACKLOG_MAX_BYTES`] for records without payload; past it these are dropped and counted too. Stops a fork
+/// storm on a slow disk from taking all memory.
+pub const BACKLOG_SMALL_BYTES: usize = 16 << 20;
+
+/// Bytes handed over at once.
+const BLOCK_BYTES: usize = 256 << 10;
+
+/// Empty blocks kept for reuse: memory that is given back and taken again costs a page fault per 4 KiB.
+const SPARE_BLOCKS: usize = 32;
+
+/// Time between two hand-overs of the writer's buffer to the file system, and between two records about losses here.
+const FLUSH_EVERY: Duration = Duration::from_millis(200);
+
+/// Bytes in front of each record in a block: its length.
+const LENGTH_BYTES: usize = 4;
+
+/// The queue. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Backlog {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    state: Mutex<State>,
+    filled: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    blocks: VecDeque<Vec<u8>>,
+    spare: Vec<Vec<u8>>,
+    /// Bytes in `blocks` and in the block being written.
+    bytes: usize,
+    /// Not yet told in the spool.
+    loss: Loss,
+    closed: bool,
+}
+
+/// A producer's end: gathers records into blocks.
+#[derive(Debug)]
+pub struct Inlet {
+    backlog: Backlog,
+    block: Vec<u8>,
+}
+
+/// The thread that writes what waits.
+#[derive(Debug)]
+pub struct SpoolThread {
+    backlog: Backlog,
+    thread: JoinHandle<SpoolStats>,
+}
+
+enum Next {
+    Block(Vec<u8>),
+    Timeout,
+    Closed,
+}
+
+impl Backlog {
+    fn new() -> Self {
+        let state = State {
+            blocks: VecDeque::new(),
+            spare: Vec::new(),
+            bytes: 0,
+            loss: new_loss(),
+            closed: false,
+        };
+        Self {
+            shared: Arc::new(Shared {
+                state: Mutex::new(state),
+                filled: Condvar::new(),
+            }),
+        }
+    }
+
+    /// A producer of its own.
+    pub fn inlet(&self) -> Inlet {
+        Inlet {
+            backlog: self.clone(),
+            block: Vec::new(),
+        }
+    }
+
+    /// Puts one record at the end, at once.
+    pub fn record(&self, record: &[u8]) {
+        let mut inlet = self.inlet();
+        inlet.append(record);
+        inlet.hand_over();
+    }
+
+    /// Takes a full block, gives an empty one. Never waits for the disk.
+    fn push(&self, block: Vec<u8>) -> Vec<u8> {
+        let mut state = self.lock();
+        let block = if state.bytes + block.len() <= BACKLOG_MAX_BYTES {
+            block
+        } else {
+            state.without_payload(&block)
+        };
+        if !block.is_empty() {
+            state.bytes += block.len();
+            state.blocks.push_back(block);
+        }
+        let empty = state.spare.pop().unwrap_or_default();
+        drop(state);
+        self.shared.filled.notify_one();
+        empty
+    }
+
+    /// Waits for a block until `deadline`.
+    fn next(&self, deadline: Instant) -> Next {
+        let mut state = self.lock();
+        loop {
+            if let Some(block) = state.blocks.pop_front() {
+                return Next::Block(block);
+            }
+            if state.closed {
+                return Next::Closed;
+            }
+            let now = Instant::now();
+            if now >= deadline {
+                return Next::Timeout;
+            }
+            state = self
+                .shared
+                .filled
+                .wait_timeout(state, deadline - now)
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+    }
+
+    /// Takes a block back that has been written.
+    fn written(&self, mut block: Vec<u8>) {
+        let mut state = self.lock();
+        state.bytes = state.bytes.saturating_sub(block.len());
+        if state.spare.len() < SPARE_BLOCKS {
+            block.clear();
+            state.spare.push(block);
+        }
+    }
+
+    fn take_loss(&self) -> Option<Loss> {
+        let mut state = self.lock();
+        (state.loss.records > 0).then(|| std::mem::replace(&mut state.loss, new_loss()))
+    }
+
+    fn close(&self) {
+        self.lock().closed = true;
+        self.shared.filled.notify_all();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, State> {
+        self.shared
+            .state
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// What of a block may still be kept when payload has no room; the rest is counted.
+    fn without_payload(&mut self, block: &[u8]) -> Vec<u8> {
+        let mut kept = Vec::new();
+        for record in records(block) {
+            let room = self.bytes + kept.len() + record.len() + LENGTH_BYTES
+                <= BACKLOG_MAX_BYTES + BACKLOG_SMALL_BYTES;
+            if room && !has_payload(record) {
+                append(&mut kept, record);
+            } else {
+                self.loss.add(record);
+            }
+        }
+        kept
+    }
+}
+
+impl Inlet {
+    fn append(&mut self, record: &[u8]) {
+        append(&mut self.block, record);
+        if self.block.len() >= BLOCK_BYTES {
+            self.hand_over();
+        }
+    }
+
+    fn hand_over(&mut self) {
+        if !self.block.is_empty() {
+            self.block = self.backlog.push(std::mem::take(&mut self.block));
+        }
+    }
+}
+
+impl RecordSink for Inlet {
+    fn record(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        self.append(bytes);
+        Ok(())
+    }
+
+    fn pause(&mut self) {
+        self.hand_over();
+    }
+}
+
+impl SpoolThread {
+    /// Starts the thread with a writer that has begun its spool.
+    ///
+    /// # Errors
+    /// When no thread can be started.
+    pub fn start(writer: SpoolWriter) -> io::Result<Self> {
+        let backlog = Backlog::new();
+        let queue = backlog.clone();
+        let thread = std::thread::Builder::new()
+            .name("spool".to_owned())
+            .spawn(move || {
+                crate::source::live::prioritise(WRITER_NICENESS);
+                write(&queue, writer)
+            })?;
+        Ok(Self { backlog, thread })
+    }
+
+    /// Where records go.
+    pub fn backlog(&self) -> &Backlog {
+        &self.backlog
+    }
+
+    /// Writes what waits, makes it durable and ends the thread. Producers must have ended.
+    pub fn finish(self) -> SpoolStats {
+        self.backlog.close();
+        self.thread.join().unwrap_or_else(|_panic| SpoolStats {
+            not_durable: true,
+            last_error: Some("the thread that writes the spool panicked".to_owned()),
+            ..SpoolStats::default()
+        })
+    }
+}
+
+/// Niceness of the writing thread: before what it watches, after the one that empties the ring.
+const WRITER_NICENESS: i32 = -15;
+
+fn write(backlog: &Backlog, mut writer: SpoolWriter) -> SpoolStats {
+    let mut lost = SpoolStats::default();
+    let mut flush_at = Instant::now() + FLUSH_EVERY;
+    loop {
+        match backlog.next(flush_at) {
+            Next::Block(block) => {
+                for record in records(&block) {
+                    writer.record(record);
+                }
+                backlog.written(block);
+            }
+            Next::Timeout => {}
+            Next::Closed => break,
+        }
+        if Instant::now() >= flush_at {
+            tell_loss(backlog, &mut writer, &mut lost);
+            writer.flush();
+            flush_at = Instant::now() + FLUSH_EVERY;
+        }
+    }
+    tell_loss(backlog, &mut writer, &mut lost);
+    let mut stats = writer.finish();
+    stats.lost_records += lost.lost_records;
+    stats.lost_bytes += lost.lost_bytes;
+    stats.lost_small_records += lost.lost_small_records;
+    stats.last_error = stats.last_error.or(lost.last_error);
+    stats
+}
+
+fn tell_loss(backlog: &Backlog, writer: &mut SpoolWriter, lost: &mut SpoolStats) {
+    let Some(given_up) = backlog.take_loss() else {
+        return;
+    };
+    if lost.lost_records == 0 {
+        tracing::warn!("the disk is slower than the records come; payload is dropped");
+    }
+    lost.lost_records += given_up.records;
+    lost.lost_bytes += given_up.bytes;
+    lost.lost_small_records += given_up.small_records;
+    lost.last_error = Some(given_up.cause.clone());
+    writer.loss(&given_up);
+}
+
+fn new_loss() -> Loss {
+    Loss::new(
+        "backlog",
+        "records came faster than the disk took them".to_owned(),
+    )
+}
+
+fn append(block: &mut Vec<u8>, record: &[u8]) {
+    // A record over 4 GiB cannot come: the ring is smaller, and user records check it.
+    let Ok(length) = u32::try_from(record.len()) else {
+        return;
+    };
+    block.extend_from_slice(&length.to_le_bytes());
+    block.extend_from_slice(record);
+}
+
+fn records(block: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = block;
+    std::iter::from_fn(move || {
+        let (length, tail) = rest.split_first_chunk::<LENGTH_BYTES>()?;
+        let (record, after) = tail.split_at_checked(u32::from_le_bytes(*length) as usize)?;
+        rest = after;
+        Some(record)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests panic on purpose")]
+
+    use countersign_common::{RecordHeader, kind};
+    use zerocopy::IntoBytes;
+
+    use super::*;
+
+    fn record(record_kind: u16, boot_ns: u64, len: usize) -> Vec<u8> {
+        let header = RecordHeader {
+            kind: record_kind,
+            cpu: 0,
+            size: u32::try_from(len).unwrap(),
+            cpu_seq: 0,
+            boot_ns,
+            generation: 0,
+        };
+        let mut bytes = header.as_bytes().to_vec();
+        bytes.resize(len, 0);
+        bytes
+    }
+
+    fn drain(backlog: &Backlog) -> Vec<Vec<u8>> {
+        let mut all = Vec::new();
+        while let Next::Block(block) = backlog.next(Instant::now()) {
+            all.extend(records(&block).map(<[u8]>::to_vec));
+            backlog.written(block);
+        }
+        all
+    }
+
+    #[test]
+    fn records_come_out_as_they_went_in() {
+        let backlog = Backlog::new();
+        let mut inlet = backlog.inlet();
+        let given: Vec<_> = (0..5000)
+            .map(|n| record(kind::CHUNK, n, 40 + usize::try_from(n).unwrap() % 300))
+            .collect();
+        for record in &given {
+            inlet.append(record);
+        }
+        inlet.hand_over();
+        assert_eq!(drain(&backlog), given);
+        assert!(backlog.take_loss().is_none());
+    }
+
+    #[test]
+    fn without_a_reader_payload_is_dropped_and_counted_and_the_rest_is_kept() {
+        let backlog = Backlog::new();
+        let mut inlet = backlog.inlet();
+        let chunks = 2 * BACKLOG_MAX_BYTES as u64 / 60_000;
+        for n in 0..chunks {
+            inlet.append(&record(kind::CHUNK, n, 60_000));
+            inlet.append(&record(kind::FORK, n, 96));
+        }
+        inlet.hand_over();
+        let loss = backlog.take_loss().unwrap();
+        let kept = drain(&backlog);
+        let forks = kept.iter().filter(|record| !has_payload(record)).count() as u64;
+        assert_eq!(forks, chunks, "who did what is kept");
+        assert_eq!(kept.len() as u64 + loss.records, 2 * chunks);
+        assert!(loss.records > chunks / 3 && loss.small_records == 0);
+        assert_eq!(loss.bytes, loss.records * 60_000);
+        let bytes: usize = kept.iter().map(Vec::len).sum();
+        assert!(bytes <= BACKLOG_MAX_BYTES + BACKLOG_SMALL_BYTES);
+        assert_eq!(backlog.lock().bytes, 0);
+    }
+
+    #[test]
+    fn a_storm_of_small_records_is_bounded_too() {
+        let backlog = Backlog::new();
+        let mut inlet = backlog.inlet();
+        let given = 2 * (BACKLOG_MAX_BYTES + BACKLOG_SMALL_BYTES) / 4096;
+        for _ in 0..given {
+            inlet.append(&record(kind::GAP, 7, 4096));
+        }
+        inlet.hand_over();
+        let loss = backlog.take_loss().unwrap();
+        assert!(loss.small_records > 0);
+        assert_eq!(
+            drain(&backlog).len() as u64 + loss.records,
+            u64::try_from(given).unwrap()
+        );
+    }
+}

@@ -1,0 +1,260 @@
+//! Flags, keys, logs, configuration and what the machine lacks.
+
+use std::os::unix::fs::{PermissionsExt, symlink};
+use std::os::unix::process::CommandExt;
+use std::process::Command;
+
+use super::place::{IntoOutcome, NOBODY, Place, binary, countersign, text};
+
+#[test]
+fn usage_errors_never_look_like_findings() {
+    for arguments in [
+        &["run"][..],
+        &["no-such-command"],
+        &["run", "--payload", "all", "-o", "x", "--", "true"],
+        &[],
+    ] {
+        assert_eq!(
+            countersign(arguments).status.code(),
+            Some(64),
+            "{arguments:?}"
+        );
+    }
+    assert_eq!(countersign(&["--help"]).status.code(), Some(0));
+    assert_eq!(countersign(&["--version"]).status.code(), Some(0));
+    assert!(text(&countersign(&["--help"]).stdout).contains("Exit codes:"));
+}
+
+#[test]
+fn a_run_without_a_proxy_says_which_flag_is_missing() {
+    Place::new().run(&[]).fails(64, "--proxy-log");
+}
+
+#[test]
+fn a_missing_empty_or_oversized_key_is_refused() {
+    let place = Place::new();
+    place
+        .run(&["--proxy-log", "log", "--key-env", "COUNTERSIGN_NO_SUCH_KEY"])
+        .fails(78, "COUNTERSIGN_NO_SUCH_KEY");
+    place
+        .run(&["--proxy-log", "log", "--key-file", "nowhere"])
+        .fails(78, "nowhere");
+    place.file("empty", b"\n", 0o600);
+    place
+        .run(&["--proxy-log", "log", "--key-file", "empty"])
+        .fails(78, "is empty");
+    place.file("huge", &[b'k'; 5000], 0o600);
+    place
+        .run(&["--proxy-log", "log", "--key-file", "huge"])
+        .fails(78, "longer than 4096 bytes");
+    place
+        .run(&["--proxy-log", "log", "--key-fd", "99"])
+        .fails(78, "descriptor 99");
+    place
+        .run(&["--proxy-log", "log", "--key-fd", "0"])
+        .fails(64, "--key-fd");
+    place
+        .run(&["--proxy-log", "log", "--key-fd", "9", "--key-env", "A"])
+        .fails(64, "cannot be used with");
+}
+
+#[test]
+fn a_key_file_that_everyone_can_read_is_refused_and_never_printed() {
+    let place = Place::new();
+    place.file("key", b"hunter2", 0o644);
+    let output = place.run(&["--proxy-log", "log", "--key-file", "key"]);
+    output.fails(78, "chmod 600");
+    assert!(!text(&output.0.stderr).contains("hunter2"));
+}
+
+#[test]
+fn key_flags_without_a_log_are_refused() {
+    Place::new()
+        .run(&["--key-env", "HOME"])
+        .fails(78, "--proxy-log");
+}
+
+#[test]
+fn a_log_that_is_no_regular_file_is_refused() {
+    let place = Place::new();
+    symlink("/etc/passwd", place.path("link")).unwrap();
+    place
+        .run(&["--proxy-log", "link"])
+        .fails(66, "symbolic link");
+    rustix::fs::mknodat(
+        rustix::fs::CWD,
+        place.path("fifo"),
+        rustix::fs::FileType::Fifo,
+        rustix::fs::Mode::RWXU,
+        0,
+    )
+    .unwrap();
+    place.run(&["--proxy-log", "fifo"]).fails(66, "FIFO");
+    place.run(&["--proxy-log", "/dev/zero"]).fails(66, "device");
+    place.run(&["--proxy-log", "."]).fails(66, "--proxy-log");
+}
+
+#[test]
+fn a_proxy_executable_that_is_missing_or_a_directory_is_refused() {
+    let place = Place::new();
+    place
+        .run(&["--proxy-log", "log", "--proxy-exe", "/nowhere/mcp-audit"])
+        .fails(78, "--proxy-exe");
+    place
+        .run(&["--proxy-log", "log", "--proxy-exe", "/etc"])
+        .fails(78, "--proxy-exe");
+}
+
+#[test]
+fn mistakes_in_the_configuration_name_file_line_and_key() {
+    let place = Place::new();
+    place.file("c.toml", b"[[proxy]]\nname = 'a'\nlogg = 'x'\n", 0o600);
+    let output = place.run(&["--config", "c.toml"]);
+    output.fails(78, "c.toml:3");
+    output.fails(78, "logg");
+    place.file("w.toml", b"", 0o666);
+    place.run(&["--config", "w.toml"]).fails(78, "chmod o-w");
+    place
+        .run(&["--config", "nowhere.toml"])
+        .fails(78, "nowhere.toml");
+}
+
+#[test]
+fn root_without_sudo_must_name_the_agents_user() {
+    let Some(place) = Place::as_root() else {
+        return;
+    };
+    place
+        .command(&["run", "--proxy-log", "log", "-o", "out", "--", "true"])
+        .output()
+        .into_outcome()
+        .fails(64, "--user root");
+    place
+        .command(&[
+            "run",
+            "--proxy-log",
+            "log",
+            "-o",
+            "out",
+            "--user",
+            "no-such-user",
+            "--",
+            "true",
+        ])
+        .output()
+        .into_outcome()
+        .fails(64, "no user no-such-user");
+}
+
+#[test]
+fn without_privileges_recording_is_refused_and_the_way_out_named() {
+    let Some(place) = Place::as_root() else {
+        return;
+    };
+    std::fs::set_permissions(place.0.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+    // The checkout can be closed to others, as below root's home folder.
+    std::fs::copy(binary(), place.path("countersign")).unwrap();
+    Command::new(place.path("countersign"))
+        .args(["run", "--proxy-log", "log", "-o", "out", "--", "true"])
+        .current_dir(place.0.path())
+        .uid(NOBODY)
+        .gid(NOBODY)
+        .output()
+        .into_outcome()
+        .fails(77, "sudo");
+    assert!(!place.path("out").exists());
+}
+
+#[test]
+fn a_kernel_without_types_is_refused_with_the_option_that_it_lacks() {
+    let Some(place) = Place::as_root() else {
+        return;
+    };
+    let output = Command::new("unshare")
+        .args([
+            "-m",
+            "sh",
+            "-c",
+            "mount -t tmpfs none /sys/kernel/btf && exec \"$@\"",
+            "sh",
+        ])
+        .arg(binary())
+        .args([
+            "run",
+            "--proxy-log",
+            "log",
+            "-o",
+            "out",
+            "--user",
+            "nobody",
+            "--",
+            "true",
+        ])
+        .current_dir(place.0.path())
+        .output();
+    output.into_outcome().fails(69, "CONFIG_DEBUG_INFO_BTF");
+}
+
+#[test]
+fn pairing_what_is_no_spool_is_refused() {
+    let place = Place::new();
+    place.file("log", b"", 0o600);
+    std::fs::create_dir(place.path("empty")).unwrap();
+    let pair = |spool: &str, log: &str| {
+        place
+            .command(&["pair", spool, "--proxy-log", log, "-o", "out"])
+            .output()
+            .into_outcome()
+    };
+    pair("nowhere", "log").fails(66, "nowhere");
+    pair("empty", "log").fails(65, "00000001.spool");
+    std::fs::create_dir(place.path("spool")).unwrap();
+    place.file("spool/00000001.spool", b"not a spool at all", 0o600);
+    pair("spool", "gone").fails(66, "does not exist");
+}
+
+#[test]
+fn recording_needs_a_target_that_exists() {
+    let place = Place::new();
+    let record = |arguments: &[&str]| {
+        let all: Vec<&str> = ["record", "-o", "out"]
+            .iter()
+            .chain(arguments)
+            .copied()
+            .collect();
+        place.command(&all).output().into_outcome()
+    };
+    record(&[]).fails(64, "--pid");
+    record(&["--pid", "4194305"]).fails(66, "no process 4194305");
+    record(&["--cgroup", "no/such/group"]).fails(66, "--cgroup");
+    record(&["--unit", "no-such-unit"]).fails(66, "no-such-unit.service");
+    record(&["--container", "abc"]).fails(64, "hex digits");
+}
+
+#[test]
+fn doctor_names_each_requirement() {
+    let output = countersign(&["doctor", "--json"]);
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).unwrap();
+    let names: Vec<_> = report["requirements"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|item| item["name"].clone())
+        .collect();
+    assert_eq!(
+        names[..4],
+        [
+            "architecture",
+            "privileges",
+            "kernel types",
+            "kernel programs"
+        ]
+    );
+    let all_met = report["requirements"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .all(|item| item["met"] == true);
+    assert_eq!(report["can_record"], all_met);
+    assert_eq!(output.status.success(), all_met);
+}
