@@ -4,14 +4,13 @@ use crate::call::passage::ends;
 use crate::call::{Call, CallKind, Hops, Passage, Route, bytes_of};
 use crate::channel::{Channel, ChannelKind, End, Got};
 use crate::evidence::{Placed, Source};
-use crate::json::{Document, Limits, Value};
 use crate::pairing::assign::{EARLY_NS, LATE_NS, Likeness};
-use crate::pairing::content::{WireContent, expected_direction};
+use crate::pairing::content::WireContent;
 use crate::pairing::statement::{EntryIx, ThirdView};
-use crate::proxylog::compare::{self, Comparison};
-use crate::proxylog::{Entry, Redaction, SignatureState, own, signature};
+use crate::proxylog::{SignatureState, signature};
 use crate::role::{InstanceIx, Leg};
 use crate::time::BootNs;
+use crate::verdict::difference::content_difference;
 use crate::verdict::{Case, Judgement, Subject, Verdict, Via, doubt};
 
 /// An answer later than this is one that mcp-audit forgets to log, nanoseconds.
@@ -419,77 +418,6 @@ fn attach_entry(case: Case<'_>, ix: usize, statement: Option<usize>, judgement: 
         judgement.subject = Subject::CallAndEntry(ix, entry);
         let key = case.proxies.get(statement.proxy).and_then(|policy| policy.key.as_ref());
         judgement.signature = Some(signature::verify(&case.entries[entry.0 as usize].entry, key, None));
-    }
-}
-
-/// The first difference between call and entry: field and JSON pointer.
-fn content_difference(
-    call: &Call,
-    entry: &Entry,
-    wire: &WireContent<'_>,
-    redaction: &Redaction,
-    basis: &mut Vec<&'static str>,
-) -> Option<(&'static str, Option<String>)> {
-    let request = call.request.as_ref().map(|request| &request.message);
-    let method = request.map_or(own::UNMATCHED_RESPONSE, |message| message.method.as_deref().unwrap_or(""));
-    if entry.method != method {
-        return Some(("method", None));
-    }
-    basis.push("method");
-    let tool = request.and_then(|message| message.tool_name.as_deref());
-    if entry.tool_name.as_deref().unwrap_or("") != tool.unwrap_or("") {
-        return Some(("tool_name", None));
-    }
-    let id = call.subject().and_then(|passage| passage.message.id_text());
-    if entry.request_id.as_deref().unwrap_or("") != id.as_deref().unwrap_or("") {
-        return Some(("request_id", None));
-    }
-    basis.push("request_id");
-    if entry.direction != expected_direction(call) {
-        return Some(("direction", None));
-    }
-    let values = [
-        ("params", wire.params, entry.params.as_deref()),
-        ("result", wire.result, entry.result.as_deref()),
-        ("error", wire.error, entry.error.as_deref()),
-    ];
-    for (field, wire, log) in values {
-        if field == "error" && wire.is_none() && call.response.is_none() && own::says_unanswered(log) {
-            basis.push("unanswered");
-            continue;
-        }
-        match compare_field(field, wire, log, redaction) {
-            Comparison::Equal | Comparison::EqualAfterRedaction => {
-                if wire.is_some() {
-                    basis.push(field);
-                }
-            }
-            Comparison::Different { pointer, .. } => return Some((field, Some(pointer))),
-        }
-    }
-    None
-}
-
-fn compare_field(field: &str, wire: Option<&[u8]>, log: Option<&[u8]>, redaction: &Redaction) -> Comparison {
-    let wire = wire.map(|raw| Document::parse(raw, Limits::default()));
-    let log = log.map(|raw| Document::parse(raw, Limits::default()));
-    let root = |document: &'_ Option<Result<Document<'_>, crate::json::Error>>| -> bool {
-        matches!(document, Some(Err(_)))
-    };
-    if root(&wire) || root(&log) {
-        return Comparison::Different {
-            pointer: String::new(),
-            difference: compare::Difference::Kind,
-        };
-    }
-    let wire = wire.and_then(Result::ok);
-    let log = log.and_then(Result::ok);
-    let wire_root: Option<Value<'_>> = wire.as_ref().map(Document::root);
-    let log_root: Option<Value<'_>> = log.as_ref().map(Document::root);
-    if field == "error" {
-        compare::errors(wire_root, log_root, redaction)
-    } else {
-        compare::optional(wire_root, log_root, redaction)
     }
 }
 
