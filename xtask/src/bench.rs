@@ -56,7 +56,13 @@ pub(crate) fn bench(which: &[Which], bless: bool, rest: &[String]) -> anyhow::Re
     // The programs are embedded by the build that follows.
     ebpf::build(&root())?;
     let empty = ebpf::build_empty(&root())?;
-    run(&mut cargo(["build", "--release", "--locked", "--package", "countersign-bench"]))?;
+    run(&mut cargo([
+        "build",
+        "--release",
+        "--locked",
+        "--package",
+        "countersign-bench",
+    ]))?;
     for part in which {
         let text = output(command(*part, &empty, &scratch).args(rest), &[0])?;
         let section = format!("{}\n\n{}\n\n{text}", part.heading(), machine()?);
@@ -73,7 +79,11 @@ fn command(part: Which, empty: &Path, scratch: &Path) -> Command {
     command.arg(part.command()).current_dir(root());
     match part {
         Which::Kernel => {
-            command.arg("--empty").arg(empty).arg("--scratch").arg(scratch);
+            command
+                .arg("--empty")
+                .arg(empty)
+                .arg("--scratch")
+                .arg(scratch);
         }
         Which::Core => {
             command.arg("--scratch").arg(scratch);
@@ -84,7 +94,8 @@ fn command(part: Which, empty: &Path, scratch: &Path) -> Command {
 }
 
 fn release(name: &str) -> PathBuf {
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
+    let target =
+        std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     root().join(target).join("release").join(name)
 }
 
@@ -96,7 +107,8 @@ fn keep(part: Which, section: &str) -> anyhow::Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
         Err(error) => return Err(error).with_context(|| format!("read {}", path.display())),
     };
-    fs::write(&path, replaced(&old, part, section)).with_context(|| format!("write {}", path.display()))?;
+    fs::write(&path, replaced(&old, part, section))
+        .with_context(|| format!("write {}", path.display()))?;
     say(&format!("{} holds the new tables", path.display()))
 }
 
@@ -105,7 +117,11 @@ const PREFACE: &str = "# Benchmarks\n\nMeasured by `cargo xtask bench --bless`. 
 fn replaced(old: &str, part: Which, section: &str) -> String {
     let mut text = PREFACE.to_owned();
     for other in Which::ALL {
-        let kept = if other == part { Some(section.trim_end()) } else { section_of(old, other) };
+        let kept = if other == part {
+            Some(section.trim_end())
+        } else {
+            section_of(old, other)
+        };
         if let Some(kept) = kept {
             // A string takes everything.
             let _ = write!(text, "\n{kept}\n");
@@ -127,13 +143,25 @@ fn machine() -> anyhow::Result<String> {
     let model = cpus
         .lines()
         .find_map(|line| line.strip_prefix("model name"))
-        .map_or("an unnamed CPU", |rest| rest.trim_start_matches([' ', '\t', ':']));
-    let number = cpus.lines().filter(|line| line.starts_with("processor")).count();
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's release")?;
+        .map_or("an unnamed CPU", |rest| {
+            rest.trim_start_matches([' ', '\t', ':'])
+        });
+    let number = cpus
+        .lines()
+        .filter(|line| line.starts_with("processor"))
+        .count();
+    let release =
+        fs::read_to_string("/proc/sys/kernel/osrelease").context("read the kernel's release")?;
     // "6.18.44-cloud-amd64": the version says enough.
     let version = release.split('-').next().unwrap_or_default().trim();
-    let virtual_machine = cpus.lines().any(|line| line.starts_with("flags") && line.contains(" hypervisor"));
-    let kind = if virtual_machine { ", in a virtual machine" } else { "" };
+    let virtual_machine = cpus
+        .lines()
+        .any(|line| line.starts_with("flags") && line.contains(" hypervisor"));
+    let kind = if virtual_machine {
+        ", in a virtual machine"
+    } else {
+        ""
+    };
     Ok(format!("Linux {version}, {number} × {model}{kind}."))
 }
 
@@ -143,10 +171,26 @@ mod tests {
 
     #[test]
     fn a_new_section_leaves_the_others() {
-        let old = replaced("", Which::Core, "## Core: from a spool to rows\n\nold core\n");
-        let both = replaced(&old, Which::Pairing, "## Pairing: many exchanges\n\nnew pairing");
+        let old = replaced(
+            "",
+            Which::Core,
+            "## Core: from a spool to rows\n\nold core\n",
+        );
+        let both = replaced(
+            &old,
+            Which::Pairing,
+            "## Pairing: many exchanges\n\nnew pairing",
+        );
         assert!(both.contains("old core") && both.contains("new pairing"));
-        let newer = replaced(&both, Which::Core, "## Core: from a spool to rows\n\nnew core");
-        assert!(!newer.contains("old core") && newer.contains("new core") && newer.contains("new pairing"));
+        let newer = replaced(
+            &both,
+            Which::Core,
+            "## Core: from a spool to rows\n\nnew core",
+        );
+        assert!(
+            !newer.contains("old core")
+                && newer.contains("new core")
+                && newer.contains("new pairing")
+        );
     }
 }

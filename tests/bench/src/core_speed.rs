@@ -64,11 +64,14 @@ struct Measured {
 /// Measures all sizes, and returns the table.
 pub(crate) fn run(scratch: &Path, repetitions: usize) -> anyhow::Result<String> {
     let mut text = String::new();
-    line(&mut text, format_args!(
-        "One core, median of {repetitions} interleaved repetitions. An exchange is a request and an answer of the size given, each seen at \
+    line(
+        &mut text,
+        format_args!(
+            "One core, median of {repetitions} interleaved repetitions. An exchange is a request and an answer of the size given, each seen at \
          both ends of both hops, and one signed entry of the log, which is read and written in full; every call is `matched`. Bytes are those \
          of the records in the spool; `serde_json` parses the same lines into its `Value`, and its bytes are those of the lines.\n"
-    ));
+        ),
+    );
     let mut table = Table::new([
         "message",
         "spool",
@@ -97,13 +100,23 @@ pub(crate) fn run(scratch: &Path, repetitions: usize) -> anyhow::Result<String> 
             }
         }
         let [rows, parquet, memcpy, serde] = &runs;
-        let slower = Spread::of(rows.iter().zip(serde).map(|(rows, serde)| ratio(rows.ns, serde.ns)));
+        let slower = Spread::of(
+            rows.iter()
+                .zip(serde)
+                .map(|(rows, serde)| ratio(rows.ns, serde.ns)),
+        );
         table.row([
             size(message_bytes),
             format!("{} MB", rows.first().map_or(0, |run| run.bytes / 1_000_000)),
             megabytes(rows),
             messages(rows, exchanges),
-            format!("{} MiB", rows.iter().map(|run| run.peak_bytes >> 20).max().unwrap_or(0)),
+            format!(
+                "{} MiB",
+                rows.iter()
+                    .map(|run| run.peak_bytes >> 20)
+                    .max()
+                    .unwrap_or(0)
+            ),
             megabytes(parquet),
             messages(parquet, exchanges),
             megabytes(memcpy),
@@ -143,13 +156,21 @@ impl Measurement {
         let mut log = Vec::new();
         source.begin(&mut |record| spool.record(record));
         for number in 0..self.exchanges {
-            log.extend(source.exchange(number, &mut |record| spool.record(record)).log);
+            log.extend(
+                source
+                    .exchange(number, &mut |record| spool.record(record))
+                    .log,
+            );
         }
         source.end(&mut |record| spool.record(record));
         let stats = spool.finish();
         anyhow::ensure!(!stats.lost_something(), "the spool lost records: {stats:?}");
         std::fs::write(self.folder.join("audit.jsonl"), log).context("write the log")?;
-        Ok(Measured { ns: 0, bytes: stats.disk_bytes, peak_bytes: memory::peak_bytes()? })
+        Ok(Measured {
+            ns: 0,
+            bytes: stats.disk_bytes,
+            peak_bytes: memory::peak_bytes()?,
+        })
     }
 
     fn correlate(&self, mut sink: Option<Box<dyn RowSink>>) -> anyhow::Result<Measured> {
@@ -189,7 +210,11 @@ impl Measurement {
         }
         let ns = nanoseconds(started);
         verdicts.all_matched(self.exchanges)?;
-        Ok(Measured { ns, bytes, peak_bytes: memory::peak_bytes()? })
+        Ok(Measured {
+            ns,
+            bytes,
+            peak_bytes: memory::peak_bytes()?,
+        })
     }
 
     fn memcpy(&self) -> anyhow::Result<Measured> {
@@ -201,16 +226,24 @@ impl Measurement {
         to.copy_from_slice(std::hint::black_box(&from));
         let ns = nanoseconds(started);
         std::hint::black_box(&to);
-        Ok(Measured { ns, bytes: from.len() as u64, peak_bytes: memory::peak_bytes()? })
+        Ok(Measured {
+            ns,
+            bytes: from.len() as u64,
+            peak_bytes: memory::peak_bytes()?,
+        })
     }
 
     /// The bytes of transfers are put together by stream and end, as the lines that they are.
     fn serde_json(&self) -> anyhow::Result<Measured> {
-        let mut streams: std::collections::BTreeMap<(u64, u8), Vec<u8>> = std::collections::BTreeMap::new();
+        let mut streams: std::collections::BTreeMap<(u64, u8), Vec<u8>> =
+            std::collections::BTreeMap::new();
         let mut unreadable = Ok(());
         self.records(|record| match parse(record) {
             Ok(Record::Chunk(transfer, _, data)) => {
-                streams.entry((transfer.channel.object, transfer.direction)).or_default().extend_from_slice(data);
+                streams
+                    .entry((transfer.channel.object, transfer.direction))
+                    .or_default()
+                    .extend_from_slice(data);
             }
             Ok(_) => {}
             Err(error) => unreadable = Err(error),
@@ -219,7 +252,10 @@ impl Measurement {
         let (mut bytes, mut failed) = (0, 0_u64);
         let started = Instant::now();
         for text in streams.values() {
-            for line in text.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
+            for line in text
+                .split(|byte| *byte == b'\n')
+                .filter(|line| !line.is_empty())
+            {
                 bytes += line.len() as u64;
                 match serde_json::from_slice::<serde_json::Value>(line) {
                     Ok(value) => drop(std::hint::black_box(value)),
@@ -229,8 +265,15 @@ impl Measurement {
             }
         }
         let ns = nanoseconds(started);
-        anyhow::ensure!(failed == 0 || self.message_bytes > 256 << 10, "{failed} lines are no json");
-        Ok(Measured { ns, bytes, peak_bytes: memory::peak_bytes()? })
+        anyhow::ensure!(
+            failed == 0 || self.message_bytes > 256 << 10,
+            "{failed} lines are no json"
+        );
+        Ok(Measured {
+            ns,
+            bytes,
+            peak_bytes: memory::peak_bytes()?,
+        })
     }
 
     fn records(&self, mut take: impl FnMut(&[u8])) -> anyhow::Result<()> {
@@ -244,11 +287,18 @@ impl Measurement {
     }
 
     fn spool(&self) -> anyhow::Result<SpoolReader> {
-        Ok(SpoolReader::open(Dir::open_named(&self.folder.join("spool"))?)?)
+        Ok(SpoolReader::open(Dir::open_named(
+            &self.folder.join("spool"),
+        )?)?)
     }
 }
 
-fn in_a_process(work: Work, folder: &Path, message_bytes: usize, exchanges: u64) -> anyhow::Result<Measured> {
+fn in_a_process(
+    work: Work,
+    folder: &Path,
+    message_bytes: usize,
+    exchanges: u64,
+) -> anyhow::Result<Measured> {
     let name = work.to_possible_value().context("every work has a name")?;
     let output = Command::new(std::env::current_exe()?)
         .args(["measure-core", name.get_name()])
@@ -256,7 +306,11 @@ fn in_a_process(work: Work, folder: &Path, message_bytes: usize, exchanges: u64)
         .args([message_bytes.to_string(), exchanges.to_string()])
         .stderr(Stdio::inherit())
         .output()?;
-    anyhow::ensure!(output.status.success(), "the measuring process ended with {}", output.status);
+    anyhow::ensure!(
+        output.status.success(),
+        "the measuring process ended with {}",
+        output.status
+    );
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
@@ -266,8 +320,12 @@ fn megabytes(runs: &[Measured]) -> String {
 }
 
 fn messages(runs: &[Measured], exchanges: u64) -> String {
-    let speeds = runs.iter().map(|run| ratio(exchanges * MESSAGES, run.ns) * 1e9);
-    Spread::of(speeds).map_or_else(String::new, |speed| format!("{} messages/s", short(speed.median)))
+    let speeds = runs
+        .iter()
+        .map(|run| ratio(exchanges * MESSAGES, run.ns) * 1e9);
+    Spread::of(speeds).map_or_else(String::new, |speed| {
+        format!("{} messages/s", short(speed.median))
+    })
 }
 
 fn nanoseconds(started: Instant) -> u64 {

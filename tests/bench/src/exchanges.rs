@@ -5,8 +5,9 @@
 
 use anyhow::Context as _;
 use countersign_common::{
-    CHUNK_MAX_BYTES, ChannelEnd, ChannelId, Exec, FileOpen, Fork, PROXY_OP_MAX_BYTES, READER_OP_MAX_BYTES, RecordHeader,
-    Task, Transfer, WRITER_OP_MAX_BYTES, channel_kind, direction, end_how, gap, kind, tag, transfer_flags,
+    CHUNK_MAX_BYTES, ChannelEnd, ChannelId, Exec, FileOpen, Fork, PROXY_OP_MAX_BYTES,
+    READER_OP_MAX_BYTES, RecordHeader, Task, Transfer, WRITER_OP_MAX_BYTES, channel_kind,
+    direction, end_how, gap, kind, tag, transfer_flags,
 };
 use countersign_core::correlator::{LogFile, PayloadMode, Proxy, Settings};
 use countersign_core::process::FileId;
@@ -30,9 +31,21 @@ const PROXY_INODE: u64 = 7001;
 const LOG_INODE: u64 = 7002;
 const SECRET: &[u8] = b"countersign-benchmark-key-of-32b";
 
-const AGENT: Task = Task { tgid: 100, tid: 100, start_boot_ns: 900 };
-const PROXY: Task = Task { tgid: 101, tid: 101, start_boot_ns: 901 };
-const SERVER: Task = Task { tgid: 102, tid: 102, start_boot_ns: 902 };
+const AGENT: Task = Task {
+    tgid: 100,
+    tid: 100,
+    start_boot_ns: 900,
+};
+const PROXY: Task = Task {
+    tgid: 101,
+    tid: 101,
+    start_boot_ns: 901,
+};
+const SERVER: Task = Task {
+    tgid: 102,
+    tid: 102,
+    start_boot_ns: 902,
+};
 
 /// Makes the records and the log.
 #[derive(Debug)]
@@ -81,13 +94,23 @@ impl Exchanges {
             id.epoch = START_BOOT_NS;
             id.dev = DEV;
             id.kind = channel_kind;
-            Channel { id, ops: [0; 2], bytes: [0; 2] }
+            Channel {
+                id,
+                ops: [0; 2],
+                bytes: [0; 2],
+            }
         };
         let pipe = |inode| channel(inode, channel_kind::PIPE);
         Ok(Self {
             message_bytes,
             key: Key::new(SECRET.to_vec()).context("make the signing key")?,
-            channels: [pipe(501), pipe(502), pipe(503), pipe(504), channel(LOG_INODE, channel_kind::FILE)],
+            channels: [
+                pipe(501),
+                pipe(502),
+                pipe(503),
+                pipe(504),
+                channel(LOG_INODE, channel_kind::FILE),
+            ],
             boot_ns: START_BOOT_NS,
             cpu_seq: 0,
             record: Vec::new(),
@@ -97,17 +120,28 @@ impl Exchanges {
     /// What the correlator must be told.
     pub(crate) fn settings() -> anyhow::Result<Settings> {
         let identity = ProxyIdentity {
-            exes: vec![FileId { dev: DEV, inode: PROXY_INODE }],
+            exes: vec![FileId {
+                dev: DEV,
+                inode: PROXY_INODE,
+            }],
             own_exes: Vec::new(),
             logs: Vec::new(),
         };
         let key = Key::new(SECRET.to_vec()).context("make the signing key")?;
-        let policy = ProxyPolicy { key: Some(key), redaction: Redaction::default(), ..ProxyPolicy::default() };
+        let policy = ProxyPolicy {
+            key: Some(key),
+            redaction: Redaction::default(),
+            ..ProxyPolicy::default()
+        };
         Ok(Settings {
             capture: CaptureId::new(UtcNs(START_UTC_NS), b"boot", b"host", 0),
             payload: PayloadMode::Redacted,
             hash_key: b"key of the hashes".to_vec(),
-            proxies: vec![Proxy { name: "proxy".to_owned(), identity, policy }],
+            proxies: vec![Proxy {
+                name: "proxy".to_owned(),
+                identity,
+                policy,
+            }],
             allow_direct: Vec::new(),
         })
     }
@@ -170,23 +204,33 @@ impl Exchanges {
         // Members in the order in which the log has them, so that what is logged is what was sent.
         let padded = |head: String, tail: &str| {
             let room = self.message_bytes.saturating_sub(head.len() + tail.len());
-            let words = "the quick brown fox jumps over the lazy dog ".bytes().cycle();
+            let words = "the quick brown fox jumps over the lazy dog "
+                .bytes()
+                .cycle();
             let mut text = head.into_bytes();
             text.extend(words.take(room));
             text.extend_from_slice(tail.as_bytes());
             text
         };
-        let request_head = format!("{{\"jsonrpc\":\"2.0\",\"id\":{number},\"method\":\"tools/call\",\"params\":");
+        let request_head =
+            format!("{{\"jsonrpc\":\"2.0\",\"id\":{number},\"method\":\"tools/call\",\"params\":");
         let params_head = format!("{{\"arguments\":{{\"text\":\"{number}: ");
-        let request = padded(format!("{request_head}{params_head}"), "\"},\"name\":\"echo\"}}\n");
+        let request = padded(
+            format!("{request_head}{params_head}"),
+            "\"},\"name\":\"echo\"}}\n",
+        );
         let params = &request[request_head.len()..request.len() - 2];
         let answer_head = format!("{{\"jsonrpc\":\"2.0\",\"id\":{number},\"result\":");
         let result_head = format!("{{\"content\":[{{\"text\":\"{number}: ");
-        let answer = padded(format!("{answer_head}{result_head}"), "\",\"type\":\"text\"}]}}\n");
+        let answer = padded(
+            format!("{answer_head}{result_head}"),
+            "\",\"type\":\"text\"}]}}\n",
+        );
         let result = &answer[answer_head.len()..answer.len() - 2];
         let since_start = self.boot_ns - START_BOOT_NS + EXCHANGE_NS / 2;
         let utc_ns = START_UTC_NS + since_start.cast_signed();
-        let id = ulid::Ulid::from_parts(utc_ns.unsigned_abs() / 1_000_000, u128::from(number)).to_string();
+        let id = ulid::Ulid::from_parts(utc_ns.unsigned_abs() / 1_000_000, u128::from(number))
+            .to_string();
         let log = Draft {
             id: &id,
             timestamp: &timestamp::format(utc_ns),
@@ -203,7 +247,11 @@ impl Exchanges {
             server_id: "server",
         }
         .line(Some(&self.key));
-        Lines { request, answer, log }
+        Lines {
+            request,
+            answer,
+            log,
+        }
     }
 
     fn written(&mut self, out: &mut dyn FnMut(&[u8]), who: Task, way: Way, line: &[u8]) {
@@ -218,14 +266,23 @@ impl Exchanges {
     }
 
     /// One operation in chunks, up to the limit for who did it; then a gap.
-    fn op(&mut self, out: &mut dyn FnMut(&[u8]), who: Task, way: Way, op_direction: u8, bytes: &[u8]) {
+    fn op(
+        &mut self,
+        out: &mut dyn FnMut(&[u8]),
+        who: Task,
+        way: Way,
+        op_direction: u8,
+        bytes: &[u8],
+    ) {
         let by_proxy = who == PROXY;
         let limit = match (by_proxy, op_direction) {
             (true, _) => PROXY_OP_MAX_BYTES,
             (false, direction::READ) => READER_OP_MAX_BYTES,
             (false, _) => WRITER_OP_MAX_BYTES,
         };
-        let captured = bytes.len().min(usize::try_from(limit).unwrap_or(usize::MAX));
+        let captured = bytes
+            .len()
+            .min(usize::try_from(limit).unwrap_or(usize::MAX));
         let side = usize::from(op_direction);
         let channel = self.channels[way as usize];
         let mut transfer = Transfer::new_zeroed();
@@ -237,7 +294,11 @@ impl Exchanges {
         transfer.exit_ns = self.tick();
         transfer.returned = bytes.len() as u64;
         transfer.syscall = u16::from(op_direction);
-        transfer.flags = if by_proxy { transfer_flags::BY_PROXY } else { 0 };
+        transfer.flags = if by_proxy {
+            transfer_flags::BY_PROXY
+        } else {
+            0
+        };
         transfer.direction = op_direction;
         for part in bytes[..captured].chunks(CHUNK_MAX_BYTES) {
             transfer.header = self.header(kind::CHUNK, size_of::<Transfer>() + part.len());
@@ -285,7 +346,13 @@ impl Exchanges {
         const NAME: &[u8] = b"/usr/bin/program";
         let mut exec = Exec::new_zeroed();
         exec.header = self.header(kind::EXEC, size_of::<Exec>() + 2 * NAME.len());
-        (exec.task, exec.exe_inode, exec.exe_dev, exec.tag, exec.ns_tgid) = (who, inode, DEV, bits, who.tgid);
+        (
+            exec.task,
+            exec.exe_inode,
+            exec.exe_dev,
+            exec.tag,
+            exec.ns_tgid,
+        ) = (who, inode, DEV, bits, who.tgid);
         (exec.filename_len, exec.args_len) = (16, 16);
         out(&[exec.as_bytes(), NAME, NAME].concat());
     }

@@ -13,8 +13,14 @@ impl Verdicts {
     /// Looks at one row.
     pub(crate) fn observe(&mut self, row: &Row) {
         if let Row::Verdict(verdict) = row {
-            let reason = verdict.reason.map(|reason| format!(": {reason}")).unwrap_or_default();
-            *self.0.entry(format!("{}{reason}", verdict.verdict)).or_default() += 1;
+            let reason = verdict
+                .reason
+                .map(|reason| format!(": {reason}"))
+                .unwrap_or_default();
+            *self
+                .0
+                .entry(format!("{}{reason}", verdict.verdict))
+                .or_default() += 1;
         }
     }
 

@@ -93,13 +93,34 @@ enum Command {
 
 fn main() -> anyhow::Result<()> {
     let text = match Arguments::parse().command {
-        Command::Kernel { empty, scratch, repetitions, milliseconds, only, test } => {
+        Command::Kernel {
+            empty,
+            scratch,
+            repetitions,
+            milliseconds,
+            only,
+            test,
+        } => {
             let duration = Duration::from_millis(milliseconds);
-            kernel::run(&kernel::Plan { empty, scratch, repetitions, duration, only, tests: test })?
+            kernel::run(&kernel::Plan {
+                empty,
+                scratch,
+                repetitions,
+                duration,
+                only,
+                tests: test,
+            })?
         }
-        Command::Core { scratch, repetitions } => core_speed::run(&scratch, repetitions)?,
+        Command::Core {
+            scratch,
+            repetitions,
+        } => core_speed::run(&scratch, repetitions)?,
         Command::Pairing { exchanges } => pairing::run(&exchanges)?,
-        Command::Worker { milliseconds, result, tests } => {
+        Command::Worker {
+            milliseconds,
+            result,
+            tests,
+        } => {
             return traffic::worker(&tests, Duration::from_millis(milliseconds), &result);
         }
         Command::Echo { bytes } => return traffic::echo(bytes),
@@ -108,7 +129,10 @@ fn main() -> anyhow::Result<()> {
         Command::MeasureCore(measurement) => measurement.run()?,
         Command::MeasurePairing { exchanges } => pairing::measure(exchanges)?,
     };
-    io::stdout().lock().write_all(text.as_bytes()).context("write the table")
+    io::stdout()
+        .lock()
+        .write_all(text.as_bytes())
+        .context("write the table")
 }
 
 /// Writes a line of progress to standard error.

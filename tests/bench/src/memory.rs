@@ -17,7 +17,14 @@ pub(crate) fn available_bytes() -> anyhow::Result<u64> {
 fn field(file: &str, name: &str) -> anyhow::Result<u64> {
     let text = fs::read_to_string(file).with_context(|| format!("read {file}"))?;
     text.lines()
-        .find_map(|line| line.strip_prefix(name)?.strip_prefix(':')?.trim().strip_suffix(" kB")?.parse::<u64>().ok())
+        .find_map(|line| {
+            line.strip_prefix(name)?
+                .strip_prefix(':')?
+                .trim()
+                .strip_suffix(" kB")?
+                .parse::<u64>()
+                .ok()
+        })
         .map(|kib| kib << 10)
         .with_context(|| format!("{file} has no {name}"))
 }

@@ -34,21 +34,41 @@ struct Measured {
 /// Measures each number of exchanges, and returns the table.
 pub(crate) fn run(numbers: &[u64]) -> anyhow::Result<String> {
     let mut text = String::new();
-    line(&mut text, format_args!(
-        "Requests and answers of {MESSAGE_BYTES} B, each seen at both ends of both hops, one signed entry each, all `matched`. *Feed* takes \
+    line(
+        &mut text,
+        format_args!(
+            "Requests and answers of {MESSAGE_BYTES} B, each seen at both ends of both hops, one signed entry each, all `matched`. *Feed* takes \
          records and log lines, *finish* ties, pairs, judges and makes the rows, which are discarded.\n"
-    ));
-    let mut table = Table::new(["exchanges", "feed, µs each", "finish, µs each", "together, µs each", "rows", "peak RSS", "RSS each"]);
+        ),
+    );
+    let mut table = Table::new([
+        "exchanges",
+        "feed, µs each",
+        "finish, µs each",
+        "together, µs each",
+        "rows",
+        "peak RSS",
+        "RSS each",
+    ]);
     for exchanges in numbers {
         say(&format!("{exchanges} exchanges"))?;
-        let (needed, available) = (exchanges * EXCHANGE_MEMORY_BYTES, memory::available_bytes()?);
+        let (needed, available) = (
+            exchanges * EXCHANGE_MEMORY_BYTES,
+            memory::available_bytes()?,
+        );
         if needed > available {
-            line(&mut text, format_args!(
-                "{exchanges} exchanges were left out: they may need {} MiB, {} MiB are free.\n", needed >> 20, available >> 20
-            ));
+            line(
+                &mut text,
+                format_args!(
+                    "{exchanges} exchanges were left out: they may need {} MiB, {} MiB are free.\n",
+                    needed >> 20,
+                    available >> 20
+                ),
+            );
             continue;
         }
-        let measured = in_a_process(*exchanges).with_context(|| format!("measure {exchanges} exchanges"))?;
+        let measured =
+            in_a_process(*exchanges).with_context(|| format!("measure {exchanges} exchanges"))?;
         let each = |total: u64| per(total, *exchanges);
         table.row([
             exchanges.to_string(),
@@ -118,7 +138,11 @@ fn in_a_process(exchanges: u64) -> anyhow::Result<Measured> {
         .args(["measure-pairing", &exchanges.to_string()])
         .stderr(Stdio::inherit())
         .output()?;
-    anyhow::ensure!(output.status.success(), "the measuring process ended with {}", output.status);
+    anyhow::ensure!(
+        output.status.success(),
+        "the measuring process ended with {}",
+        output.status
+    );
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 

@@ -15,7 +15,10 @@ pub(crate) struct Spread {
 impl Spread {
     /// Of these values; `None` without any. Values that are no numbers are left out.
     pub(crate) fn of(values: impl IntoIterator<Item = f64>) -> Option<Self> {
-        let mut values: Vec<f64> = values.into_iter().filter(|value| value.is_finite()).collect();
+        let mut values: Vec<f64> = values
+            .into_iter()
+            .filter(|value| value.is_finite())
+            .collect();
         values.sort_by(f64::total_cmp);
         let (min, max) = (*values.first()?, *values.last()?);
         let middle = values.len() / 2;
@@ -30,7 +33,13 @@ impl Spread {
 
 impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "**{}** ({}–{})", short(self.median), short(self.min), short(self.max))
+        write!(
+            f,
+            "**{}** ({}–{})",
+            short(self.median),
+            short(self.min),
+            short(self.max)
+        )
     }
 }
 
@@ -54,7 +63,10 @@ pub(crate) struct Table {
 impl Table {
     /// With these headings.
     pub(crate) fn new<S: AsRef<str>>(headings: impl IntoIterator<Item = S>) -> Self {
-        let mut table = Self { text: String::new(), columns: 0 };
+        let mut table = Self {
+            text: String::new(),
+            columns: 0,
+        };
         let headings: Vec<S> = headings.into_iter().collect();
         table.columns = headings.len();
         table.row(headings);

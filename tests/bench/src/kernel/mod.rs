@@ -65,8 +65,15 @@ pub(crate) enum Setting {
 }
 
 impl Setting {
-    const ALL: [Self; 7] =
-        [Self::Bare, Self::Empty, Self::Untagged, Self::Tagged, Self::Crowd, Self::Strace, Self::Bpftrace];
+    const ALL: [Self; 7] = [
+        Self::Bare,
+        Self::Empty,
+        Self::Untagged,
+        Self::Tagged,
+        Self::Crowd,
+        Self::Strace,
+        Self::Bpftrace,
+    ];
 
     fn name(self) -> &'static str {
         match self {
@@ -102,7 +109,11 @@ struct Results {
 
 /// Measures, and returns the tables.
 pub(crate) fn run(plan: &Plan) -> anyhow::Result<String> {
-    let tests = if plan.tests.is_empty() { traffic::all() } else { plan.tests.clone() };
+    let tests = if plan.tests.is_empty() {
+        traffic::all()
+    } else {
+        plan.tests.clone()
+    };
     traffic::run_as_consumer()?;
     let mut results = Results::default();
     let mut settings: Vec<Setting> = Vec::new();
@@ -123,10 +134,18 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<String> {
     let mut bench = Bench {
         plan,
         empty: EmptyPrograms::load(&plan.empty)?,
-        crowd: if settings.contains(&Setting::Crowd) { Some(Crowd::start()?) } else { None },
+        crowd: if settings.contains(&Setting::Crowd) {
+            Some(Crowd::start()?)
+        } else {
+            None
+        },
     };
     for repetition in 0..plan.repetitions {
-        say(&format!("repetition {} of {}", repetition + 1, plan.repetitions))?;
+        say(&format!(
+            "repetition {} of {}",
+            repetition + 1,
+            plan.repetitions
+        ))?;
         bench.repeat(repetition, &tests, &settings, &mut results)?;
     }
     if settings.contains(&Setting::Tagged) {
@@ -159,14 +178,22 @@ impl Bench<'_> {
                 let sample = self
                     .measure(*setting, *test, at, results)
                     .with_context(|| format!("measure {test} with {}", setting.name()))?;
-                results.times.entry((at, *setting)).or_default().push(sample.ns_per_op());
+                results
+                    .times
+                    .entry((at, *setting))
+                    .or_default()
+                    .push(sample.ns_per_op());
             }
         }
         for tool in tools {
             let samples = tools::measure(tool, tests, self.plan)
                 .with_context(|| format!("measure with {}", tool.name()))?;
             for (at, sample) in samples.iter().enumerate() {
-                results.times.entry((at, tool)).or_default().push(sample.ns_per_op());
+                results
+                    .times
+                    .entry((at, tool))
+                    .or_default()
+                    .push(sample.ns_per_op());
             }
         }
         Ok(())
@@ -234,7 +261,13 @@ fn settle() -> anyhow::Result<()> {
         let memory = fs::read_to_string("/proc/meminfo").context("read /proc/meminfo")?;
         let writing = memory
             .lines()
-            .find_map(|line| line.strip_prefix("Writeback:")?.trim().strip_suffix(" kB")?.parse().ok())
+            .find_map(|line| {
+                line.strip_prefix("Writeback:")?
+                    .trim()
+                    .strip_suffix(" kB")?
+                    .parse()
+                    .ok()
+            })
             .unwrap_or(0_u64);
         if writing < WRITEBACK_MAX_KIB || started.elapsed() > SETTLE_MAX {
             return Ok(());
@@ -274,7 +307,10 @@ fn worker_arguments(tests: &[Test], duration: Duration, result: &Path) -> Vec<St
 fn take_sample(mut worker: Child, result: &Path) -> anyhow::Result<Sample> {
     let status = worker.wait()?;
     anyhow::ensure!(status.success(), "the worker ended with {status}");
-    take_samples(result)?.into_iter().next().context("the worker left no sample")
+    take_samples(result)?
+        .into_iter()
+        .next()
+        .context("the worker left no sample")
 }
 
 fn take_samples(result: &Path) -> anyhow::Result<Vec<Sample>> {
@@ -288,15 +324,23 @@ struct EmptyPrograms {
 }
 
 impl EmptyPrograms {
-    const HOOKS: [&str; 5] =
-        ["sched_process_fork", "sched_process_exec", "sched_process_exit", "sys_exit", "sys_enter"];
+    const HOOKS: [&str; 5] = [
+        "sched_process_fork",
+        "sched_process_exec",
+        "sched_process_exit",
+        "sys_exit",
+        "sys_enter",
+    ];
 
     fn load(object: &Path) -> anyhow::Result<Self> {
         let bytes = fs::read(object).with_context(|| format!("read {}", object.display()))?;
         let btf = Btf::from_sys_fs().context("read the kernel's btf")?;
-        let mut ebpf = Ebpf::load(&bytes).context("read the empty programs (loading needs root)")?;
+        let mut ebpf =
+            Ebpf::load(&bytes).context("read the empty programs (loading needs root)")?;
         for hook in Self::HOOKS {
-            Self::program(&mut ebpf, hook)?.load(hook, &btf).with_context(|| format!("load {hook}"))?;
+            Self::program(&mut ebpf, hook)?
+                .load(hook, &btf)
+                .with_context(|| format!("load {hook}"))?;
         }
         Ok(Self { ebpf })
     }
@@ -304,19 +348,30 @@ impl EmptyPrograms {
     fn attach(&mut self) -> anyhow::Result<Vec<aya::programs::tp_btf::BtfTracePointLinkId>> {
         Self::HOOKS
             .iter()
-            .map(|hook| Self::program(&mut self.ebpf, hook)?.attach().with_context(|| format!("attach to {hook}")))
+            .map(|hook| {
+                Self::program(&mut self.ebpf, hook)?
+                    .attach()
+                    .with_context(|| format!("attach to {hook}"))
+            })
             .collect()
     }
 
-    fn detach(&mut self, links: Vec<aya::programs::tp_btf::BtfTracePointLinkId>) -> anyhow::Result<()> {
+    fn detach(
+        &mut self,
+        links: Vec<aya::programs::tp_btf::BtfTracePointLinkId>,
+    ) -> anyhow::Result<()> {
         for (hook, link) in Self::HOOKS.iter().zip(links) {
-            Self::program(&mut self.ebpf, hook)?.detach(link).with_context(|| format!("detach from {hook}"))?;
+            Self::program(&mut self.ebpf, hook)?
+                .detach(link)
+                .with_context(|| format!("detach from {hook}"))?;
         }
         Ok(())
     }
 
     fn program<'a>(ebpf: &'a mut Ebpf, hook: &str) -> anyhow::Result<&'a mut BtfTracePoint> {
-        let program = ebpf.program_mut(hook).with_context(|| format!("no empty program {hook}"))?;
+        let program = ebpf
+            .program_mut(hook)
+            .with_context(|| format!("no empty program {hook}"))?;
         Ok(program.try_into()?)
     }
 }

@@ -88,7 +88,10 @@ pub(crate) struct Crowd {
 impl Crowd {
     /// Starts all of them; each waits in a read.
     pub(crate) fn start() -> anyhow::Result<Self> {
-        let mut crowd = Self { members: Vec::new(), pipes: Vec::new() };
+        let mut crowd = Self {
+            members: Vec::new(),
+            pipes: Vec::new(),
+        };
         let program = std::env::current_exe()?;
         for _ in 0..CROWD_CHANNELS {
             let (reader, writer) = std::io::pipe().context("make a channel of the crowd")?;
@@ -112,7 +115,8 @@ impl Crowd {
             tag(recording, member)?;
         }
         for pipe in &mut self.pipes {
-            pipe.write_all(b"xx").context("move a byte through a channel of the crowd")?;
+            pipe.write_all(b"xx")
+                .context("move a byte through a channel of the crowd")?;
         }
         Ok(())
     }
@@ -138,17 +142,24 @@ pub(crate) fn measure(
     let folder = tempfile::tempdir_in(scratch).context("make a folder for the spool")?;
     let out = OutDir::create(&folder.path().join("out"), None)?;
     let capture = capture_id()?;
-    let request = Request { capture, proxy_exes: Vec::new() };
+    let request = Request {
+        capture,
+        proxy_exes: Vec::new(),
+    };
     let attached = attach(&request).map_err(|failure| failure.error)?;
-    let mut recording =
-        Recording::begin(&config(), &out, &request, attached, Vec::new()).map_err(|failure| failure.error)?;
+    let mut recording = Recording::begin(&config(), &out, &request, attached, Vec::new())
+        .map_err(|failure| failure.error)?;
     if let Some(crowd) = crowd {
         crowd.join(&recording)?;
     }
     let result = folder.path().join("sample.json");
     let mut worker = start_worker(&[test], duration, &result)?;
     tag(&recording, &worker)?;
-    worker.stdin.take().context("the worker has no gate")?.write_all(b"g")?;
+    worker
+        .stdin
+        .take()
+        .context("the worker has no gate")?
+        .write_all(b"g")?;
     let pidfd = pidfd(&worker)?;
     let tick = Timespec::try_from(TICK).context("a tick is short")?;
     loop {
@@ -160,7 +171,11 @@ pub(crate) fn measure(
     }
     let sample = take_sample(worker, &result)?;
     let stats = recording.finish(&serde_json::json!({ "event": "end" }));
-    anyhow::ensure!(stats.failed.is_none(), "the capture failed: {:?}", stats.failed);
+    anyhow::ensure!(
+        stats.failed.is_none(),
+        "the capture failed: {:?}",
+        stats.failed
+    );
     let mut recorded = read_back(out.dir(), sample)?;
     recorded.losses.records += stats.spool.lost_records;
     recorded.spool_bytes = stats.spool.disk_bytes;
@@ -227,10 +242,21 @@ fn read_back(out: &Dir, sample: Sample) -> anyhow::Result<Recorded> {
         *seen += 1;
         *last = (*last).max(header.cpu_seq + 1);
     }
-    losses.ring_dropped = ledger.counters.get("ring_dropped_records").copied().unwrap_or(0);
-    let holes: u64 = numbers.values().map(|(seen, last)| last.saturating_sub(*seen)).sum();
+    losses.ring_dropped = ledger
+        .counters
+        .get("ring_dropped_records")
+        .copied()
+        .unwrap_or(0);
+    let holes: u64 = numbers
+        .values()
+        .map(|(seen, last)| last.saturating_sub(*seen))
+        .sum();
     losses.records += holes.saturating_sub(losses.ring_dropped);
-    losses.skipped = ledger.programs.iter().map(|program| program.recursion_misses).sum();
+    losses.skipped = ledger
+        .programs
+        .iter()
+        .map(|program| program.recursion_misses)
+        .sum();
     let held = held_by_busiest(captured.into_values().collect(), sample.test.pattern);
     losses.missing_bytes = (2 * sample.moved).saturating_sub(held + losses.gap_bytes);
     let time = ProgramTime {
@@ -240,7 +266,12 @@ fn read_back(out: &Dir, sample: Sample) -> anyhow::Result<Recorded> {
             .map(|program| (program.name, (program.run_count, program.run_time_ns)))
             .collect(),
     };
-    Ok(Recorded { sample, losses, time, spool_bytes: 0 })
+    Ok(Recorded {
+        sample,
+        losses,
+        time,
+        spool_bytes: 0,
+    })
 }
 
 /// Bytes at both ends of the channels that were measured: those that carried most.
@@ -259,7 +290,10 @@ fn tag(recording: &Recording, child: &Child) -> anyhow::Result<()> {
 }
 
 fn pidfd(child: &Child) -> anyhow::Result<std::os::fd::OwnedFd> {
-    let pid = i32::try_from(child.id()).ok().and_then(Pid::from_raw).context("a child has a process id")?;
+    let pid = i32::try_from(child.id())
+        .ok()
+        .and_then(Pid::from_raw)
+        .context("a child has a process id")?;
     pidfd_open(pid, PidfdFlags::empty()).context("open a child")
 }
 

@@ -22,18 +22,30 @@ pub(super) fn text(
     others: &[String],
 ) -> String {
     let mut text = String::new();
-    line(&mut text, format_args!(
-        "Time per operation as a ratio to the bare run of the same repetition: **median** (min–max) of {} interleaved repetitions of {} ms. \
+    line(
+        &mut text,
+        format_args!(
+            "Time per operation as a ratio to the bare run of the same repetition: **median** (min–max) of {} interleaved repetitions of {} ms. \
          *Tagged* is both ends, whole payloads, with the consumer writing the spool to disk; *crowd* the same among 1,000 tagged tasks with \
          100 channels; *strace* is `-f -e trace=read,write -o /dev/null`; *bpftrace* prints the first 64 B.\n",
-        plan.repetitions,
-        plan.duration.as_millis(),
-    ));
+            plan.repetitions,
+            plan.duration.as_millis(),
+        ),
+    );
     if !others.is_empty() {
-        line(&mut text, format_args!("**Not clean**: other tracing programs were loaded: {}.\n", others.join(", ")));
+        line(
+            &mut text,
+            format_args!(
+                "**Not clean**: other tracing programs were loaded: {}.\n",
+                others.join(", ")
+            ),
+        );
     }
     for (setting, why) in &results.skipped {
-        line(&mut text, format_args!("{} was left out: {why}\n", setting.name()));
+        line(
+            &mut text,
+            format_args!("{} was left out: {why}\n", setting.name()),
+        );
     }
     text.push_str(&ratios(tests, settings, results).to_string());
     text.push('\n');
@@ -44,7 +56,11 @@ pub(super) fn text(
 }
 
 fn ratios(tests: &[Test], settings: &[Setting], results: &Results) -> Table {
-    let watched: Vec<Setting> = settings.iter().copied().filter(|setting| *setting != Setting::Bare).collect();
+    let watched: Vec<Setting> = settings
+        .iter()
+        .copied()
+        .filter(|setting| *setting != Setting::Bare)
+        .collect();
     let both = watched.contains(&Setting::Empty) && watched.contains(&Setting::Untagged);
     let mut headings = vec!["".to_owned(), "no BPF, µs".to_owned()];
     headings.extend(watched.iter().map(|setting| setting.name().to_owned()));
@@ -53,14 +69,25 @@ fn ratios(tests: &[Test], settings: &[Setting], results: &Results) -> Table {
     }
     let mut table = Table::new(headings);
     for (at, test) in tests.iter().enumerate() {
-        let bare = spread(results, at, Setting::Bare, None)
-            .map(|time| format!("{} ({}–{})", short(time.median / 1e3), short(time.min / 1e3), short(time.max / 1e3)));
+        let bare = spread(results, at, Setting::Bare, None).map(|time| {
+            format!(
+                "{} ({}–{})",
+                short(time.median / 1e3),
+                short(time.min / 1e3),
+                short(time.max / 1e3)
+            )
+        });
         let mut cells = vec![name(*test), bare.unwrap_or_default()];
         for setting in &watched {
             cells.push(shown(spread(results, at, *setting, Some(Setting::Bare))));
         }
         if both {
-            cells.push(shown(spread(results, at, Setting::Untagged, Some(Setting::Empty))));
+            cells.push(shown(spread(
+                results,
+                at,
+                Setting::Untagged,
+                Some(Setting::Empty),
+            )));
         }
         table.row(cells);
     }
@@ -79,9 +106,16 @@ fn losses(text: &mut String, tests: &[Test], settings: &[Setting], results: &Res
     ]);
     let mut lossless = Vec::new();
     let mut some = false;
-    for setting in settings.iter().filter(|setting| matches!(setting, Setting::Tagged | Setting::Crowd)) {
+    for setting in settings
+        .iter()
+        .filter(|setting| matches!(setting, Setting::Tagged | Setting::Crowd))
+    {
         for (at, test) in tests.iter().enumerate() {
-            let losses = results.losses.get(&(at, *setting)).copied().unwrap_or_default();
+            let losses = results
+                .losses
+                .get(&(at, *setting))
+                .copied()
+                .unwrap_or_default();
             if !losses.any() {
                 lossless.push(format!("{} {}", setting.name(), name(*test)));
                 continue;
@@ -99,7 +133,13 @@ fn losses(text: &mut String, tests: &[Test], settings: &[Setting], results: &Res
         }
     }
     if !lossless.is_empty() {
-        line(text, format_args!("Nothing lost, every byte of both ends in the spool: {}.\n", lossless.join("; ")));
+        line(
+            text,
+            format_args!(
+                "Nothing lost, every byte of both ends in the spool: {}.\n",
+                lossless.join("; ")
+            ),
+        );
     }
     if some {
         text.push_str(&table.to_string());
@@ -111,20 +151,36 @@ fn aims(text: &mut String, tests: &[Test], results: &Results) {
     let mut table = Table::new(["aim", "measured", ""]);
     let mut row = |aim: String, measured: Option<Spread>, limit: f64| {
         if let Some(measured) = measured {
-            let met = if measured.median <= limit { "met" } else { "**missed**" };
+            let met = if measured.median <= limit {
+                "met"
+            } else {
+                "**missed**"
+            };
             table.row([aim, measured.to_string(), met.to_owned()]);
         }
     };
     for (at, test) in tests.iter().enumerate() {
         let measured = spread(results, at, Setting::Untagged, Some(Setting::Empty));
-        row(format!("untagged ≤ {UNTAGGED_MAX} × empty, {}", name(*test)), measured, UNTAGGED_MAX);
+        row(
+            format!("untagged ≤ {UNTAGGED_MAX} × empty, {}", name(*test)),
+            measured,
+            UNTAGGED_MAX,
+        );
         let measured = spread(results, at, Setting::Tagged, Some(Setting::Bare));
         match (test.pattern, test.bytes) {
             (Pattern::RoundTrip, 1024) => {
-                row(format!("tagged ≤ {ROUND_TRIP_MAX} × no BPF, {}", name(*test)), measured, ROUND_TRIP_MAX);
+                row(
+                    format!("tagged ≤ {ROUND_TRIP_MAX} × no BPF, {}", name(*test)),
+                    measured,
+                    ROUND_TRIP_MAX,
+                );
             }
             (Pattern::OneWay, 64) => {
-                row(format!("tagged ≤ {ONE_WAY_MAX} × no BPF, {}", name(*test)), measured, ONE_WAY_MAX);
+                row(
+                    format!("tagged ≤ {ONE_WAY_MAX} × no BPF, {}", name(*test)),
+                    measured,
+                    ONE_WAY_MAX,
+                );
             }
             (Pattern::RoundTrip | Pattern::OneWay | Pattern::SystemCall, _) => {}
         }
@@ -137,7 +193,11 @@ fn program_times(text: &mut String, tests: &[Test], results: &Results) {
     if results.program_time.is_empty() {
         return;
     }
-    let mut table = Table::new(["time in programs, tagged", "sys_enter, ns a run", "sys_exit, ns a run"]);
+    let mut table = Table::new([
+        "time in programs, tagged",
+        "sys_enter, ns a run",
+        "sys_exit, ns a run",
+    ]);
     for (at, test) in tests.iter().enumerate() {
         let time = results.program_time.get(&at).cloned().unwrap_or_default();
         table.row([

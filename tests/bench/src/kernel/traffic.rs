@@ -70,7 +70,10 @@ pub(crate) struct Sample {
 
 impl Sample {
     /// Nanoseconds of one operation.
-    #[expect(clippy::cast_precision_loss, reason = "times of seconds, counts of millions")]
+    #[expect(
+        clippy::cast_precision_loss,
+        reason = "times of seconds, counts of millions"
+    )]
     pub(crate) fn ns_per_op(&self) -> f64 {
         self.ns as f64 / self.ops as f64
     }
@@ -79,10 +82,21 @@ impl Sample {
 /// The tests of the table.
 pub(crate) fn all() -> Vec<Test> {
     let of = |pattern, sizes: &[usize]| {
-        sizes.iter().map(|bytes| Test { pattern, bytes: *bytes }).collect::<Vec<_>>()
+        sizes
+            .iter()
+            .map(|bytes| Test {
+                pattern,
+                bytes: *bytes,
+            })
+            .collect::<Vec<_>>()
     };
     let sizes = [64, 1 << 10, 16 << 10, 256 << 10];
-    [of(Pattern::RoundTrip, &sizes), of(Pattern::OneWay, &sizes), of(Pattern::SystemCall, &[0])].concat()
+    [
+        of(Pattern::RoundTrip, &sizes),
+        of(Pattern::OneWay, &sizes),
+        of(Pattern::SystemCall, &[0]),
+    ]
+    .concat()
 }
 
 /// Runs tests one after the other and writes the samples to a file as JSON.
@@ -118,14 +132,18 @@ pub(crate) fn sink(bytes: usize) -> anyhow::Result<()> {
     let mut buffer = vec![0; bytes];
     let input = io::stdin();
     let mut total: u64 = 0;
-    io::stdout().write_all(b"r").and_then(|()| io::stdout().flush())?;
+    io::stdout()
+        .write_all(b"r")
+        .and_then(|()| io::stdout().flush())?;
     loop {
         match rustix::io::read(&input, &mut buffer)? {
             0 => break,
             got => total += got as u64,
         }
     }
-    io::stdout().write_all(&total.to_le_bytes()).context("report the total")
+    io::stdout()
+        .write_all(&total.to_le_bytes())
+        .context("report the total")
 }
 
 /// Waits in reads of single bytes until the pipe is closed.
@@ -146,21 +164,28 @@ fn round_trip(test: Test, duration: Duration) -> anyhow::Result<Sample> {
     let (middle, ops) = sliced(test, duration, &mut trip)?;
     drop(input);
     end(&mut child)?;
-    Ok(Sample { moved: 2 * ops * test.bytes as u64, ..middle })
+    Ok(Sample {
+        moved: 2 * ops * test.bytes as u64,
+        ..middle
+    })
 }
 
 fn one_way(test: Test, duration: Duration) -> anyhow::Result<Sample> {
-    let (mut child, input, mut output) =
-        counterpart(&["sink".to_owned(), test.bytes.to_string()])?;
+    let (mut child, input, mut output) = counterpart(&["sink".to_owned(), test.bytes.to_string()])?;
     output.read_exact(&mut [0]).context("wait for the sink")?;
     let buffer = vec![b'x'; test.bytes];
     let (middle, ops) = sliced(test, duration, &mut || drain(&input, &buffer))?;
     drop(input);
     let mut total = [0; 8];
-    output.read_exact(&mut total).context("wait for the sink's total")?;
+    output
+        .read_exact(&mut total)
+        .context("wait for the sink's total")?;
     end(&mut child)?;
     let moved = ops * test.bytes as u64;
-    anyhow::ensure!(u64::from_le_bytes(total) == moved, "bytes were lost in the pipe itself");
+    anyhow::ensure!(
+        u64::from_le_bytes(total) == moved,
+        "bytes were lost in the pipe itself"
+    );
     Ok(Sample { moved, ..middle })
 }
 
@@ -183,7 +208,12 @@ fn sliced(
     for _ in 0..SLICES {
         let (ops, ns) = repeat(test.bytes, duration / SLICES, step)?;
         all += ops;
-        slices.push(Sample { test, ops, ns, moved: 0 });
+        slices.push(Sample {
+            test,
+            ops,
+            ns,
+            moved: 0,
+        });
     }
     slices.sort_by(|a, b| a.ns_per_op().total_cmp(&b.ns_per_op()));
     Ok((slices[slices.len() / 2], all))
@@ -214,7 +244,8 @@ fn repeat(
 pub(crate) fn run_as_consumer() -> anyhow::Result<()> {
     // With one CPU it stays where it is.
     let _ = run_on(CONSUMER_CPU);
-    rustix::process::setpriority_process(None, PRIORITY).context("raise the priority (measuring needs root)")
+    rustix::process::setpriority_process(None, PRIORITY)
+        .context("raise the priority (measuring needs root)")
 }
 
 fn run_on(cpu: usize) -> anyhow::Result<()> {
@@ -287,6 +318,9 @@ impl FromStr for Test {
             "system-call" => Pattern::SystemCall,
             _ => bail!("a pattern is round-trip, one-way or system-call"),
         };
-        Ok(Self { pattern, bytes: bytes.parse().context("read the size of a message")? })
+        Ok(Self {
+            pattern,
+            bytes: bytes.parse().context("read the size of a message")?,
+        })
     }
 }
