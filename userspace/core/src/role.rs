@@ -119,6 +119,7 @@ pub struct Roles {
     instances: Vec<Instance>,
     by_process: BTreeMap<ProcessIx, Life>,
     legs: BTreeMap<StreamIx, Leg>,
+    outsiders: BTreeMap<StreamIx, Vec<ProcessIx>>,
 }
 
 impl Roles {
@@ -136,8 +137,41 @@ impl Roles {
         for (stream, frames) in streams {
             let leg = roles.leg_of(*stream, frames, processes, channels);
             roles.legs.insert(*stream, leg);
+            roles.find_outsiders(*stream, leg, frames, processes, channels);
         }
         roles
+    }
+
+    /// Who moved bytes at the server's end of a proxy's upstream stream and is neither the server nor started by it.
+    pub fn outsiders(&self, stream: StreamIx) -> &[ProcessIx] {
+        self.outsiders.get(&stream).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// What a proxy starts descends from it; nobody else has business at the far ends of the channels that it made.
+    fn find_outsiders(
+        &mut self,
+        stream: StreamIx,
+        leg: Leg,
+        frames: &StreamFrames,
+        processes: &ProcessTable,
+        channels: &ChannelTable,
+    ) {
+        let (instance, far) = match leg {
+            Leg::ProxyToServer(instance) => (instance, &frames.readers),
+            Leg::ServerToProxy(instance) => (instance, &frames.writers),
+            Leg::ClientToProxy(_) | Leg::ProxyToClient(_) | Leg::ProxyFile(_) | Leg::Direct => return,
+        };
+        let proxy = self.instance(instance).process;
+        let inside = |process: ProcessIx| processes.descends_from(process, proxy);
+        let made_it = channels.channel(stream.channel).creator() == Some(proxy);
+        if !made_it && !far.iter().any(|(process, _)| inside(*process)) {
+            return;
+        }
+        let outsiders: Vec<ProcessIx> =
+            far.iter().map(|(process, _)| *process).filter(|process| !inside(*process)).collect();
+        if !outsiders.is_empty() {
+            self.outsiders.insert(stream, outsiders);
+        }
     }
 
     /// All proxy instances.

@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::call::relay;
+use crate::call::trouble;
 use crate::call::{Hops, Passage, PlacedIx, Route, Sighting, Way};
 use crate::channel::{ChannelKind, ChannelTable, StreamIx};
 use crate::delivery::StreamFrames;
@@ -271,7 +272,8 @@ impl Passages {
         let Some(at) = legs().map(|placed| placed.at).min() else { return };
         let until = legs().map(|placed| placed.until).max().unwrap_or(at);
         let proved = legs().all(|placed| placed.proved);
-        self.passages.push(Passage { route, way, message, sent, received, hops, at, until, proved });
+        let trouble = trouble::of(scene, sent, received);
+        self.passages.push(Passage { route, way, message, sent, received, hops, at, until, proved, trouble });
     }
 
     /// The JSON-RPC messages of a delivery; what else it holds becomes an oddity.

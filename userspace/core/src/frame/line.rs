@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::channel::{End, StreamIx};
 use crate::frame::{FRAME_MAX_BYTES, Frame, FrameFlags};
+use crate::json::{Document, Kind as JsonKind, Limits};
 use crate::process::ProcessIx;
 use crate::time::BootNs;
 use crate::stream::Op;
@@ -203,7 +204,15 @@ impl LineFramer {
                 self.opaque_bytes += line.len;
                 line.flags |= FrameFlags::NOT_JSON;
             }
-            Kind::Json => {}
+            Kind::Json => {
+                // What is left of an object whose head is missing has a closing brace too many: a tail that is a whole object is
+                // a line of its own.
+                let tail = FrameFlags::HEAD_MISSING;
+                let cut = FrameFlags::INCOMPLETE | FrameFlags::TOO_LONG;
+                if line.flags.contains(tail) && !line.flags.intersects(cut) && is_object(&line.bytes) {
+                    line.flags.remove(tail);
+                }
+            }
         }
         out(Frame {
             stream: self.stream,
@@ -218,6 +227,10 @@ impl LineFramer {
             flags: line.flags,
         });
     }
+}
+
+fn is_object(text: &[u8]) -> bool {
+    Document::parse(text, Limits::default()).is_ok_and(|document| document.root().kind() == JsonKind::Object)
 }
 
 fn kind_of(data: &[u8], already: usize) -> Kind {
