@@ -281,14 +281,11 @@ impl Correlator for Engine {
             return Err(error);
         }
         let files = parquet.finish()?;
-        match lines {
-            Some(lines) => {
-                lines.finish()?;
-            }
-            None => {
-                let text = summary.text(Evidence { capture, out: self.out.path(), files: &files });
-                io::stdout().lock().write_all(text.as_bytes()).context("cannot print the summary")?;
-            }
+        if let Some(lines) = lines {
+            lines.finish()?;
+        } else {
+            let text = summary.text(Evidence { capture, out: self.out.path(), files: &files });
+            io::stdout().lock().write_all(text.as_bytes()).context("cannot print the summary")?;
         }
         Ok(Outcome { findings: summary.has_findings(), could_not_see: summary.could_not_see() })
     }

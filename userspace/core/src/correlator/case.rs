@@ -73,6 +73,7 @@ impl Derived {
         let gaps = doubt::gaps(&correlator.streams, &correlator.channels, &roles, &correlator.open_tails());
         let mcp = mcp_streams(scene, &passages);
         Self {
+            roles,
             placed,
             passages,
             calls,
@@ -82,7 +83,6 @@ impl Derived {
             call_of_side,
             gaps,
             mcp,
-            roles,
         }
     }
 

@@ -325,20 +325,20 @@ impl Correlator {
         let before = state.framer.buffered();
         let mut frames = Vec::new();
         let mut gaps = Vec::new();
-        let framer = &mut state.framer;
+        let lines = &mut state.framer;
         step(&mut state.log, &mut |item| match item {
             Item::Bytes { op, offset, position, data } => {
-                framer.bytes(op, offset, position, data, &mut |frame| frames.push(frame));
+                lines.bytes(op, offset, position, data, &mut |frame| frames.push(frame));
             }
             Item::Gap(gap) => {
-                framer.gap(&mut |frame| frames.push(frame));
+                lines.gap(&mut |frame| frames.push(frame));
                 gaps.push(gap);
             }
         });
-        self.partial = (self.partial + framer.buffered()).saturating_sub(before);
+        self.partial = (self.partial + lines.buffered()).saturating_sub(before);
         if self.partial > PARTIAL_BYTES_MAX {
-            self.partial = self.partial.saturating_sub(framer.buffered());
-            framer.gap(&mut |frame| frames.push(frame));
+            self.partial = self.partial.saturating_sub(lines.buffered());
+            lines.gap(&mut |frame| frames.push(frame));
             gaps.push(limit_gap(self.now));
         }
         for gap in gaps {

@@ -315,17 +315,20 @@ fn proxy_own(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Ju
 }
 
 /// The first doubt about a proxied call.
+/// Says of a leg whether it is meant.
+type Legs = fn(Leg) -> bool;
+
 fn doubt_of(case: Case<'_>, call: &Call, instance: InstanceIx) -> Option<Doubt> {
     let passages = [call.request.as_ref(), call.response.as_ref()];
     if passages.iter().flatten().any(|passage| !passage.proved) {
         return Some(Doubt { reason: "order_ambiguous", gap: None });
     }
-    let gap = |from, to, legs: fn(Leg) -> bool| {
+    let gap = |from, to, legs: Legs| {
         doubt::at_proxy(case.gaps, instance, from, to, legs).map(|gap| Doubt { reason: "gap", gap: Some(gap) })
     };
     let to_client = |leg: Leg| matches!(leg, Leg::ServerToProxy(_) | Leg::ProxyToClient(_));
     let to_server = |leg: Leg| matches!(leg, Leg::ClientToProxy(_) | Leg::ProxyToServer(_));
-    let (forth, back): (fn(Leg) -> bool, fn(Leg) -> bool) = match call.way {
+    let (forth, back): (Legs, Legs) = match call.way {
         crate::call::Way::ToServer => (to_server, to_client),
         crate::call::Way::ToClient => (to_client, to_server),
     };
