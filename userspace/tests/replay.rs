@@ -150,7 +150,7 @@ fn verdicts(rows: &[Value]) -> Vec<String> {
             let cells = columns.map(|name| match &row[name] {
                 Value::Null => "-".to_owned(),
                 Value::String(text) => text.clone(),
-                other => other.to_string(),
+                other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => other.to_string(),
             });
             cells.join(" ")
         })

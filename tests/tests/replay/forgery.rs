@@ -85,6 +85,8 @@ fn a_call_without_an_answer_is_unlogged_as_this_proxy_does() {
     let (mut scene, session, mut log) = start();
     session.tool(&mut scene, &mut log, "1", "a");
     session.to_server(&mut scene, &request("2", "tools/call", &tool_params("b")));
+    // While the proxy lives its answer may still come.
+    scene.exit(session.proxy);
     expect(
         &Play::new(scene, &[&log]).run(),
         &["matched tools/call a 1", "unlogged~unanswered tools/call b 2"],

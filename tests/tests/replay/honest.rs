@@ -260,7 +260,7 @@ fn a_proxys_own_housekeeping_is_out_of_scope() {
     let (mut scene, session, mut log) = start();
     session.forwards(&mut scene, &request("0", "initialize", r#"{"protocolVersion":"2025-11-25"}"#));
     session.server_says(&mut scene, &Answer::Result("{}").line("0"));
-    session.forwards(&mut scene, &request("p1", "ping", "{}").iter().copied().collect::<Vec<u8>>());
+    session.forwards(&mut scene, &request("p1", "ping", "{}"));
     session.tool(&mut scene, &mut log, "1", "read");
     let outcome = Play::new(scene, &[&log]).run();
     let told = outcome.told();

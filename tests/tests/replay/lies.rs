@@ -88,15 +88,15 @@ fn a_writer_that_lies_about_what_it_wrote_to_the_proxy_changes_nothing() {
 #[test]
 fn a_writers_own_gaps_buy_no_doubt() {
     let (mut scene, session, mut log) = start();
-    let long = format!(r#"{{"arguments":{{"text":"{}"}},"name":"write"}}"#, "x".repeat(16 << 20));
-    let asked = line(&request("1", "tools/call", &long));
+    let wide = format!(r#"{{"arguments":{{"text":"{}"}},"name":"write"}}"#, "x".repeat(16 << 20));
+    let asked = line(&request("1", "tools/call", &wide));
     let cut = |from: u64| Shown { gap: Some((from..asked.len() as u64, gap::LIMIT)), ..Shown::default() };
     scene.write_as(session.client, session.to_proxy, &asked, &cut(256 << 10));
     while !scene.read(session.proxy, session.to_proxy, 1 << 20).is_empty() {}
     scene.write(session.proxy, session.to_server, &asked);
     scene.read_as(session.server, session.to_server, ALL, &cut(1 << 20));
     session.to_client(&mut scene, &Answer::Result("{}").line("1"));
-    log.writes(&mut scene, session.proxy, &Entry::of_call("1", "tools/call", &long, Answer::Result("{}")));
+    log.writes(&mut scene, session.proxy, &Entry::of_call("1", "tools/call", &wide, Answer::Result("{}")));
     let outcome = Play::new(scene, &[&log]).run();
     expect(&outcome, &["matched tools/call write 1"]);
     assert!(outcome.coverage().filter(|row| row.kind == "gap").all(|row| row.self_inflicted && !row.weakens));

@@ -1,5 +1,6 @@
 //! Scripted captures and logs against the verdicts that must follow. Each scenario names everything that the core may say: a
 //! verdict too many fails as one too few does.
+#![expect(clippy::unwrap_used, reason = "tests panic on purpose")]
 
 mod forgery;
 mod honest;

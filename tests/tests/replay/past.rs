@@ -112,8 +112,8 @@ fn of_two_identical_lines_of_which_one_is_not_the_proxys_one_is_bypassed() {
 #[test]
 fn a_line_put_into_the_middle_of_a_long_one_does_not_leave_that_one_matched() {
     let (mut scene, session, mut log) = start();
-    let long = format!(r#"{{"arguments":{{"text":"{}"}},"name":"write"}}"#, "x".repeat(70_000));
-    let asked = line(&request("1", "tools/call", &long));
+    let wide = format!(r#"{{"arguments":{{"text":"{}"}},"name":"write"}}"#, "x".repeat(70_000));
+    let asked = line(&request("1", "tools/call", &wide));
     session.client_asks(&mut scene, &asked[..asked.len() - 1]);
     let evil = line(&request("9", "tools/call", &tool_params("evil")));
     // The kernel lets a write of more than a page be cut by others: `…","x"}}}` ends the head as a line of its own.
@@ -130,7 +130,7 @@ fn a_line_put_into_the_middle_of_a_long_one_does_not_leave_that_one_matched() {
     );
     scene.read(session.server, session.to_server, ALL);
     session.to_client(&mut scene, &Answer::Result("{}").line("1"));
-    log.writes(&mut scene, session.proxy, &Entry::of_call("1", "tools/call", &long, Answer::Result("{}")));
+    log.writes(&mut scene, session.proxy, &Entry::of_call("1", "tools/call", &wide, Answer::Result("{}")));
     let told = Play::new(scene, &[&log]).run().told();
     assert!(told.contains(&"bypassed/foreign_writer tools/call evil 9".to_owned()), "{told:?}");
     assert!(!told.iter().any(|told| told.starts_with("matched")), "{told:?}");

@@ -232,6 +232,8 @@ fn transfer_direction(transfer: &abi::Transfer) -> Result<Direction, RecordError
 
 #[cfg(test)]
 mod tests {
+    #![expect(clippy::unwrap_used, reason = "tests panic on purpose")]
+
     use super::*;
     use zerocopy::{FromZeros, IntoBytes};
 

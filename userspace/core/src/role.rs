@@ -162,7 +162,11 @@ impl Roles {
             Leg::ClientToProxy(_) | Leg::ProxyToClient(_) | Leg::ProxyFile(_) | Leg::Direct => return,
         };
         let proxy = self.instance(instance).process;
-        let inside = |process: ProcessIx| processes.descends_from(process, proxy);
+        // Of a process whose creation was missed it is not known whose it is, unless it is the proxy's own ancestor.
+        let inside = |process: ProcessIx| {
+            let unknown = processes.process(process).parent.is_none() && !processes.descends_from(proxy, process);
+            unknown || processes.descends_from(process, proxy)
+        };
         let made_it = channels.channel(stream.channel).creator() == Some(proxy);
         if !made_it && !far.iter().any(|(process, _)| inside(*process)) {
             return;

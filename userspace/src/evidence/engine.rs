@@ -56,7 +56,23 @@ struct OpenLog {
     facts: FileFacts,
     reader: Reader,
     items: Vec<LogItem>,
+    bad: usize,
     replaced: bool,
+}
+
+/// Lines of one log that are no entries and get a row each; further ones are counted. Stops a log of garbage from filling memory.
+const BAD_LINES_MAX: usize = 10_000;
+
+impl OpenLog {
+    fn keep(&mut self, item: LogItem) {
+        if let LogItem::Bad(_) = item {
+            self.bad += 1;
+            if self.bad > BAD_LINES_MAX {
+                return;
+            }
+        }
+        self.items.push(item);
+    }
 }
 
 /// Feeds the core and writes what it says.
@@ -162,7 +178,11 @@ impl Engine {
             }
             log.reader.finish();
             while let Some(item) = log.reader.poll() {
-                log.items.push(item);
+                log.keep(item);
+            }
+            if log.bad > BAD_LINES_MAX {
+                let message = format!("{} more lines of the log are no entries", log.bad - BAD_LINES_MAX);
+                self.incident(key.0, incident::UNREADABLE, message);
             }
             let core = self.core()?;
             let file = core.handle_log_file(LogFile {
@@ -217,14 +237,14 @@ impl Correlator for Engine {
                     old.replaced = true;
                 }
                 self.opened.push((proxy, file));
-                let log = OpenLog { path, facts, reader: Reader::new(), items: Vec::new(), replaced: false };
+                let log = OpenLog { path, facts, reader: Reader::new(), items: Vec::new(), bad: 0, replaced: false };
                 self.logs.insert((proxy, file), log);
             }
             LogEvent::Bytes { file, data, .. } => {
                 let log = self.logs.get_mut(&(proxy, file)).context("bytes of a log that was not opened")?;
                 log.reader.push(data);
                 while let Some(item) = log.reader.poll() {
-                    log.items.push(item);
+                    log.keep(item);
                 }
             }
             LogEvent::Truncated { read, size, .. } => {
@@ -238,12 +258,11 @@ impl Correlator for Engine {
             LogEvent::Rotated { .. } => {
                 self.incident(proxy, incident::ROTATED, "the log was rotated".to_owned());
             }
-            LogEvent::Missing => {
-                // Before anything was opened it may still appear; whether it did shows at the end.
-                if self.opened.iter().any(|(of, _)| *of == proxy) {
-                    let message = "the log's name led to a file before and leads to none now".to_owned();
-                    self.incident(proxy, incident::REMOVED, message);
-                }
+            // Told at the end for a log that nothing was ever opened of.
+            LogEvent::Missing => {}
+            LogEvent::Removed { .. } => {
+                let message = "the log was deleted, or another file was put in its place".to_owned();
+                self.incident(proxy, incident::REMOVED, message);
             }
             LogEvent::Refused { why } => {
                 self.incident(proxy, incident::REFUSED, format!("what has the log's name was not read: {why}"));
@@ -281,14 +300,11 @@ impl Correlator for Engine {
             return Err(error);
         }
         let files = parquet.finish()?;
-        match lines {
-            Some(lines) => {
-                lines.finish()?;
-            }
-            None => {
-                let text = summary.text(Evidence { capture, out: self.out.path(), files: &files });
-                io::stdout().lock().write_all(text.as_bytes()).context("cannot print the summary")?;
-            }
+        if let Some(lines) = lines {
+            lines.finish()?;
+        } else {
+            let text = summary.text(Evidence { capture, out: self.out.path(), files: &files });
+            io::stdout().lock().write_all(text.as_bytes()).context("cannot print the summary")?;
         }
         Ok(Outcome { findings: summary.has_findings(), could_not_see: summary.could_not_see() })
     }

@@ -66,6 +66,9 @@ enum Kept {
     Rotated {
         file: u64,
     },
+    Removed {
+        file: u64,
+    },
     Missing,
     Refused {
         why: String,
@@ -118,6 +121,7 @@ impl KeptLogWriter {
             },
             LogEvent::Rewritten { file } => Kept::Rewritten { file: file.0 },
             LogEvent::Rotated { file } => Kept::Rotated { file: file.0 },
+            LogEvent::Removed { file } => Kept::Removed { file: file.0 },
             LogEvent::Missing => Kept::Missing,
             LogEvent::Refused { why } => Kept::Refused { why: why.clone() },
             LogEvent::Unreadable { file, why } => Kept::Unreadable {
@@ -286,6 +290,7 @@ impl Kept {
             },
             Self::Rewritten { file } => LogEvent::Rewritten { file: FileId(file) },
             Self::Rotated { file } => LogEvent::Rotated { file: FileId(file) },
+            Self::Removed { file } => LogEvent::Removed { file: FileId(file) },
             Self::Missing => LogEvent::Missing,
             Self::Refused { why } => LogEvent::Refused { why },
             Self::Unreadable { file, why } => LogEvent::Unreadable {
@@ -331,6 +336,7 @@ mod tests {
                 LogEvent::Truncated { .. } => names.push("truncated"),
                 LogEvent::Rewritten { .. }
                 | LogEvent::Rotated { .. }
+                | LogEvent::Removed { .. }
                 | LogEvent::Missing
                 | LogEvent::Refused { .. }
                 | LogEvent::Unreadable { .. }

@@ -79,6 +79,11 @@ pub enum LogEvent<'a> {
     },
     /// The name never led to a file, up to the end.
     Missing,
+    /// The file has no name any more: it was deleted, or another was renamed over it. What was read of it stays read.
+    Removed {
+        /// Which file.
+        file: FileId,
+    },
     /// The name leads to something that is not read.
     Refused {
         /// Why not.
@@ -233,6 +238,9 @@ impl Follower {
             self.reread(&mut POLL_MAX_BYTES.clone(), sink);
             self.read_all(sink);
         }
+        if let Some(log) = self.current.as_ref().filter(|log| log.is_removed()) {
+            sink(LogEvent::Removed { file: log.id() });
+        }
         if self.next_id == 0 && self.last_refusal.is_none() {
             sink(LogEvent::Missing);
         }
@@ -314,7 +322,11 @@ impl Follower {
         };
         // What was written between the last read and the rename.
         let _ = old.advance(&mut self.buffer, &mut u64::MAX.clone(), sink);
-        sink(LogEvent::Rotated { file: old.id() });
+        sink(if old.is_removed() {
+            LogEvent::Removed { file: old.id() }
+        } else {
+            LogEvent::Rotated { file: old.id() }
+        });
         self.remember(old.identity());
         self.keep_reading(old, sink);
     }

@@ -33,6 +33,7 @@ impl Way {
     }
 
     /// The other way.
+    #[must_use]
     pub fn back(self) -> Self {
         match self {
             Self::ToServer => Self::ToClient,

@@ -27,6 +27,8 @@ pub enum Oddity {
     ReaderLies(PlacedIx),
     /// It begins like JSON and is none, even for a lenient reader.
     Malformed(PlacedIx),
+    /// Not JSON by itself, but it speaks of JSON-RPC: another framing, or a value over several lines.
+    McpLike(PlacedIx),
     /// JSON on a proxied leg that is no JSON-RPC message.
     NotJsonRpc(PlacedIx),
     /// Part of its bytes is missing or in doubt at the end of record.
@@ -74,6 +76,9 @@ pub fn assemble(scene: Scene<'_>) -> Passages {
         // A regular file carries no calls, whoever writes it.
         let is_file = scene.channels.channel(placed.stream.channel).kind == ChannelKind::File;
         if frame.flags.contains(FrameFlags::NOT_JSON) || is_file {
+            if frame.flags.contains(FrameFlags::MCP_LIKE) && !is_file {
+                out.oddities.push(Oddity::McpLike(ix));
+            }
             continue;
         }
         if frame.flags.intersects(

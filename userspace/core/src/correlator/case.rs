@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Correlator;
 use crate::call::passage::{self, Oddity, Passages, Scene};
-use crate::call::{Call, PlacedIx, Route, bytes_of, exchange};
+use crate::call::{Call, CallKind, PlacedIx, Route, bytes_of, exchange};
 use crate::channel::StreamIx;
 use crate::evidence::{self, Placed};
 use crate::message;
@@ -73,6 +73,7 @@ impl Derived {
         let gaps = doubt::gaps(&correlator.streams, &correlator.channels, &roles, &correlator.open_tails());
         let mcp = mcp_streams(scene, &passages);
         Self {
+            roles,
             placed,
             passages,
             calls,
@@ -82,7 +83,6 @@ impl Derived {
             call_of_side,
             gaps,
             mcp,
-            roles,
         }
     }
 
@@ -176,11 +176,13 @@ fn call_side(
     );
     let message = call.request.as_ref().map(|passage| &passage.message);
     let name = |of: Option<&String>| of.cloned().unwrap_or_default();
+    // That no answer came can be logged as late as when the proxy ends.
+    let unanswered = call.kind() == CallKind::Request && call.response.is_none();
     CallSide {
         proxy,
         instance,
         from: correlator.clock.utc(call.at()).0,
-        to: correlator.clock.utc(call.until()).0,
+        to: correlator.clock.utc(if unanswered { correlator.now } else { call.until() }).0,
         content: content::of_call(call, &wire, &redaction),
         id: call.subject().and_then(|passage| passage.message.id_text()),
         method: message.map_or_else(
@@ -233,6 +235,7 @@ fn mcp_streams(scene: Scene<'_>, passages: &Passages) -> BTreeSet<StreamIx> {
         Oddity::ReaderLies(_)
         | Oddity::ReaderDenies(_)
         | Oddity::Malformed(_)
+        | Oddity::McpLike(_)
         | Oddity::NotJsonRpc(_)
         | Oddity::Relayed(_) => None,
     });

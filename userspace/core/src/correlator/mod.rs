@@ -13,7 +13,7 @@ use std::collections::BTreeMap;
 use crate::channel::{ChannelTable, End, StreamIx};
 use crate::delivery::StreamFrames;
 use crate::frame::line::LineFramer;
-use crate::frame::{Frame, FrameFlags, FrameIx};
+use crate::frame::{Frame, FrameIx};
 use crate::pairing::{FileIx, LogBad, LogEntry};
 use crate::process::ProcessTable;
 use crate::proxylog::LogItem;
@@ -31,7 +31,10 @@ pub use notes::Note;
 pub use rows::PayloadMode;
 
 /// Bytes of frames kept until the end. Stops a flood from filling memory; what comes later is a gap.
-pub const RETAINED_BYTES_MAX: u64 = 4 << 30;
+pub const RETAINED_BYTES_MAX: u64 = 2 << 30;
+
+/// What a frame costs besides its bytes, roughly: its row here, its ties, the sightings that come of it.
+const FRAME_COST_BYTES: u64 = 512;
 
 /// Bytes of unfinished lines kept, over all streams. Stops ten thousand streams from each keeping one long line.
 pub const PARTIAL_BYTES_MAX: usize = 512 << 20;
@@ -325,20 +328,20 @@ impl Correlator {
         let before = state.framer.buffered();
         let mut frames = Vec::new();
         let mut gaps = Vec::new();
-        let framer = &mut state.framer;
+        let lines = &mut state.framer;
         step(&mut state.log, &mut |item| match item {
             Item::Bytes { op, offset, position, data } => {
-                framer.bytes(op, offset, position, data, &mut |frame| frames.push(frame));
+                lines.bytes(op, offset, position, data, &mut |frame| frames.push(frame));
             }
             Item::Gap(gap) => {
-                framer.gap(&mut |frame| frames.push(frame));
+                lines.gap(&mut |frame| frames.push(frame));
                 gaps.push(gap);
             }
         });
-        self.partial = (self.partial + framer.buffered()).saturating_sub(before);
+        self.partial = (self.partial + lines.buffered()).saturating_sub(before);
         if self.partial > PARTIAL_BYTES_MAX {
-            self.partial = self.partial.saturating_sub(framer.buffered());
-            framer.gap(&mut |frame| frames.push(frame));
+            self.partial = self.partial.saturating_sub(lines.buffered());
+            lines.gap(&mut |frame| frames.push(frame));
             gaps.push(limit_gap(self.now));
         }
         for gap in gaps {
@@ -353,16 +356,14 @@ impl Correlator {
         let (stream, side) = (frame.stream, frame.end);
         let Ok(ix) = u32::try_from(self.frames.len()) else { return };
         let len = frame.bytes.len() as u64;
-        if self.retained.saturating_add(len) > RETAINED_BYTES_MAX {
-            frame.bytes = std::sync::Arc::default();
-            frame.flags |= FrameFlags::INCOMPLETE;
-            self.streams.entry(stream).or_default().push_gap(side, limit_gap(self.now));
-        }
         let of_stream = self.streams.entry(stream).or_default();
+        if self.retained.saturating_add(len + FRAME_COST_BYTES) > RETAINED_BYTES_MAX {
+            of_stream.push_gap(side, limit_gap(self.now));
+            return;
+        }
         if of_stream.push(FrameIx(ix), &mut frame, &self.frames) {
-            if std::sync::Arc::strong_count(&frame.bytes) == 1 {
-                self.retained += len;
-            }
+            let shared = std::sync::Arc::strong_count(&frame.bytes) > 1;
+            self.retained += FRAME_COST_BYTES + if shared { 0 } else { len };
             self.frames.push(frame);
         }
     }

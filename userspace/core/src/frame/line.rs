@@ -251,11 +251,11 @@ mod tests {
 
     #[test]
     fn a_gap_makes_the_line_in_progress_and_the_next_one_suspect() {
-        let mut framer = LineFramer::new(STREAM, End::Reader, false);
+        let mut lines = LineFramer::new(STREAM, End::Reader, false);
         let mut frames = Vec::new();
-        feed(&mut framer, b"{\"a\":1}\n{\"b\"", 0, &mut frames);
-        framer.gap(&mut |frame| frames.push(frame));
-        feed(&mut framer, b"{2}\n{\"c\":3}\n", 100, &mut frames);
+        feed(&mut lines, b"{\"a\":1}\n{\"b\"", 0, &mut frames);
+        lines.gap(&mut |frame| frames.push(frame));
+        feed(&mut lines, b"{2}\n{\"c\":3}\n", 100, &mut frames);
         let flags: Vec<_> = frames.iter().map(|frame| frame.flags).collect();
         assert_eq!(
             flags,
@@ -270,10 +270,10 @@ mod tests {
 
     #[test]
     fn lines_that_are_not_json_are_counted_not_kept() {
-        let mut framer = LineFramer::new(STREAM, End::Reader, false);
+        let mut lines = LineFramer::new(STREAM, End::Reader, false);
         let mut frames = Vec::new();
-        feed(&mut framer, b"hello world\n\n  \n{}\r\n", 0, &mut frames);
-        assert_eq!(framer.opaque_lines, 1);
+        feed(&mut lines, b"hello world\n\n  \n{}\r\n", 0, &mut frames);
+        assert_eq!(lines.opaque_lines, 1);
         assert!(frames[0].bytes.is_empty());
         assert_eq!(frames[1].bytes.as_slice(), b"{}");
     }
@@ -294,11 +294,11 @@ mod tests {
         let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (text.len() + 1)).collect();
         cuts.extend([0, text.len()]);
         cuts.sort_unstable();
-        let mut framer = LineFramer::new(STREAM, End::Reader, false);
+        let mut lines = LineFramer::new(STREAM, End::Reader, false);
         let mut frames = Vec::new();
         for pair in cuts.windows(2) {
             if pair[0] < pair[1] {
-                feed(&mut framer, &text[pair[0]..pair[1]], pair[0] as u64, &mut frames);
+                feed(&mut lines, &text[pair[0]..pair[1]], pair[0] as u64, &mut frames);
             }
         }
         frames
@@ -307,7 +307,7 @@ mod tests {
             .collect()
     }
 
-    fn feed(framer: &mut LineFramer, data: &[u8], position: u64, frames: &mut Vec<Frame>) {
+    fn feed(lines: &mut LineFramer, data: &[u8], position: u64, frames: &mut Vec<Frame>) {
         let op = Op {
             process: ProcessIx(0),
             tid: 1,
@@ -318,6 +318,6 @@ mod tests {
             returned: data.len() as u64,
             stream_before: position,
         };
-        framer.bytes(&op, 0, position, data, &mut |frame| frames.push(frame));
+        lines.bytes(&op, 0, position, data, &mut |frame| frames.push(frame));
     }
 }

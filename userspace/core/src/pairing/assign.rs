@@ -4,7 +4,7 @@
 //! method, always within the time in which the entry can have been written. Equal calls and equal statements form a group,
 //! in which order of time pairs them and the surplus stays alone. O(n log n).
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::pairing::content::{Fingerprint, Fingerprints};
 use crate::role::InstanceIx;
@@ -221,10 +221,11 @@ impl Assignment {
         likeness: Likeness,
         key: impl Fn(Option<&str>, &str, &str) -> Option<(String, String)>,
     ) {
-        let mut free: HashMap<(usize, (String, String)), BTreeMap<(i64, usize), ()>> = HashMap::new();
+        // By proxy and key: the time and the place of each call that is left.
+        let mut free: HashMap<_, BTreeSet<(i64, usize)>> = HashMap::new();
         for (ix, call) in self.free_calls(calls) {
             if let Some(key) = key(call.id.as_deref(), &call.method, &call.tool_name) {
-                free.entry((call.proxy, key)).or_default().insert((call.to, ix), ());
+                free.entry((call.proxy, key)).or_default().insert((call.to, ix));
             }
         }
         let mut order: Vec<usize> = self
@@ -240,8 +241,8 @@ impl Assignment {
                 continue;
             };
             let Some(candidates) = free.get_mut(&(statement.proxy, key)) else { continue };
-            let before = candidates.range(..=(at, usize::MAX)).next_back().map(|(key, ())| *key);
-            let after = candidates.range((at, usize::MAX)..).next().map(|(key, ())| *key);
+            let before = candidates.range(..=(at, usize::MAX)).next_back().copied();
+            let after = candidates.range((at, usize::MAX)..).next().copied();
             let nearest = [before, after]
                 .into_iter()
                 .flatten()

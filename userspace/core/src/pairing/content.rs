@@ -105,6 +105,7 @@ pub fn expected_direction(call: &Call) -> Direction {
     }
 }
 
+#[derive(Clone, Copy)]
 struct Head<'a> {
     direction: Direction,
     notification: bool,

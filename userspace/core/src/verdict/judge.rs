@@ -1,7 +1,7 @@
 //! Judgement of calls, in the order of the rules: undecided, allowed, bypassed, altered, blocked, matched, unlogged.
 
 use crate::call::passage::ends;
-use crate::call::{Call, CallKind, Hops, Passage, Route, bytes_of};
+use crate::call::{Call, CallKind, Hops, Passage, Route, Way, bytes_of};
 use crate::channel::{Channel, ChannelKind, End, Got};
 use crate::evidence::{Placed, Source};
 use crate::pairing::assign::{EARLY_NS, LATE_NS, Likeness};
@@ -120,8 +120,13 @@ fn cut_off(case: Case<'_>, call: &Call, entry: Option<EntryIx>) -> bool {
         }
     };
     let end = case.clock.utc(case.end).0;
+    // Its answer, and the entry, may still come.
+    let alive = call
+        .route
+        .instance()
+        .is_some_and(|instance| case.scene.roles.instance(instance).to.is_none());
     let later = entry.and_then(|ix| case.entries[ix.0 as usize].entry.utc_ns).is_some_and(|at| at > end);
-    !complete && (later || !case.ended_in_order)
+    !complete && (later || alive && entry.is_none() || !case.ended_in_order)
 }
 
 /// Holds a call against the entry on disk and settles between altered, blocked and matched.
@@ -146,6 +151,15 @@ fn compare_with_entry(
         judgement.pointer = pointer;
         judgement.side = Some(side);
     };
+    let trouble = [call.request.as_ref(), call.response.as_ref()].into_iter().flatten().find_map(|passage| {
+        passage.trouble.map(|trouble| (trouble, passage.way))
+    });
+    if let Some((trouble, way)) = trouble {
+        // The log tells what the proxy saw; it is not what the other side had.
+        alter(judgement, "delivery", None, if way == Way::ToServer { "proxy_to_server" } else { "server_to_proxy" });
+        judgement.reason = Some(trouble.as_str());
+        return;
+    }
     if let Some((field, pointer)) = difference {
         alter(judgement, field, pointer, "log");
         return;
@@ -317,6 +331,9 @@ fn proxy_own(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Ju
     } else if !housekeeping && !case.scene.roles.instance(instance).from_birth {
         // It may have read the request before the capture began.
         undecided(&mut judgement, "attached", None);
+    } else if !housekeeping && !case.scene.roles.has_leg(incoming(call.way, instance)) {
+        // It reads from something that is no channel: a file, a terminal, a network.
+        undecided(&mut judgement, "leg_unseen", None);
     } else if !housekeeping {
         judgement.verdict = Verdict::Altered;
         judgement.reason = Some("made_by_the_proxy");
@@ -327,7 +344,17 @@ fn proxy_own(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Ju
     judgement
 }
 
+fn incoming(way: Way, instance: InstanceIx) -> Leg {
+    match way {
+        Way::ToServer => Leg::ClientToProxy(instance),
+        Way::ToClient => Leg::ServerToProxy(instance),
+    }
+}
+
 /// The first doubt about a proxied call.
+/// Says of a leg whether it is meant.
+type Legs = fn(Leg) -> bool;
+
 fn doubt_of(case: Case<'_>, call: &Call, instance: InstanceIx) -> Option<Doubt> {
     let passages = [call.request.as_ref(), call.response.as_ref()];
     if passages.iter().flatten().any(|passage| !passage.proved) {
@@ -340,12 +367,12 @@ fn doubt_of(case: Case<'_>, call: &Call, instance: InstanceIx) -> Option<Doubt> 
     if let Some(placed) = unread {
         return Some(Doubt { reason: "not_read", gap: doubt::in_stream(case.gaps, placed.stream, case.end) });
     }
-    let gap = |from, to, legs: fn(Leg) -> bool| {
+    let gap = |from, to, legs: Legs| {
         doubt::at_proxy(case.gaps, instance, from, to, legs).map(|gap| Doubt { reason: "gap", gap: Some(gap) })
     };
     let to_client = |leg: Leg| matches!(leg, Leg::ServerToProxy(_) | Leg::ProxyToClient(_));
     let to_server = |leg: Leg| matches!(leg, Leg::ClientToProxy(_) | Leg::ProxyToServer(_));
-    let (forth, back): (fn(Leg) -> bool, fn(Leg) -> bool) = match call.way {
+    let (forth, back): (Legs, Legs) = match call.way {
         crate::call::Way::ToServer => (to_server, to_client),
         crate::call::Way::ToClient => (to_client, to_server),
     };

@@ -95,6 +95,10 @@ fn judge(case: Case<'_>, statement: &Statement, ix: EntryIx) -> Judgement {
         // Countersign's own proxy tells of bytes that were no message; there is no call to it.
         judgement.verdict = Verdict::OutOfScope;
         judgement.reason = Some("proxy_own");
+    } else if !case.ended_in_order {
+        // What was lost with the rest of the recording may be its call.
+        judgement.verdict = Verdict::Undecided;
+        judgement.reason = Some("after_end");
     }
     judgement
 }

@@ -146,6 +146,11 @@ fn kernel_dev(dev: u64) -> u32 {
 }
 
 impl OpenLog {
+    /// Whether no name leads to the file any more.
+    pub(super) fn is_removed(&self) -> bool {
+        rustix::fs::fstat(&self.file).is_ok_and(|stat| stat.st_nlink == 0)
+    }
+
     pub(super) fn id(&self) -> FileId {
         self.id
     }

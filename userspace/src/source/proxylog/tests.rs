@@ -223,7 +223,7 @@ fn a_log_replaced_by_a_fifo_during_the_run_is_reported_once_and_does_not_hang() 
     .unwrap();
     follower.poll(&mut |event| seen.take(&event));
     follower.finish(&mut |event| seen.take(&event));
-    assert_eq!(seen.names, ["opened", "refused"]);
+    assert_eq!(seen.names, ["opened", "refused", "removed"]);
     assert_eq!(seen.text(), ["one\n"]);
 }
 
@@ -334,6 +334,7 @@ impl Seen {
             LogEvent::Truncated { .. } => "truncated",
             LogEvent::Rewritten { .. } => "rewritten",
             LogEvent::Rotated { .. } => "rotated",
+            LogEvent::Removed { .. } => "removed",
             LogEvent::Missing => "missing",
             LogEvent::Refused { .. } => "refused",
             LogEvent::Unreadable { .. } => "unreadable",

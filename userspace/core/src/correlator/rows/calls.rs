@@ -36,7 +36,7 @@ impl Writer<'_> {
             call_id: self.call_id(call)?,
             capture_id: self.capture(),
             kind: call.kind().as_str(),
-            direction: self.direction(call),
+            direction: direction(call),
             via: judgement.via.map_or("unknown", Via::as_str),
             proxy_name: proxy.and_then(|proxy| self.proxy_name(proxy)).map(str::to_owned),
             channel_id: self.channel_id(placed.stream.channel),
@@ -46,13 +46,13 @@ impl Writer<'_> {
             request_element: call
                 .request
                 .as_ref()
-                .and_then(|request| request.primary())
+                .and_then(Passage::primary)
                 .map_or(0, |sighting| sighting.element),
             response_frame_id: call.response.as_ref().and_then(|response| self.frame_of(response)),
             response_element: call
                 .response
                 .as_ref()
-                .and_then(|response| response.primary())
+                .and_then(Passage::primary)
                 .map(|sighting| sighting.element),
             method: message.and_then(|message| message.method.clone()),
             tool_name: message.and_then(|message| message.tool_name.clone()),
@@ -89,17 +89,17 @@ impl Writer<'_> {
         )
     }
 
-    /// On a direct channel nothing says who the client is but who asks: the requests' way is the client's.
-    fn direction(&self, call: &Call) -> &'static str {
-        match (call.route, call.kind()) {
-            (Route::Direct(..), CallKind::Request) => Way::ToServer.as_str(),
-            (Route::Direct(..), CallKind::ResponseWithoutRequest) => Way::ToClient.as_str(),
-            (Route::Direct(..), CallKind::Notification)
-            | (Route::Proxy(_) | Route::ProxyOwn(_) | Route::Foreign(_), _) => call.way.as_str(),
-        }
-    }
-
     fn frame_of(&self, passage: &Passage) -> Option<crate::row::ids::FrameId> {
         passage.primary().map(|sighting| self.frame_id(self.record_of(sighting.placed)))
+    }
+}
+
+/// On a direct channel nothing says who the client is but who asks: the requests' way is the client's.
+fn direction(call: &Call) -> &'static str {
+    match (call.route, call.kind()) {
+        (Route::Direct(..), CallKind::Request) => Way::ToServer.as_str(),
+        (Route::Direct(..), CallKind::ResponseWithoutRequest) => Way::ToClient.as_str(),
+        (Route::Direct(..), CallKind::Notification)
+        | (Route::Proxy(_) | Route::ProxyOwn(_) | Route::Foreign(_), _) => call.way.as_str(),
     }
 }

@@ -44,7 +44,7 @@ impl Writer<'_> {
             .iter()
             .fold(crate::json::Leniency::empty(), |all, passage| all | passage.message.leniency);
         let process_at = |end: End| {
-            let at = if frame.end == end { Some(frame_ix) } else { self.partner(placed, end) };
+            let at = if frame.end == end { Some(frame_ix) } else { partner(placed, end) };
             let frame = at.and_then(|ix| self.correlator.frames.get(ix.0 as usize))?;
             frame.by.first().map(|process| self.process_id(*process))
         };
@@ -55,7 +55,7 @@ impl Writer<'_> {
             stream: self.stream_name(frame.stream),
             hop: self.hop_name(ix),
             end: frame.end.as_str(),
-            evidence_source: self.source_of(placed, frame),
+            evidence_source: source_of(placed, frame),
             untrusted_end: !of_record || placed.untrusted,
             writer_process_id: process_at(End::Writer),
             reader_process_id: process_at(End::Reader),
@@ -96,26 +96,6 @@ impl Writer<'_> {
         }
     }
 
-    fn partner(&self, placed: &Placed, end: End) -> Option<FrameIx> {
-        match end {
-            End::Writer => placed.delivery.written,
-            End::Reader => placed.delivery.read,
-        }
-    }
-
-    fn source_of(&self, placed: &Placed, frame: &Frame) -> &'static str {
-        let proxy_end = match placed.leg {
-            Leg::ClientToProxy(_) | Leg::ServerToProxy(_) => Some(End::Reader),
-            Leg::ProxyToServer(_) | Leg::ProxyToClient(_) | Leg::ProxyFile(_) => Some(End::Writer),
-            Leg::Direct => None,
-        };
-        match frame.end {
-            end if proxy_end == Some(end) && placed.source == Source::ProxyEnd => Source::ProxyEnd.as_str(),
-            End::Reader => Source::ReaderEnd.as_str(),
-            End::Writer => Source::WriterEnd.as_str(),
-        }
-    }
-
     fn gap_reason(&self, frame: &Frame) -> Option<&'static str> {
         if frame.flags.contains(FrameFlags::ORDER_AMBIGUOUS) {
             return Some("order_ambiguous");
@@ -127,5 +107,25 @@ impl Writer<'_> {
         let stream = self.correlator.streams.get(&frame.stream)?;
         let gap = stream.gaps.iter().rev().find(|(end, gap)| *end == frame.end && gap.since <= frame.last_exit)?;
         Some(gap.1.reason.as_str())
+    }
+}
+
+fn partner(placed: &Placed, end: End) -> Option<FrameIx> {
+    match end {
+        End::Writer => placed.delivery.written,
+        End::Reader => placed.delivery.read,
+    }
+}
+
+fn source_of(placed: &Placed, frame: &Frame) -> &'static str {
+    let proxy_end = match placed.leg {
+        Leg::ClientToProxy(_) | Leg::ServerToProxy(_) => Some(End::Reader),
+        Leg::ProxyToServer(_) | Leg::ProxyToClient(_) | Leg::ProxyFile(_) => Some(End::Writer),
+        Leg::Direct => None,
+    };
+    match frame.end {
+        end if proxy_end == Some(end) && placed.source == Source::ProxyEnd => Source::ProxyEnd.as_str(),
+        End::Reader => Source::ReaderEnd.as_str(),
+        End::Writer => Source::WriterEnd.as_str(),
     }
 }

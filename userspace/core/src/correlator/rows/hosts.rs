@@ -1,6 +1,6 @@
 //! Rows of processes, channels and their ends.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Writer;
 use crate::channel::{ChannelIx, ChannelKind, End, Got, Holder, StreamIx};
@@ -28,15 +28,15 @@ impl Writer<'_> {
         for (ix, process) in correlator.processes.iter() {
             let programs = process.executions.len().max(1);
             for seq in 0..programs {
-                let row = self.process_row(ix, process, seq, servers.contains_key(&ix));
+                let row = self.process_row(ix, process, seq, servers.contains(&ix));
                 self.emit(row);
             }
         }
     }
 
     /// Processes at the far end of a proxy's upstream channels, or that answer on a direct MCP stream.
-    fn servers(&self) -> BTreeMap<ProcessIx, ()> {
-        let mut servers = BTreeMap::new();
+    fn servers(&self) -> BTreeSet<ProcessIx> {
+        let mut servers = BTreeSet::new();
         for (stream, frames) in &self.correlator.streams {
             let far = match self.derived.roles.leg(*stream) {
                 Leg::ProxyToServer(_) => &frames.readers,
@@ -46,7 +46,7 @@ impl Writer<'_> {
             };
             for (process, _) in far {
                 if self.derived.roles.instance_of(*process).is_none() {
-                    servers.insert(*process, ());
+                    servers.insert(*process);
                 }
             }
         }

@@ -224,8 +224,23 @@ impl Writer<'_> {
                 Some("what the reader's own end shows"),
                 ix,
             ),
-            Oddity::Malformed(ix) => {
-                ("not_mcp", "low", "a line on an MCP stream begins like JSON and is none", None, ix)
+            Oddity::Malformed(ix) => (
+                "not_mcp",
+                // An honest server's `[info] …` begins like JSON too.
+                if self.speaks_of_json_rpc(*ix) { "medium" } else { "low" },
+                "a line begins like JSON and is none, but some servers may execute it",
+                Some("what is said of calls on this channel"),
+                ix,
+            ),
+            Oddity::McpLike(ix) => {
+                let proxied = self.derived.placed[ix.0 as usize].leg != Leg::Direct;
+                (
+                    "mcp_like",
+                    if proxied { "medium" } else { "low" },
+                    "text that speaks of JSON-RPC, in a framing that is not read",
+                    Some("what is said of calls on this channel"),
+                    ix,
+                )
             }
             Oddity::NotJsonRpc(ix) => {
                 ("not_mcp", "low", "JSON on an MCP stream that is no JSON-RPC message", None, ix)
@@ -240,7 +255,16 @@ impl Writer<'_> {
             Oddity::Incomplete(_) | Oddity::Relayed(_) => return None,
         };
         let placed = &self.derived.placed[ix.0 as usize];
-        if !self.derived.mcp.contains(&placed.stream) {
+        let speaks_of_it = match oddity {
+            Oddity::McpLike(_) => true,
+            Oddity::Malformed(ix) => self.speaks_of_json_rpc(*ix),
+            Oddity::ReaderLies(_)
+            | Oddity::ReaderDenies(_)
+            | Oddity::NotJsonRpc(_)
+            | Oddity::Incomplete(_)
+            | Oddity::Relayed(_) => false,
+        };
+        if !self.derived.mcp.contains(&placed.stream) && !speaks_of_it {
             return None;
         }
         Some(self.at_delivery(*ix, kind, severity, message, weakens))
@@ -258,6 +282,12 @@ impl Writer<'_> {
                 && doubt::self_inflicted(gap, &self.derived.roles)
         };
         placed.leg == Leg::Direct && frame.end == End::Reader && self.derived.gaps.iter().find(own_doing).is_some()
+    }
+
+    fn speaks_of_json_rpc(&self, ix: PlacedIx) -> bool {
+        let record = self.derived.placed[ix.0 as usize].record;
+        let bytes = &self.correlator.frames[record.0 as usize].bytes;
+        memchr::memmem::find(bytes, b"\"jsonrpc\"").is_some()
     }
 
     fn at_delivery(
