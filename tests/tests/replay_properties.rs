@@ -210,15 +210,23 @@ proptest! {
     }
 }
 
-/// What weighs: accusations, and the acquittal.
+/// What weighs: accusations, and the acquittal. How a log that was tampered with is described may change with what is known of
+/// it; whether it was may not.
 fn counts(outcome: &Outcome) -> BTreeMap<(String, String), usize> {
     let mut counts = BTreeMap::new();
     for row in outcome.verdicts() {
-        if matches!(row.verdict, "matched" | "bypassed" | "blocked" | "forged" | "replayed" | "altered" | "allowed") {
-            // An entry that belongs to a call may be lost to it.
-            let subject = row.subject.replace("call_and_entry", "call");
-            let subject = format!("{subject} {:?} {:?} {:?}", row.method, row.tool_name, row.request_id);
-            *counts.entry((row.verdict.to_owned(), subject)).or_default() += 1;
+        match row.verdict {
+            "forged" | "replayed" => {
+                counts.insert(("tampered".to_owned(), String::new()), 1);
+            }
+            "altered" if row.side == Some("log") => {
+                counts.insert(("tampered".to_owned(), String::new()), 1);
+            }
+            "matched" | "bypassed" | "blocked" | "altered" | "allowed" => {
+                let subject = format!("{:?} {:?} {:?}", row.method, row.tool_name, row.request_id);
+                *counts.entry((row.verdict.to_owned(), subject)).or_default() += 1;
+            }
+            _ => {}
         }
     }
     counts

@@ -121,7 +121,7 @@ fn known_silences_of_the_proxy_are_named() {
     ] {
         assert!(told.contains(&wanted.to_owned()), "{told:?}");
     }
-    assert_eq!(told.iter().filter(|told| told.starts_with("matched")).count(), 1, "{told:?}");
+    assert!(told.contains(&"matched tools/call f 5".to_owned()), "{told:?}");
     assert!(told.contains(&"unlogged~duplicate_id_in_flight tools/call e 5".to_owned()), "{told:?}");
 }
 

@@ -152,6 +152,24 @@ fn a_refused_call_that_went_no_further_is_blocked() {
 }
 
 #[test]
+fn a_refusal_answers_the_request_that_was_refused() {
+    let (mut scene, session, mut log) = start();
+    session.tool(&mut scene, &mut log, "1", "read");
+    let error = Answer::Error(r#"{"code":-32030,"message":"denied by policy"}"#);
+    let params = tool_params("delete");
+    // One with this id was passed on and never answered.
+    session.to_server(&mut scene, &request("2", "tools/call", &params));
+    session.client_asks(&mut scene, &request("2", "tools/call", &params));
+    session.returns(&mut scene, &error.line("2"));
+    let entry = Entry { direction: Direction::ClientToServer, ..Entry::of_call("2", "tools/call", &params, error) };
+    log.writes(&mut scene, session.proxy, &entry);
+    expect(
+        &Play::new(scene, &[&log]).run(),
+        &["blocked tools/call delete 2", "matched tools/call read 1", "unlogged~unanswered tools/call delete 2"],
+    );
+}
+
+#[test]
 fn a_relay_before_the_proxy_is_no_bypass() {
     let mut scene = Scene::new();
     let agent = scene.root(program::AGENT);

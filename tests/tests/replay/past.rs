@@ -95,6 +95,22 @@ fn the_answer_to_an_injected_call_that_the_proxy_passes_on_does_not_launder_it()
 }
 
 #[test]
+fn an_answer_that_others_wrote_to_the_client_is_bypassed_and_answers_nothing() {
+    let (mut scene, session, mut log) = start();
+    let params = tool_params("read");
+    session.to_server(&mut scene, &request("1", "tools/call", &params));
+    let evil = scene.spawn(session.client, program::TOOL);
+    scene.write(evil, session.to_client, &line(&Answer::Result(r#"{"fake":1}"#).line("1")));
+    scene.read(session.client, session.to_client, ALL);
+    session.to_client(&mut scene, &Answer::Result("{}").line("1"));
+    log.writes(&mut scene, session.proxy, &Entry::of_call("1", "tools/call", &params, Answer::Result("{}")));
+    expect(
+        &Play::new(scene, &[&log]).run(),
+        &["bypassed/foreign_writer 1", "matched tools/call read 1"],
+    );
+}
+
+#[test]
 fn of_two_identical_lines_of_which_one_is_not_the_proxys_one_is_bypassed() {
     let (mut scene, session, mut log) = start();
     let params = tool_params("pay");

@@ -5,8 +5,14 @@ use std::path::Path;
 
 #[path = "../../../fuzz/oracles/json.rs"]
 mod json;
+#[path = "../../../fuzz/oracles/line.rs"]
+mod line;
 #[path = "../../../fuzz/oracles/mcp_audit.rs"]
 mod mcp_audit;
+#[path = "../../../fuzz/oracles/message.rs"]
+mod message;
+#[path = "../../../fuzz/oracles/record.rs"]
+mod record;
 
 #[test]
 fn the_json_corpus_holds() {
@@ -16,6 +22,21 @@ fn the_json_corpus_holds() {
 #[test]
 fn the_mcp_audit_corpus_holds() {
     replay("mcp_audit", mcp_audit::check);
+}
+
+#[test]
+fn the_record_corpus_holds() {
+    replay("record", record::check);
+}
+
+#[test]
+fn the_message_corpus_holds() {
+    replay("message", message::check);
+}
+
+#[test]
+fn the_line_corpus_holds() {
+    replay("line", line::check);
 }
 
 fn replay(target: &str, check: fn(&[u8])) {

@@ -9,7 +9,11 @@ use crate::call::passage::Passages;
 use crate::call::{Call, Passage, Route, Way};
 use crate::message::MessageKind;
 use crate::process::ProcessIx;
-use crate::role::InstanceIx;
+use crate::role::{InstanceIx, Roles};
+
+/// Requests of one id among which an answer's is looked for. Stops a client that uses one id for ever and is never answered from
+/// making every answer search them all.
+const IN_FLIGHT_SEARCHED_MAX: usize = 64;
 
 /// Both sides of a conversation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -26,7 +30,7 @@ enum IdKey {
 }
 
 /// Pairs all passages into calls, in order of time.
-pub fn pair(passages: &Passages) -> Vec<Call> {
+pub fn pair(passages: &Passages, roles: &Roles) -> Vec<Call> {
     let mut calls: Vec<Call> = Vec::new();
     let mut in_flight: HashMap<(Session, Way, IdKey), VecDeque<usize>> = HashMap::new();
     for passage in &passages.passages {
@@ -37,15 +41,20 @@ pub fn pair(passages: &Passages) -> Vec<Call> {
                 let ix = calls.len();
                 let queue = in_flight.entry((session, passage.way, id)).or_default();
                 let duplicate = !queue.is_empty();
-                for other in queue.iter() {
+                // Those before the last have been told when it came.
+                if let Some(other) = queue.back() {
                     calls[*other].duplicate_in_flight = true;
                 }
                 queue.push_back(ix);
                 calls.push(call_of(passage, duplicate));
             }
+            // What others wrote to the receiver of answers answers nothing that was asked of the proxy or the server.
+            (MessageKind::Response | MessageKind::ErrorResponse, Some(_)) if matches!(passage.route, Route::Foreign(_)) => {
+                calls.push(stray(passage));
+            }
             (MessageKind::Response | MessageKind::ErrorResponse, Some(id)) => {
                 let key = (session, passage.way.back(), id);
-                let request = in_flight.get_mut(&key).and_then(|queue| take(queue, &calls, passage));
+                let request = in_flight.get_mut(&key).and_then(|queue| take(queue, &calls, passage, roles));
                 match request {
                     Some(ix) => calls[ix].response = Some(passage.clone()),
                     None => calls.push(stray(passage)),
@@ -59,19 +68,34 @@ pub fn pair(passages: &Passages) -> Vec<Call> {
     calls
 }
 
-/// Of several requests with one id the first whose own leg fits the answer's: one that reached the server, if the answer came
-/// from there. One that the proxy sent comes before one that others did: the proxy takes the answer for its own.
-fn take(queue: &mut VecDeque<usize>, calls: &[Call], answer: &Passage) -> Option<usize> {
+/// Of several requests with one id the first whose own way fits the answer's: one that reached the server, if the answer came
+/// from there, one that did not, if the proxy made the answer. One that the proxy sent comes before one that others did: the
+/// proxy takes the answer for its own.
+///
+/// Of several that fit equally it is the last: a peer that uses an id again has given up the request before, and mcp-audit keeps
+/// the last one only. Countersign's own proxy lets them queue up.
+fn take(queue: &mut VecDeque<usize>, calls: &[Call], answer: &Passage, roles: &Roles) -> Option<usize> {
     let from_server = answer.sent.is_some() || !matches!(answer.route, Route::ProxyOwn(_));
-    let fits = |ix: &usize| {
-        calls[*ix].request.as_ref().is_some_and(|request| {
-            let reached = request.received.is_some();
-            request.at <= answer.until && (reached == from_server || !from_server)
+    let rank = |ix: &usize| -> Option<u8> {
+        let request = calls[*ix].request.as_ref()?;
+        let proxied = !matches!(calls[*ix].route, Route::Foreign(_));
+        let fits = request.at <= answer.until && request.received.is_some() == from_server;
+        Some(match (fits, proxied) {
+            (true, true) => 0,
+            (true, false) => 1,
+            (false, true) => 2,
+            (false, false) => 3,
         })
     };
-    let proxied = |ix: &usize| !matches!(calls[*ix].route, Route::Foreign(_)) && fits(ix);
-    let at = queue.iter().position(proxied).or_else(|| queue.iter().position(fits));
-    queue.remove(at.or(if queue.is_empty() { None } else { Some(0) })?)
+    let in_order = answer.route.instance().is_some_and(|instance| roles.instance(instance).own);
+    let ranked = |(at, ix): (usize, &usize)| (rank(ix).unwrap_or(u8::MAX), at);
+    let at = if in_order {
+        queue.iter().enumerate().take(IN_FLIGHT_SEARCHED_MAX).map(ranked).min()?.1
+    } else {
+        let last = queue.iter().enumerate().rev().take(IN_FLIGHT_SEARCHED_MAX).map(ranked);
+        last.min_by_key(|(rank, at)| (*rank, std::cmp::Reverse(*at)))?.1
+    };
+    queue.remove(at)
 }
 
 fn call_of(passage: &Passage, duplicate_in_flight: bool) -> Call {

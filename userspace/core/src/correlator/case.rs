@@ -53,7 +53,7 @@ impl Derived {
             roles: &roles,
         };
         let passages = passage::assemble(scene);
-        let calls = exchange::pair(&passages);
+        let calls = exchange::pair(&passages, &roles);
         let seen_to = correlator.ended_in_order.then(|| correlator.clock.utc(correlator.now).0);
         let statements = statement::statements(
             &correlator.entries,

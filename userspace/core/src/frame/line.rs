@@ -14,9 +14,6 @@ use crate::stream::Op;
 
 use countersign_common::transfer_flags;
 
-/// White space kept at the head of a line while nothing else has come. Stops a writer of blanks from filling memory.
-const BLANK_HEAD_MAX: usize = 4096;
-
 /// What a line that is not JSON by itself is looked through for.
 const MCP_HINT: &[u8] = b"\"jsonrpc\"";
 
@@ -161,8 +158,12 @@ impl LineFramer {
         if op.flags & transfer_flags::FD_SWAPPED != 0 {
             line.flags |= FrameFlags::FD_SWAPPED;
         }
+        let mut data = data;
         if line.kind == Kind::Blank {
-            line.kind = kind_of(data, line.bytes.len());
+            // Servers skip blanks before a message, however many: so they are not kept, and hide nothing.
+            let Some(first) = data.iter().position(|byte| !is_blank(*byte)) else { return };
+            data = &data[first..];
+            line.kind = if matches!(data[0], b'{' | b'[') { Kind::Json } else { Kind::Opaque };
         }
         match line.kind {
             Kind::Opaque => {
@@ -233,13 +234,9 @@ fn is_object(text: &[u8]) -> bool {
     Document::parse(text, Limits::default()).is_ok_and(|document| document.root().kind() == JsonKind::Object)
 }
 
-fn kind_of(data: &[u8], already: usize) -> Kind {
-    let text = data.strip_prefix(b"\xef\xbb\xbf").unwrap_or(data);
-    match text.iter().find(|byte| !byte.is_ascii_whitespace()) {
-        Some(b'{' | b'[') => Kind::Json,
-        None if already + data.len() <= BLANK_HEAD_MAX => Kind::Blank,
-        Some(_) | None => Kind::Opaque,
-    }
+/// White space, or a byte of the mark that some writers put before UTF-8.
+fn is_blank(byte: u8) -> bool {
+    byte.is_ascii_whitespace() || b"\xef\xbb\xbf".contains(&byte)
 }
 
 #[cfg(test)]
@@ -276,6 +273,19 @@ mod tests {
         assert_eq!(lines.opaque_lines, 1);
         assert!(frames[0].bytes.is_empty());
         assert_eq!(frames[1].bytes.as_slice(), b"{}");
+    }
+
+    #[test]
+    fn blanks_before_a_message_hide_nothing() {
+        let text = [vec![b' '; 10_000], b"{}\n".to_vec()].concat();
+        for chunk in [1, 4096, text.len()] {
+            let mut framer = LineFramer::new(STREAM, End::Reader, false);
+            let mut frames = Vec::new();
+            for (piece, at) in text.chunks(chunk).zip((0u64..).step_by(chunk)) {
+                feed(&mut framer, piece, at, &mut frames);
+            }
+            assert_eq!(frames[0].bytes.as_slice(), b"{}");
+        }
     }
 
     proptest::proptest! {
