@@ -64,7 +64,7 @@ pub(crate) fn bench(which: &[Which], bless: bool, rest: &[String]) -> anyhow::Re
         "countersign-bench",
     ]))?;
     for part in which {
-        let text = output(&mut command(*part, &empty, &scratch).args(rest), &[0])?;
+        let text = output(command(*part, &empty, &scratch).args(rest), &[0])?;
         let section = format!("{}\n\n{}\n\n{text}", part.heading(), machine()?);
         writeln!(io::stdout(), "{section}").context("print the tables")?;
         if bless {

@@ -4,12 +4,12 @@ use std::fs;
 
 use anyhow::Context as _;
 
-/// Peak resident set in bytes (`VmHWM`, proc_pid_status(5)).
+/// Peak resident set in bytes (`VmHWM`, `proc_pid_status(5)`).
 pub(crate) fn peak_bytes() -> anyhow::Result<u64> {
     field("/proc/self/status", "VmHWM")
 }
 
-/// Memory that can be had without swapping, in bytes (proc_meminfo(5)).
+/// Memory that can be had without swapping, in bytes (`proc_meminfo(5)`).
 pub(crate) fn available_bytes() -> anyhow::Result<u64> {
     field("/proc/meminfo", "MemAvailable")
 }

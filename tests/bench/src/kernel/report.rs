@@ -62,7 +62,7 @@ fn ratios(tests: &[Test], settings: &[Setting], results: &Results) -> Table {
         .filter(|setting| *setting != Setting::Bare)
         .collect();
     let both = watched.contains(&Setting::Empty) && watched.contains(&Setting::Untagged);
-    let mut headings = vec!["".to_owned(), "no BPF, µs".to_owned()];
+    let mut headings = vec![String::new(), "no BPF, µs".to_owned()];
     headings.extend(watched.iter().map(|setting| setting.name().to_owned()));
     if both {
         headings.push("untagged ÷ empty".to_owned());
