@@ -183,6 +183,22 @@ impl Recording {
         Ok(())
     }
 
+    /// Sets and reads tags.
+    pub fn tagger(&self) -> &Tagger {
+        &self.tagger
+    }
+
+    /// The recorded tree.
+    pub fn tree(&self) -> &Tree {
+        &self.tree
+    }
+
+    /// Says that a process of the tree ran for a while without being seen.
+    pub fn note_missed(&mut self, missed: &Missed) {
+        self.tree.count_missed();
+        self.tell_missed(missed);
+    }
+
     /// Process ids of tagged processes that still live.
     ///
     /// # Errors

@@ -41,7 +41,7 @@ pub struct Untagged {
 pub struct Missed {
     /// Its id.
     pub pid: u32,
-    /// How it was found: `fork_record`, `proc`.
+    /// How it was found: `fork_record`, `proc`, `joined`.
     pub how: &'static str,
     /// What `/proc` says of it.
     pub scan: Option<serde_json::Value>,
@@ -102,6 +102,11 @@ impl Tree {
         self.reconciled
     }
 
+    /// Counts one that was found elsewhere.
+    pub fn count_missed(&mut self) {
+        self.reconciled += 1;
+    }
+
     /// Tags what should be tagged and is not. Cheap until a second has passed or the kernel has said that it failed.
     pub fn mend(&mut self) -> Vec<Missed> {
         let mut missed: Vec<Missed> = Vec::new();
@@ -136,8 +141,12 @@ impl Tree {
         {
             return None;
         }
-        let scan = scan::process(pid).ok().flatten();
-        self.tagger.tag_pid(pid, self.bits(scan.as_ref())).ok()?;
+        let mut scan = scan::process(pid).ok().flatten();
+        let bits = self.bits(scan.as_ref());
+        self.tagger.tag_pid(pid, bits).ok()?;
+        if let Some(scan) = &mut scan {
+            scan.tag = bits;
+        }
         let scan = scan.and_then(|scan| serde_json::to_value(scan).ok());
         Some(Missed { pid, how, scan })
     }
@@ -182,8 +191,8 @@ impl Tree {
         Ok(found)
     }
 
-    /// A process that ends while it is looked at is no member.
-    fn is_member(&self, pid: u32) -> bool {
+    /// Whether a process has the tag. One that ends while it is looked at has not.
+    pub fn is_member(&self, pid: u32) -> bool {
         matches!(self.tagger.tag_of(pid), Ok(Some(bits)) if bits & tag::TREE != 0)
     }
 }

@@ -12,6 +12,8 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 
+use crate::setup;
+
 const TARGET: &str = "bpfel-unknown-none";
 const OBJECT: &str = "countersign-ebpf";
 const EMPTY: &str = "countersign-empty";
@@ -128,13 +130,12 @@ pub(crate) fn ensure_toolchain(root: &Path) -> anyhow::Result<Toolchain> {
     {
         return rustup(root, source);
     }
-    let mut apt = Command::new("apt-get");
-    apt.args(["install", "--yes", "--no-install-recommends"])
-        .args(DEBIAN_PACKAGES);
-    run(
-        &mut apt,
-        "install Debian's Rust and LLVM 22 (rustup could not add rust-src)",
-    )?;
+    ensure!(
+        choice != "rustup",
+        "no toolchain for kernel programs: rustup could not add rust-src, or its Rust is not on LLVM 22"
+    );
+    setup::install(&DEBIAN_PACKAGES)
+        .context("no toolchain for kernel programs: neither rustup with rust-src nor Debian's")?;
     ensure!(
         debian_is_there(),
         "no toolchain for kernel programs: {DEBIAN_RUSTC} with LLVM 22 and its source are needed, or rust-src from rustup"

@@ -108,19 +108,37 @@ fn system_packages() -> anyhow::Result<()> {
     if missing.is_empty() {
         return Ok(());
     }
-    let list = missing.join(" ");
-    if !is_root()? || find("apt-get").is_none() {
-        bail!("missing programs: install what Debian calls {list}");
-    }
+    install(&missing)
+}
+
+/// Installs packages of Debian or Ubuntu, after a look at what the mirror has now: a fresh machine has no lists, an old one
+/// has lists of packages that are gone.
+///
+/// # Errors
+/// There is no apt, this is not root, or a package cannot be had; the message names the packages.
+pub(crate) fn install(packages: &[&str]) -> anyhow::Result<()> {
+    let list = packages.join(" ");
+    ensure!(
+        find("apt-get").is_some(),
+        "missing programs: install what Debian calls {list}"
+    );
+    ensure!(
+        is_root()?,
+        "missing programs: run `apt-get install {list}` as root, or this command with sudo"
+    );
     let apt = || {
         let mut command = Command::new("apt-get");
-        command.env("DEBIAN_FRONTEND", "noninteractive");
+        command
+            .env("DEBIAN_FRONTEND", "noninteractive")
+            .stdin(Stdio::null());
         command
     };
-    run(apt().arg("update"))?;
+    run(apt().args(["--quiet=2", "update"]))?;
+    // What it says of hundreds of packages goes unread; what fails comes on standard error.
     run(apt()
-        .args(["install", "--yes", "--no-install-recommends"])
-        .args(&missing))
+        .args(["install", "--quiet=2", "--yes", "--no-install-recommends"])
+        .args(packages)
+        .stdout(Stdio::null()))
 }
 
 /// Runs `npm ci` in `folder` unless its lock file is the one of the last time.

@@ -6,6 +6,7 @@
 #![expect(clippy::missing_panics_doc, reason = "a scene that cannot be played is a wrong test")]
 
 mod outcome;
+mod processes;
 pub mod session;
 
 use std::collections::VecDeque;
@@ -146,78 +147,10 @@ impl Scene {
         self.now += ms * 1_000_000;
     }
 
-    /// A process that the capture was told to watch.
-    pub fn root(&mut self, exe: u64) -> Proc {
-        let process = self.new_process();
-        self.exec(process, exe);
-        process
-    }
-
-    /// A child.
-    pub fn fork(&mut self, parent: Proc) -> Proc {
-        let child = self.new_process();
-        if self.proxies.contains(&parent) {
-            self.proxies.push(child);
-        }
-        let fork = abi::Fork {
-            header: self.header(abi::kind::FORK, size_of::<abi::Fork>()),
-            parent: task(parent),
-            child: task(child),
-            child_ns_tgid: child.pid,
-            uid: 1000,
-            cgroup: 1,
-            tag: abi::tag::TREE,
-            gid: 1000,
-            reserved: 0,
-        };
-        self.emit(fork.as_bytes(), &[]);
-        child
-    }
-
-    /// A process executes a program.
-    pub fn exec(&mut self, process: Proc, exe: u64) {
-        let proxy = exe == program::PROXY;
-        self.proxies.retain(|other| *other != process);
-        if proxy {
-            self.proxies.push(process);
-        }
-        let name = format!("/bin/{exe}");
-        let exec = abi::Exec {
-            header: self.header(abi::kind::EXEC, size_of::<abi::Exec>() + name.len()),
-            task: task(process),
-            exe_inode: exe,
-            exe_dev: DISK,
-            uid: 1000,
-            euid: 1000,
-            gid: 1000,
-            cgroup: 1,
-            tag: abi::tag::TREE | if proxy { abi::tag::PROXY } else { 0 },
-            ns_tgid: process.pid,
-            filename_len: u16::try_from(name.len()).expect("short"),
-            args_len: 0,
-            reserved: 0,
-            reserved2: 0,
-            reserved3: 0,
-        };
-        self.emit(exec.as_bytes(), name.as_bytes());
-    }
-
-    /// A child that executes a program.
-    pub fn spawn(&mut self, parent: Proc, exe: u64) -> Proc {
-        let child = self.fork(parent);
-        self.exec(child, exe);
-        child
-    }
-
-    /// A process ends.
-    pub fn exit(&mut self, process: Proc) {
-        let exit = abi::Exit {
-            header: self.header(abi::kind::EXIT, size_of::<abi::Exit>()),
-            task: task(process),
-            exit_code: 0,
-            reserved: 0,
-        };
-        self.emit(exit.as_bytes(), &[]);
+    /// Lets time pass until a moment in UTC, nanoseconds; not back.
+    pub fn until_utc(&mut self, utc_ns: i64) {
+        let boot = BOOT_NS.saturating_add_signed(utc_ns - START.0);
+        self.now = self.now.max(boot);
     }
 
     /// A pipe made by a watched process.
@@ -335,6 +268,21 @@ impl Scene {
     /// Records an operation without moving bytes: what the kernel would report, whatever the queue holds.
     pub fn report(&mut self, process: Proc, end: End, direction: u8, bytes: &[u8], shown: &Shown) {
         self.transfer(process, end, direction, bytes, shown);
+    }
+
+    /// Looks at bytes without taking them: neither numbered nor counted.
+    pub fn peek(&mut self, process: Proc, end: End, bytes: &[u8], shown: &Shown) {
+        let ends = if self.is_socket(end) { end.end } else { 0 };
+        let before = self.channels[end.channel].counts[ends][0];
+        self.transfer(process, end, abi::direction::READ, bytes, shown);
+        self.channels[end.channel].counts[ends][0] = before;
+    }
+
+    /// What happens in `act` happens, but none of its records arrives; the numbers of the processor show the hole.
+    pub fn losing(&mut self, act: impl FnOnce(&mut Self)) {
+        let kept = self.records.len();
+        act(self);
+        self.records.truncate(kept);
     }
 
     /// Adds a record of user space.
@@ -467,14 +415,16 @@ impl Scene {
     }
 
     fn header(&mut self, kind: u16, size: usize) -> abi::RecordHeader {
-        if kind != abi::kind::CHUNK || size > 0 {
+        let cpu_seq = self.cpu_seq;
+        // A template takes no number.
+        if size > 0 && kind < abi::kind::FIRST_USER {
             self.cpu_seq += 1;
         }
         abi::RecordHeader {
             kind,
             cpu: 0,
             size: u32::try_from(size).expect("small"),
-            cpu_seq: self.cpu_seq,
+            cpu_seq,
             boot_ns: self.now,
             generation: 1,
         }

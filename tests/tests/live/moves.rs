@@ -247,9 +247,10 @@ const CHURN: usize = 150_000;
 fn churning_through_pipes_pushes_out_an_idle_channel_of_the_agent_but_none_of_a_proxy() {
     let Some(mut witness) = witness() else { return };
     let tokens = ["before", "after"].map(token);
-    let [turn_read, turn_write] = pipe();
     let [done_read, done_write] = pipe();
     let session = |bits: u32| {
+        // A pipe for each: from a shared one the first could take the other's turn.
+        let [turn_read, turn_write] = pipe();
         let (child, gate) = spawn(|| {
             let [pipe_read, pipe_write] = pipe();
             let [left, right] = socket_pair();
@@ -262,10 +263,10 @@ fn churning_through_pipes_pushes_out_an_idle_channel_of_the_agent_but_none_of_a_
                 read(turn_read, 1);
             }
         });
-        (child, gate, bits)
+        (child, gate, bits, turn_write)
     };
     let sessions = [session(tag::TREE | tag::PROXY), session(tag::TREE)];
-    for (child, gate, bits) in sessions {
+    for (child, gate, bits, _) in sessions {
         witness.capture.tag_pid(child, bits).unwrap();
         open(gate);
         read(done_read, 1);
@@ -277,12 +278,11 @@ fn churning_through_pipes_pushes_out_an_idle_channel_of_the_agent_but_none_of_a_
             close(write_end);
         }
     });
-    write(turn_write, b"t");
-    write(turn_write, b"t");
-    read(done_read, 1);
-    read(done_read, 1);
-    write(turn_write, b"t");
-    write(turn_write, b"t");
+    for (.., turn) in sessions {
+        write(turn, b"t");
+        read(done_read, 1);
+        write(turn, b"t");
+    }
     for (child, ..) in sessions {
         witness.reap(child);
     }

@@ -1,7 +1,7 @@
 //! Deliveries: what was written at one end of a stream, tied to what was read at the other.
 //!
-//! Owns the frames of one stream at both ends and the ties between them. Two frames are tied when their bytes are equal, first
-//! in first out: a pipe keeps order, so equal lines are tied in the order in which they were written. A frame that stays
+//! Owns the frames of one stream at both ends and the ties between them. Two frames are tied when their bytes are equal: those
+//! at the same place of the stream, else first in first out. A frame that stays
 //! alone is a delivery with one end. It does not say which end is to be believed.
 
 use std::collections::{HashMap, VecDeque};
@@ -175,6 +175,11 @@ impl StreamFrames {
         self.gaps.push((end, gap));
     }
 
+    /// Bytes that the readers took, by the return values of their operations.
+    pub fn bytes_read(&self) -> u64 {
+        self.readers.iter().fold(0, |sum, (_, moved)| sum.saturating_add(moved.bytes))
+    }
+
     /// Whether what was written between two moments can have been cut by another's write.
     pub fn contended(&self, from: BootNs, to: BootNs) -> bool {
         self.contention.at(from, to)
@@ -196,7 +201,7 @@ impl StreamFrames {
         });
         let moved = &mut list[position].1;
         moved.ops += 1;
-        moved.bytes += bytes;
+        moved.bytes = moved.bytes.saturating_add(bytes);
     }
 
     /// The deliveries: first what was written, in order, then what was read without having been seen written.
@@ -216,9 +221,17 @@ impl StreamFrames {
     fn tie(&mut self, ix: FrameIx, frame: &mut Frame, frames: &[Frame], side: usize) {
         let hash = hash(&frame.bytes);
         if let Some(queue) = self.unmatched[1 - side].get_mut(&hash) {
-            let found = queue.iter().position(|other| {
-                frames.get(other.0 as usize).is_some_and(|other| other.bytes == frame.bytes)
+            let of = |other: &FrameIx| frames.get(other.0 as usize);
+            let equal = |other: &FrameIx| of(other).is_some_and(|other| other.bytes == frame.bytes);
+            // Both ends count the same bytes, so of several equal lines the one at the same place is it. Where writes that
+            // overlap were numbered in another order than they came to lie in, the first is as good as any.
+            let place = queue.partition_point(|other| of(other).is_some_and(|other| other.position < frame.position));
+            let same_place = Some(place).filter(|at| {
+                queue.get(*at).is_some_and(|other| {
+                    equal(other) && of(other).is_some_and(|other| other.position == frame.position)
+                })
             });
+            let found = same_place.or_else(|| queue.iter().position(equal));
             if let Some(other) = found.and_then(|position| queue.remove(position)) {
                 if queue.is_empty() {
                     self.unmatched[1 - side].remove(&hash);

@@ -107,12 +107,12 @@ pub fn foreign_bytes_possible(
     let (mut by_proxy, mut by_others) = (0u64, 0u64);
     for (process, moved) in &of_stream.writers {
         if roles.instance_of(*process) == Some(instance) {
-            by_proxy += moved.bytes;
+            by_proxy = by_proxy.saturating_add(moved.bytes);
         } else {
-            by_others += moved.bytes;
+            by_others = by_others.saturating_add(moved.bytes);
         }
     }
-    let read: u64 = of_stream.readers.iter().map(|(_, moved)| moved.bytes).sum();
+    let read = of_stream.bytes_read();
     let writer_gap = of_stream.gaps.iter().any(|(end, gap)| {
         *end == End::Writer && gap.process.is_none_or(|process| roles.instance_of(process) != Some(instance))
     });

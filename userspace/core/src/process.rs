@@ -108,6 +108,10 @@ pub struct Process {
     pub exit: Option<(BootNs, u32)>,
     /// Regular files that it opened for writing while tagged as proxy.
     pub files_opened: Vec<FileId>,
+    /// First and last operation that the kernel marked as a proxy's.
+    pub acted_as_proxy: Option<(BootNs, BootNs)>,
+    /// It did operations that the kernel did not mark so.
+    pub acted_unmarked: bool,
 }
 
 /// All processes of a capture.
@@ -205,6 +209,18 @@ impl ProcessTable {
         }
     }
 
+    /// Notes whether the kernel took an operation of a process for a proxy's.
+    pub fn acted(&mut self, ix: ProcessIx, at: BootNs, as_proxy: bool) {
+        let row = &mut self.processes[ix.0 as usize];
+        if !as_proxy {
+            row.acted_unmarked = true;
+            return;
+        }
+        let acted = row.acted_as_proxy.get_or_insert((at, at));
+        acted.0 = acted.0.min(at);
+        acted.1 = acted.1.max(at);
+    }
+
     /// Takes a peer record.
     pub fn marked_peer(&mut self, peer: &abi::Peer) {
         let ix = self.of_task(&peer.task, BootNs(peer.header.boot_ns));
@@ -292,6 +308,8 @@ impl ProcessTable {
             executions: Vec::new(),
             exit: None,
             files_opened: Vec::new(),
+            acted_as_proxy: None,
+            acted_unmarked: false,
         });
         ix
     }

@@ -32,6 +32,22 @@ pub enum Record<'a> {
     Unknown(abi::RecordHeader),
 }
 
+impl Record<'_> {
+    /// What every record starts with.
+    pub fn header(&self) -> &abi::RecordHeader {
+        match self {
+            Self::Chunk(transfer, ..) | Self::Gap(transfer, ..) => &transfer.header,
+            Self::Fork(fork) => &fork.header,
+            Self::Exec(exec, ..) => &exec.header,
+            Self::Exit(exit) => &exit.header,
+            Self::ChannelEnd(end) => &end.header,
+            Self::FileOpen(open) => &open.header,
+            Self::Peer(peer) => &peer.header,
+            Self::User(header, _) | Self::Unknown(header) => header,
+        }
+    }
+}
+
 /// Direction of an operation as its process sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Direction {

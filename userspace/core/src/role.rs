@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use crate::channel::{Channel, ChannelKind, ChannelTable, StreamIx};
 use crate::delivery::{Moved, StreamFrames};
-use crate::process::{FileId, Known, ProcessIx, ProcessTable};
+use crate::process::{FileId, Known, Process, ProcessIx, ProcessTable};
 use crate::record::Direction;
 use crate::time::BootNs;
 
@@ -119,6 +119,7 @@ pub struct Roles {
     instances: Vec<Instance>,
     by_process: BTreeMap<ProcessIx, Life>,
     legs: BTreeMap<StreamIx, Leg>,
+    outsiders: BTreeMap<StreamIx, Vec<ProcessIx>>,
 }
 
 impl Roles {
@@ -136,8 +137,41 @@ impl Roles {
         for (stream, frames) in streams {
             let leg = roles.leg_of(*stream, frames, processes, channels);
             roles.legs.insert(*stream, leg);
+            roles.find_outsiders(*stream, leg, frames, processes, channels);
         }
         roles
+    }
+
+    /// Who moved bytes at the server's end of a proxy's upstream stream and is neither the server nor started by it.
+    pub fn outsiders(&self, stream: StreamIx) -> &[ProcessIx] {
+        self.outsiders.get(&stream).map(Vec::as_slice).unwrap_or_default()
+    }
+
+    /// What a proxy starts descends from it; nobody else has business at the far ends of the channels that it made.
+    fn find_outsiders(
+        &mut self,
+        stream: StreamIx,
+        leg: Leg,
+        frames: &StreamFrames,
+        processes: &ProcessTable,
+        channels: &ChannelTable,
+    ) {
+        let (instance, far) = match leg {
+            Leg::ProxyToServer(instance) => (instance, &frames.readers),
+            Leg::ServerToProxy(instance) => (instance, &frames.writers),
+            Leg::ClientToProxy(_) | Leg::ProxyToClient(_) | Leg::ProxyFile(_) | Leg::Direct => return,
+        };
+        let proxy = self.instance(instance).process;
+        let inside = |process: ProcessIx| processes.descends_from(process, proxy);
+        let made_it = channels.channel(stream.channel).creator() == Some(proxy);
+        if !made_it && !far.iter().any(|(process, _)| inside(*process)) {
+            return;
+        }
+        let outsiders: Vec<ProcessIx> =
+            far.iter().map(|(process, _)| *process).filter(|process| !inside(*process)).collect();
+        if !outsiders.is_empty() {
+            self.outsiders.insert(stream, outsiders);
+        }
     }
 
     /// All proxy instances.
@@ -182,20 +216,14 @@ impl Roles {
         let written = files_written(channels, streams);
         for (ix, process) in processes.iter() {
             // A process that became something else by another exec is no proxy any more, but was one: its streams count.
-            let Some((proxy, execution, own)) = proxies.iter().enumerate().find_map(|(at, proxy)| {
+            let found = proxies.iter().enumerate().find_map(|(at, proxy)| {
                 process.executions.iter().rev().filter(|execution| !execution.inherited).find_map(|execution| {
                     let own = proxy.own_exes.contains(&execution.exe);
                     (own || proxy.exes.contains(&execution.exe)).then_some((at, execution, own))
                 })
-            }) else {
-                continue;
-            };
-            let files: Vec<FileId> = process
-                .files_opened
-                .iter()
-                .copied()
-                .chain(written.get(&ix).into_iter().flatten().copied())
-                .collect();
+            });
+            let Some((proxy, execution, own)) = found else { continue };
+            let files = files_of(ix, process, &written);
             // With several proxies of one executable, the log that it holds says which one it is.
             let holds = |(at, candidate): (usize, &ProxyIdentity)| {
                 candidate.logs.iter().any(|log| files.contains(log))
@@ -212,25 +240,76 @@ impl Roles {
                 (None, _) if logs_known && !files.is_empty() => continue,
                 (None, _) => Strength::Claimed,
             };
-            let parent_uid = process.parent.and_then(|parent| processes.process(parent).uid);
-            let instance = InstanceIx(self.instances.len());
             // What was found in `/proc` ran before it was looked at.
             let from = if process.known == Known::Forked { execution.at } else { BootNs(0) };
             let left = process.executions.iter().find(|other| other.at > execution.at).map(|other| other.at);
-            let to = left.or(process.exit.map(|(at, _)| at));
-            self.by_process.insert(ix, Life { instance, from, to: left.unwrap_or(BootNs(u64::MAX)) });
-            self.instances.push(Instance {
+            let life = Life { instance: self.next(), from, to: left.unwrap_or(BootNs(u64::MAX)) };
+            let instance = Instance {
                 process: ix,
                 proxy: holder.unwrap_or(proxy),
                 strength,
                 own,
-                same_uid_as_parent: process.uid.is_some() && process.uid == parent_uid,
+                same_uid_as_parent: has_uid_of_parent(process, processes),
                 from: execution.at,
-                to,
+                to: left.or(process.exit.map(|(at, _)| at)),
                 from_birth: process.known == Known::Forked,
-            });
+            };
+            self.add(life, instance);
         }
         self.add_forked_workers(processes);
+        self.add_tagged(proxies, processes, &written);
+        self.add_forked_workers(processes);
+    }
+
+    /// A process whose execution was missed but whose operations the kernel marked as a proxy's: the mark is set by the identity
+    /// of the executable alone.
+    fn add_tagged(
+        &mut self,
+        proxies: &[ProxyIdentity],
+        processes: &ProcessTable,
+        written: &BTreeMap<ProcessIx, Vec<FileId>>,
+    ) {
+        for (ix, process) in processes.iter() {
+            let Some((first, last)) = process.acted_as_proxy.filter(|_| !self.by_process.contains_key(&ix)) else {
+                continue;
+            };
+            // What it executed is known, and is no proxy that was configured.
+            // Between its creation and its first exec a proxy's child still has the mark.
+            if process.parent.is_some_and(|parent| self.by_process.contains_key(&parent)) {
+                continue;
+            }
+            if proxies.is_empty() || process.executions.iter().any(|execution| !execution.inherited && execution.at <= first) {
+                continue;
+            }
+            let files = files_of(ix, process, written);
+            let holder = proxies.iter().position(|proxy| proxy.logs.iter().any(|log| files.contains(log)));
+            if holder.is_none() && !files.is_empty() && proxies.iter().any(|proxy| !proxy.logs.is_empty()) {
+                continue;
+            }
+            let left = process.executions.iter().find(|execution| !execution.inherited && execution.at > last);
+            let left = left.map(|execution| execution.at);
+            let life = Life { instance: self.next(), from: first, to: left.unwrap_or(BootNs(u64::MAX)) };
+            let instance = Instance {
+                process: ix,
+                proxy: holder.unwrap_or(0),
+                strength: Strength::Claimed,
+                own: false,
+                same_uid_as_parent: has_uid_of_parent(process, processes),
+                from: first,
+                to: left.or(process.exit.map(|(at, _)| at)),
+                from_birth: false,
+            };
+            self.add(life, instance);
+        }
+    }
+
+    fn next(&self) -> InstanceIx {
+        InstanceIx(self.instances.len())
+    }
+
+    fn add(&mut self, life: Life, instance: Instance) {
+        self.by_process.insert(instance.process, life);
+        self.instances.push(instance);
     }
 
     /// A child of a proxy that has executed nothing yet runs the proxy's program: what it writes is the proxy's writing.
@@ -242,6 +321,7 @@ impl Roles {
             if let Some(instance) = instance
                 && runs_parents_program
                 && !self.by_process.contains_key(&ix)
+                && !(process.acted_unmarked && is_marked(process.parent, processes))
             {
                 self.by_process.insert(ix, Life { instance, from: BootNs(0), to: BootNs(u64::MAX) });
             }
@@ -286,6 +366,7 @@ impl Roles {
             (None, None) => Leg::Direct,
         }
     }
+
     /// Proxies that were found with an end that nobody was seen to use: what a server reads when the capture has just begun can
     /// have been written before.
     fn found_at_ends(
@@ -303,6 +384,21 @@ impl Roles {
             frames.readers.is_empty().then(reader).flatten(),
         )
     }
+}
+
+/// Regular files that a process opened for writing or wrote as a proxy.
+fn files_of(ix: ProcessIx, process: &Process, written: &BTreeMap<ProcessIx, Vec<FileId>>) -> Vec<FileId> {
+    process.files_opened.iter().chain(written.get(&ix).into_iter().flatten()).copied().collect()
+}
+
+/// Whether the kernel marked what this process did as a proxy's doing: then its children have the mark until they execute.
+fn is_marked(process: Option<ProcessIx>, processes: &ProcessTable) -> bool {
+    process.is_some_and(|process| processes.process(process).acted_as_proxy.is_some())
+}
+
+fn has_uid_of_parent(process: &Process, processes: &ProcessTable) -> bool {
+    let parent = process.parent.and_then(|parent| processes.process(parent).uid);
+    process.uid.is_some() && process.uid == parent
 }
 
 fn files_written(

@@ -101,6 +101,7 @@ pub struct EndLog {
     held: BTreeMap<u64, Held>,
     held_bytes: usize,
     last_exit: BootNs,
+    closed: bool,
     /// Operations released.
     pub ops: u64,
     /// Bytes moved according to the kernel.
@@ -181,18 +182,29 @@ impl EndLog {
 
     /// Compares with the kernel's totals for this end: what it counted beyond the last operation seen is a gap.
     pub fn close(&mut self, kernel_ops: u64, kernel_bytes: u64, at: BootNs, out: &mut impl FnMut(Item<'_>)) {
+        self.closed = true;
         if kernel_bytes > self.next_position || kernel_ops > self.next_seq {
             let len = kernel_bytes.saturating_sub(self.next_position);
             self.gap(Some(len), GapReason::UnseenOps, None, at, out);
             self.next_position = self.next_position.max(kernel_bytes);
             self.next_seq = self.next_seq.max(kernel_ops);
-            self.bytes += len;
+            self.bytes = self.bytes.saturating_add(len);
         }
     }
 
     /// Whether nothing was seen yet, or what was seen is of this epoch of the kernel's counters.
     pub fn is_of_epoch(&self, epoch: u64) -> bool {
         self.epoch.is_none_or(|known| known == epoch)
+    }
+
+    /// The kernel's totals for this end are known: nothing can have come after what is accounted for.
+    pub fn is_closed(&self) -> bool {
+        self.closed
+    }
+
+    /// Return of the last operation seen.
+    pub fn last_exit(&self) -> BootNs {
+        self.last_exit
     }
 
     fn begin_epoch(&mut self, transfer: &abi::Transfer, op: &Op, out: &mut impl FnMut(Item<'_>)) {
@@ -268,20 +280,20 @@ impl EndLog {
     fn step_to(&mut self, seq: u64, op: &Op, out: &mut impl FnMut(Item<'_>)) {
         if seq > self.next_seq {
             let len = op.stream_before.saturating_sub(self.next_position);
-            self.bytes += len;
+            self.bytes = self.bytes.saturating_add(len);
             self.gap(Some(len), GapReason::UnseenOps, None, op.exit, out);
-            self.next_position += len;
+            self.next_position = self.next_position.saturating_add(len);
         }
     }
 
     fn release_bytes(&mut self, op: &Op, offset: u64, data: &[u8], out: &mut impl FnMut(Item<'_>)) {
         self.captured += data.len() as u64;
-        out(Item::Bytes { op, offset, position: self.next_position + offset, data });
+        out(Item::Bytes { op, offset, position: self.next_position.saturating_add(offset), data });
     }
 
     fn op_gap(&mut self, op: &Op, offset: u64, len: u64, reason: GapReason, out: &mut impl FnMut(Item<'_>)) {
         out(Item::Gap(Gap {
-            position: self.next_position + offset,
+            position: self.next_position.saturating_add(offset),
             len: Some(len),
             reason,
             process: Some(op.process),
@@ -310,8 +322,8 @@ impl EndLog {
 
     fn finish_op(&mut self, seq: u64, op: &Op) {
         self.ops += 1;
-        self.bytes += op.returned;
-        self.next_seq = seq + 1;
+        self.bytes = self.bytes.saturating_add(op.returned);
+        self.next_seq = seq.saturating_add(1);
         self.next_position = self.next_position.saturating_add(op.returned);
         self.last_exit = self.last_exit.max(op.exit);
     }

@@ -9,3 +9,4 @@ pub mod offsets;
 pub mod scan;
 pub mod self_test;
 pub mod tag;
+pub mod unix_peers;

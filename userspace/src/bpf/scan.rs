@@ -11,14 +11,13 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use countersign_common::{channel_kind, kind};
+use countersign_common::channel_kind;
 use serde::Serialize;
-
-use crate::source::user_record::user_record;
 
 /// Descriptors listed of one process. Stops a process with a million descriptors from making the scan endless; what is cut off
 /// is said in [`ProcessScan::fds_complete`].
-const FDS_MAX: usize = 65_536;
+/// Each takes some sixty bytes in a record of at most four mebibytes.
+const FDS_MAX: usize = 32_768;
 
 /// One process as `/proc` shows it: the JSON of [`kind::PROCESS_SCAN`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -46,6 +45,8 @@ pub struct ProcessScan {
     pub cgroup: String,
     /// Its descriptors that are pipes, FIFOs or sockets.
     pub fds: Vec<HeldFd>,
+    /// The tag that it got because of this.
+    pub tag: u32,
     /// Whether `fds` is all that there was: false when the list was cut or the directory could not be read.
     pub fds_complete: bool,
 }
@@ -98,23 +99,10 @@ pub fn process(pid: u32) -> io::Result<Option<ProcessScan>> {
         exe_inode: exe.map_or(0, |exe| exe.st_ino()),
         uid: fs::metadata(&root).map_or(u32::MAX, |meta| meta.st_uid()),
         cgroup: cgroup(&fs::read(root.join("cgroup")).unwrap_or_default()),
+        tag: 0,
         fds,
         fds_complete,
     }))
-}
-
-/// Reads these processes into records of [`kind::PROCESS_SCAN`]; those that are gone are left out.
-///
-/// # Errors
-/// As [`process`].
-pub fn records(pids: &[u32], generation: u64) -> anyhow::Result<Vec<Vec<u8>>> {
-    let mut records = Vec::new();
-    for pid in pids {
-        if let Some(scan) = process(*pid)? {
-            records.push(user_record(kind::PROCESS_SCAN, generation, &scan)?);
-        }
-    }
-    Ok(records)
 }
 
 /// All processes but `except` that hold one of the pipes, FIFOs or sockets in `inodes`; each with only those descriptors.

@@ -2,9 +2,8 @@
 //!
 //! Owns finding the processes that the operator names. Pairing is left to `countersign pair`.
 
-use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::json;
 
 use super::args::RecordArgs;
@@ -17,16 +16,26 @@ use crate::outdir::OutDir;
 use crate::recording::{self, Recording, TICK};
 use crate::witness;
 
+mod attach;
 mod targets;
+
+/// Time between two looks at who has joined or left.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) fn record(args: RecordArgs) -> Result<Code, Failure> {
     let (flags, evidence, targets) = args.split();
     let config = Config::load(flags).or_exit(Code::Config)?;
     let proxy_exes = proxy_exes(&config)?;
     let logs = recording::open_logs(&config)?;
-    targets::find(&targets)?;
+    let found = targets::find(&targets)?;
     witness::check_privileges()?;
-    let out = OutDir::create(&evidence.output, None).or_exit(Code::CantCreate)?;
+    let users = found.users();
+    let out = OutDir::create(&evidence.output, &users).or_exit(Code::CantCreate)?;
+    if users.iter().any(|user| user.uid == 0) {
+        tell(
+            "warning: a recorded process runs as root and could stop the recording or change the evidence",
+        );
+    }
     let capture = recording::capture_id().or_exit(Code::Internal)?;
     let request = witness::Request {
         capture,
@@ -38,13 +47,18 @@ pub(super) fn record(args: RecordArgs) -> Result<Code, Failure> {
     recording
         .note_identity(&request.proxy_exes)
         .or_exit(Code::Internal)?;
-    let tagged = tag_all(&targets, &mut recording)?;
+    let attached = match attach::attach(&found, &recording) {
+        Ok(attached) => attached,
+        Err(failure) => {
+            recording.finish(&json!({ "event": "end", "attached": false }));
+            return Err(failure);
+        }
+    };
     tell(&format!(
-        "recording {tagged} processes and what they start, until interrupted"
+        "recording {} processes and what they start, until interrupted; {} others hold an end of their channels",
+        attached.processes, attached.peers
     ));
-    while signals.next().is_none() && recording.tick() {
-        std::thread::sleep(TICK);
-    }
+    follow(&found, &signals, &mut recording)?;
     let recorded = recording.finish(&json!({ "event": "end" }));
     tell_losses(&recorded);
     tell(&format!(
@@ -55,37 +69,24 @@ pub(super) fn record(args: RecordArgs) -> Result<Code, Failure> {
     Ok(Code::of_evidence(false, recorded.incomplete()))
 }
 
-/// Tags the targets, and again those that appeared meanwhile, until no new one does.
-fn tag_all(targets: &super::Targets, recording: &mut Recording) -> Result<usize, Failure> {
-    let mut tagged = std::collections::BTreeSet::new();
-    for _ in 0..targets::ROUNDS_MAX {
-        let new: Vec<u32> = targets::find(targets)?
-            .into_iter()
-            .filter(|pid| !tagged.contains(pid))
-            .collect();
-        if new.is_empty() {
-            return Ok(tagged.len());
+/// Goes on until a signal comes, the capture fails, or nobody is left who could act or join.
+fn follow(
+    found: &targets::Found,
+    signals: &Signals,
+    recording: &mut Recording,
+) -> Result<(), Failure> {
+    let mut look_at = Instant::now() + LOOK_EVERY;
+    while signals.next().is_none() && recording.tick() {
+        if Instant::now() >= look_at {
+            look_at = Instant::now() + LOOK_EVERY;
+            if found.has_groups() {
+                attach::join(found, recording)?;
+            } else if recording.survivors().or_exit(Code::Internal)?.is_empty() {
+                tell("all recorded processes have ended");
+                break;
+            }
         }
-        for pid in new {
-            tagged.insert(pid);
-            let Some(handle) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
-                continue;
-            };
-            // Gone since it was listed: nothing to record.
-            let Ok(pidfd) = pidfd_open(handle, PidfdFlags::empty()) else {
-                continue;
-            };
-            recording
-                .tag(pid, pidfd.as_fd())
-                .or_exit(Code::Internal)?;
-            recording.note(
-                countersign_common::kind::CAPTURE,
-                &json!({ "event": "attached", "pid": pid }),
-            );
-        }
+        std::thread::sleep(TICK);
     }
-    Err(Failure::new(
-        Code::Unavailable,
-        "processes appear faster than they can be tagged: name fewer, or stop the fork storm",
-    ))
+    Ok(())
 }

@@ -224,6 +224,9 @@ fn a_signal_is_passed_on_to_the_whole_group_and_the_fourth_kills() {
     let place = tempfile::tempdir().unwrap();
     let ready = place.path().join("ready");
     let count = place.path().join("count");
+    // SAFETY: the default action needs no handler. A shell can set no trap for a signal that is ignored when it starts, and
+    // every process of a background job ignores this one.
+    unsafe { libc::signal(libc::SIGINT, libc::SIG_DFL) };
     let signals = Signals::block().unwrap();
     let script = format!(
         "trap 'echo x >> {count}' INT; echo > {ready}; while :; do sleep 0.05; done",

@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use super::{Dir, OutDirError};
 
 /// Whose reach is tested.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Agent {
     /// The uid that the agent runs with.
     pub uid: u32,
@@ -34,8 +34,8 @@ impl Agent {
 }
 
 /// Walks to `path`, creates it if it is missing, and hands out the held directory.
-pub(super) fn create(path: &Path, agent: Option<&Agent>) -> Result<Dir, OutDirError> {
-    let mut walk = Walk::start(agent)?;
+pub(super) fn create(path: &Path, agents: Vec<&Agent>) -> Result<Dir, OutDirError> {
+    let mut walk = Walk::start(agents)?;
     let mut components = path.components().peekable();
     while let Some(component) = components.next() {
         match component {
@@ -50,20 +50,20 @@ pub(super) fn create(path: &Path, agent: Option<&Agent>) -> Result<Dir, OutDirEr
 }
 
 struct Walk<'a> {
-    agent: Option<&'a Agent>,
+    agents: Vec<&'a Agent>,
     path: PathBuf,
     here: OwnedFd,
     stat: Stat,
 }
 
 impl<'a> Walk<'a> {
-    fn start(agent: Option<&'a Agent>) -> Result<Self, OutDirError> {
+    fn start(agents: Vec<&'a Agent>) -> Result<Self, OutDirError> {
         let path = PathBuf::from("/");
         let here = rustix::fs::open("/", directory_flags(), Mode::empty())
             .map_err(|error| reason(&path, error))?;
         let stat = rustix::fs::fstat(&here).map_err(|error| reason(&path, error))?;
         Ok(Self {
-            agent,
+            agents,
             path,
             here,
             stat,
@@ -96,23 +96,24 @@ impl<'a> Walk<'a> {
         rustix::fs::openat(&self.here, name, directory_flags(), Mode::empty())
     }
 
-    /// Refuses if the agent can write to the directory that we are in, except where the sticky bit keeps it
-    /// from touching the entry (`child`, or the one about to be made by us).
+    /// Refuses if an agent can write to the directory that we are in, except where the sticky bit keeps it
+    /// from touching the entry (`child`, or the one about to be made by us). Nothing is out of root's reach.
     fn refuse_agent(&self, child: Option<&Stat>) -> Result<(), OutDirError> {
-        let Some(agent) = self.agent.filter(|agent| agent.uid != 0) else {
-            return Ok(());
-        };
-        if !agent.can_write(&self.stat, has_acl(&self.here)) {
-            return Ok(());
+        let has_acl = has_acl(&self.here);
+        for agent in self.agents.iter().filter(|agent| agent.uid != 0) {
+            if !agent.can_write(&self.stat, has_acl) {
+                continue;
+            }
+            let sticky = self.stat.st_mode & 0o1000 != 0 && self.stat.st_uid != agent.uid;
+            if sticky && child.is_none_or(|child| child.st_uid != agent.uid) {
+                continue;
+            }
+            return Err(OutDirError::AgentCanWrite {
+                path: self.path.clone(),
+                uid: agent.uid,
+            });
         }
-        let sticky = self.stat.st_mode & 0o1000 != 0 && self.stat.st_uid != agent.uid;
-        if sticky && child.is_none_or(|child| child.st_uid != agent.uid) {
-            return Ok(());
-        }
-        Err(OutDirError::AgentCanWrite {
-            path: self.path.clone(),
-            uid: agent.uid,
-        })
+        Ok(())
     }
 
     fn explain(&self, name: &OsStr, path: &Path, error: Errno) -> OutDirError {

@@ -92,17 +92,20 @@ impl OutDir {
         Ok(Self { path: self.path.clone(), dir: self.dir.try_clone()? })
     }
 
-    /// Creates the directory (0700) or takes an existing empty one of this user, after checking that `agent`
-    /// cannot reach it. Without an agent (offline pairing) only this process's own rights matter.
+    /// Creates the directory (0700) or takes an existing empty one of this user, after checking that none of
+    /// `agents` can reach it. Without an agent (offline pairing) only this process's own rights matter.
     ///
     /// # Errors
     /// [`OutDirError`], naming the directory that is at fault and the way out.
-    pub fn create(path: &Path, agent: Option<&Agent>) -> Result<Self, OutDirError> {
+    pub fn create<'a>(
+        path: &Path,
+        agents: impl IntoIterator<Item = &'a Agent>,
+    ) -> Result<Self, OutDirError> {
         let path = std::path::absolute(path).map_err(|source| OutDirError::Io {
             path: path.to_owned(),
             source,
         })?;
-        let dir = guard::create(&path, agent)?;
+        let dir = guard::create(&path, agents.into_iter().collect())?;
         let free = dir.free_bytes().map_err(|source| OutDirError::Io {
             path: path.clone(),
             source,

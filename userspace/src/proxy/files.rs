@@ -1,14 +1,10 @@
-//! Opening the proxy's log and its key. Both paths may lie where an agent can write.
+//! Opening the proxy's log. Its path may lie where an agent can write.
 
 use std::fs::{File, OpenOptions};
-use std::io::Read as _;
-use std::os::fd::{FromRawFd as _, OwnedFd, RawFd};
 use std::os::unix::fs::{FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
-use anyhow::{Context as _, Result, bail, ensure};
-use countersign_core::proxylog::Key;
-use countersign_core::proxylog::signature::KEY_MAX_BYTES;
+use anyhow::{Context as _, Result, ensure};
 
 /// Permission bits that let others than the owner write.
 const WRITABLE_BY_OTHERS: u32 = 0o022;
@@ -50,47 +46,4 @@ pub(super) fn open_log(path: &Path) -> Result<File> {
             .with_context(|| format!("cannot write log {shown}"))?;
     }
     Ok(log)
-}
-
-/// Reads a key file.
-pub(super) fn key_from_file(path: &Path) -> Result<Key> {
-    let shown = path.display();
-    let file = OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(path)
-        .with_context(|| format!("cannot open key file {shown}: it must be a regular file"))?;
-    let metadata = file
-        .metadata()
-        .with_context(|| format!("cannot stat key file {shown}"))?;
-    ensure!(metadata.is_file(), "key file {shown} is not a regular file");
-    if metadata.mode() & 0o077 != 0 {
-        tracing::warn!(path = %shown, "key file is open to others: chmod it to 0600");
-    }
-    key(file).with_context(|| format!("key file {shown}"))
-}
-
-/// Reads a key from an inherited descriptor and closes it, so that the server does not get it.
-pub(super) fn key_from_fd(fd: RawFd) -> Result<Key> {
-    ensure!(
-        fd > 2,
-        "--key-fd {fd}: standard input and output are the relay's"
-    );
-    let open = Path::new("/proc/self/fd").join(fd.to_string());
-    if open.symlink_metadata().is_err() {
-        bail!("--key-fd {fd}: no such descriptor; open it for the proxy, as in {fd}<FILE");
-    }
-    // SAFETY: the descriptor is open, and the operator handed it over to be read and closed here;
-    // nothing else in this process knows of it.
-    let file = File::from(unsafe { OwnedFd::from_raw_fd(fd) });
-    key(file).with_context(|| format!("--key-fd {fd}"))
-}
-
-fn key(file: File) -> Result<Key> {
-    let mut content = Vec::with_capacity(KEY_MAX_BYTES + 3);
-    // One byte past a key of full length with its line end shows that there is more.
-    file.take(KEY_MAX_BYTES as u64 + 3)
-        .read_to_end(&mut content)
-        .context("cannot read the key")?;
-    Ok(Key::from_file_content(content)?)
 }

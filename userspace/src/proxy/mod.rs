@@ -31,6 +31,7 @@ use anyhow::{Context as _, Result};
 use countersign_core::proxylog::{Direction, Key, Redaction};
 use rustix::process::Signal;
 
+use crate::key::KeySource;
 use journal::{Journal, Names};
 use ledger::Ledger;
 use queue::Queue;
@@ -92,6 +93,23 @@ pub struct KeyArgs {
     pub key_fd: Option<RawFd>,
 }
 
+impl KeyArgs {
+    fn load(&self) -> Result<Key> {
+        let source = match (self.key_fd, &self.key_file) {
+            (Some(fd), _) => {
+                anyhow::ensure!(
+                    fd > 2,
+                    "--key-fd {fd}: standard input and output are the relay's"
+                );
+                KeySource::Fd(fd)
+            }
+            (None, Some(path)) => KeySource::File(path.clone()),
+            (None, None) => anyhow::bail!("no key: give --key-file or --key-fd"),
+        };
+        Ok(Key::new(source.load()?.as_bytes().to_vec())?)
+    }
+}
+
 /// Runs the proxy between this process's standard input and output and the server.
 ///
 /// Returns the server's exit code, 128 + n if signal n ended it, or [`EXIT_LOG_FAILED`].
@@ -100,11 +118,7 @@ pub struct KeyArgs {
 /// The key, the log or the server cannot be opened or started.
 pub fn run(args: Args) -> Result<ExitCode> {
     // Before anything else opens descriptors: the key's number is the caller's.
-    let key = match (&args.key.key_fd, &args.key.key_file) {
-        (Some(fd), _) => files::key_from_fd(*fd)?,
-        (None, Some(path)) => files::key_from_file(path)?,
-        (None, None) => anyhow::bail!("no key: give --key-file or --key-fd"),
-    };
+    let key = args.key.load()?;
     let proxy = Proxy::open(args, key)?;
     let ends = Ends::standard()?;
     let server = Server::default();

@@ -267,7 +267,7 @@ fn a_torn_last_line_stays_apart_from_new_entries() {
 }
 
 #[test]
-fn keys_come_from_files_and_descriptors_only_and_links_are_refused() {
+fn keys_come_from_files_and_descriptors_only_and_not_if_all_can_read_them() {
     use std::os::fd::IntoRawFd as _;
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("key");
@@ -279,18 +279,19 @@ fn keys_come_from_files_and_descriptors_only_and_links_are_refused() {
         tool_name: None,
         params: None,
     };
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
+    let load = |key_file: Option<&Path>, key_fd| {
+        let key_file = key_file.map(Path::to_owned);
+        KeyArgs { key_file, key_fd }.load()
+    };
     let wanted = key().sign(&signed);
-    assert_eq!(
-        super::files::key_from_file(&path).unwrap().sign(&signed),
-        wanted
-    );
+    assert_eq!(load(Some(&path), None).unwrap().sign(&signed), wanted);
     let fd = File::open(&path).unwrap().into_raw_fd();
-    assert_eq!(super::files::key_from_fd(fd).unwrap().sign(&signed), wanted);
-    let link = dir.path().join("link");
-    std::os::unix::fs::symlink(&path, &link).unwrap();
-    assert!(super::files::key_from_file(&link).is_err());
-    assert!(super::files::key_from_fd(0).is_err());
-    assert!(super::files::key_from_fd(1_000_000).is_err());
+    assert_eq!(load(None, Some(fd)).unwrap().sign(&signed), wanted);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+    assert!(load(Some(&path), None).is_err(), "a key that all can read");
+    assert!(load(None, Some(0)).is_err());
+    assert!(load(None, Some(1_000_000)).is_err());
 }
 
 proptest! {

@@ -60,7 +60,7 @@ pub fn pair(passages: &Passages) -> Vec<Call> {
 }
 
 /// Of several requests with one id the first whose own leg fits the answer's: one that reached the server, if the answer came
-/// from there.
+/// from there. One that the proxy sent comes before one that others did: the proxy takes the answer for its own.
 fn take(queue: &mut VecDeque<usize>, calls: &[Call], answer: &Passage) -> Option<usize> {
     let from_server = answer.sent.is_some() || !matches!(answer.route, Route::ProxyOwn(_));
     let fits = |ix: &usize| {
@@ -69,8 +69,9 @@ fn take(queue: &mut VecDeque<usize>, calls: &[Call], answer: &Passage) -> Option
             request.at <= answer.until && (reached == from_server || !from_server)
         })
     };
-    let at = queue.iter().position(fits).or(if queue.is_empty() { None } else { Some(0) })?;
-    queue.remove(at)
+    let proxied = |ix: &usize| !matches!(calls[*ix].route, Route::Foreign(_)) && fits(ix);
+    let at = queue.iter().position(proxied).or_else(|| queue.iter().position(fits));
+    queue.remove(at.or(if queue.is_empty() { None } else { Some(0) })?)
 }
 
 fn call_of(passage: &Passage, duplicate_in_flight: bool) -> Call {

@@ -5,6 +5,7 @@
 
 pub mod exchange;
 pub mod passage;
+mod trouble;
 mod relay;
 
 use crate::evidence::Placed;
@@ -101,6 +102,28 @@ pub struct Sighting {
     pub element: u32,
 }
 
+/// Why a message that a proxy passed is not what its receiver or its sender had.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Trouble {
+    /// A reader that takes a carriage return for a line end finds another message in it.
+    ReadDifferently,
+    /// Somebody else than the server wrote it into the server's channel to the proxy.
+    ForeignAuthor,
+    /// Somebody else than the server took it out of the proxy's channel to the server.
+    TakenByAnother,
+}
+
+impl Trouble {
+    /// Name as stored in the evidence.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::ReadDifferently => "read_differently",
+            Self::ForeignAuthor => "foreign_author",
+            Self::TakenByAnother => "taken_by_another",
+        }
+    }
+}
+
 /// One message on its way.
 #[derive(Clone, Debug)]
 pub struct Passage {
@@ -122,6 +145,8 @@ pub struct Passage {
     pub until: BootNs,
     /// All bytes of both legs are there, in proved order.
     pub proved: bool,
+    /// Why it is not what its receiver or its sender had.
+    pub trouble: Option<Trouble>,
 }
 
 impl Passage {

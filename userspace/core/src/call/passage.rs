@@ -8,13 +8,16 @@ use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::call::relay;
+use crate::call::trouble;
 use crate::call::{Hops, Passage, PlacedIx, Route, Sighting, Way};
-use crate::channel::{ChannelTable, StreamIx};
+use crate::channel::{ChannelKind, ChannelTable, StreamIx};
 use crate::delivery::StreamFrames;
 use crate::evidence::{self, Author, Placed};
 use crate::frame::{Frame, FrameFlags};
+use crate::json::{Document, Limits};
 use crate::message::{self, Message, MessageKind};
 use crate::process::ProcessIx;
+use crate::proxylog::{Comparison, Redaction, compare};
 use crate::role::{InstanceIx, Leg, Roles};
 
 /// Something on a leg that is no message on its way, but must not be passed over.
@@ -28,6 +31,8 @@ pub enum Oddity {
     NotJsonRpc(PlacedIx),
     /// Part of its bytes is missing or in doubt at the end of record.
     Incomplete(PlacedIx),
+    /// It was taken out of its channel, but whoever took it does not show it.
+    ReaderDenies(PlacedIx),
     /// Somebody between client and proxy passed it on; the passage through the proxy is the call.
     Relayed(PlacedIx),
 }
@@ -66,7 +71,9 @@ pub fn assemble(scene: Scene<'_>) -> Passages {
     for (placed, ix) in scene.placed.iter().zip(0u32..) {
         let ix = PlacedIx(ix);
         let frame = &scene.frames[placed.record.0 as usize];
-        if frame.flags.contains(FrameFlags::NOT_JSON) || matches!(placed.leg, Leg::ProxyFile(_)) {
+        // A regular file carries no calls, whoever writes it.
+        let is_file = scene.channels.channel(placed.stream.channel).kind == ChannelKind::File;
+        if frame.flags.contains(FrameFlags::NOT_JSON) || is_file {
             continue;
         }
         if frame.flags.intersects(
@@ -137,17 +144,23 @@ impl Passages {
     }
 
     fn join(&mut self, scene: Scene<'_>, instance: InstanceIx, way: Way, joint: Joint) {
-        let mut waiting: HashMap<u64, VecDeque<PlacedIx>> = HashMap::new();
-        for ix in &joint.read {
-            waiting.entry(hash(bytes(scene, *ix))).or_default().push_back(*ix);
-        }
+        // A line is passed on after it was read, as a rule at once: of several equal ones the last before it is its origin. So
+        // one that was kept back, or whose passing on was missed, stays alone where that happened.
+        let mut waiting: HashMap<u64, Vec<PlacedIx>> = HashMap::new();
         let mut partner: BTreeMap<PlacedIx, PlacedIx> = BTreeMap::new();
         let mut loose_written = Vec::new();
-        for written in &joint.written {
+        let mut reads = joint.read.iter().peekable();
+        let mut written: Vec<PlacedIx> = joint.written.clone();
+        written.sort_by_key(|ix| (scene.placed[ix.0 as usize].until, *ix));
+        for written in &written {
+            let until = scene.placed[written.0 as usize].until;
+            while let Some(read) = reads.next_if(|read| scene.placed[read.0 as usize].at <= until) {
+                waiting.entry(hash(bytes(scene, *read))).or_default().push(*read);
+            }
             let text = bytes(scene, *written);
-            let read = waiting.get_mut(&hash(text)).and_then(|queue| {
-                let at = queue.iter().position(|read| bytes(scene, *read) == text)?;
-                queue.remove(at)
+            let read = waiting.get_mut(&hash(text)).and_then(|stack| {
+                let at = stack.iter().rposition(|read| bytes(scene, *read) == text)?;
+                Some(stack.remove(at))
             });
             match read {
                 Some(read) => {
@@ -196,12 +209,17 @@ impl Passages {
         }
         let watched = goes_on_watched(scene, instance, way);
         for loose in read {
-            let found = waiting.get_mut(&key(&loose)).and_then(VecDeque::pop_front);
+            let read_at = scene.placed[loose.sighting.placed.0 as usize].at;
+            // What was written before is no copy of what was read after.
+            let found = waiting.get_mut(&key(&loose)).and_then(|queue| {
+                let at = queue.iter().position(|written| scene.placed[written.sighting.placed.0 as usize].until >= read_at)?;
+                queue.remove(at)
+            });
             let hops = match &found {
                 // Where it goes on is no channel that can be watched: that is no missing leg.
                 None if !watched => Hops::Single,
                 None => Hops::Missing,
-                Some(found) if text(scene, &loose) == text(scene, found) => Hops::Equal,
+                Some(found) if same_content(text(scene, &loose), text(scene, found)) => Hops::Equal,
                 Some(_) => Hops::Changed,
             };
             let received = found.map(|found| found.sighting);
@@ -230,9 +248,13 @@ impl Passages {
         } else {
             (Route::Direct(reader, writer), Way::ToClient)
         };
+        let denied = placed.delivery.read.is_none() && taken(scene, placed);
+        if denied {
+            self.oddities.push(Oddity::ReaderDenies(ix));
+        }
         for message in self.messages(scene, ix) {
             let sighting = Sighting { placed: ix, element: message.element };
-            let received = placed.delivery.read.map(|_| sighting);
+            let received = (denied || placed.delivery.read.is_some()).then_some(sighting);
             self.push(scene, route, way, message, (Some(sighting), received), Hops::Single);
         }
     }
@@ -250,7 +272,8 @@ impl Passages {
         let Some(at) = legs().map(|placed| placed.at).min() else { return };
         let until = legs().map(|placed| placed.until).max().unwrap_or(at);
         let proved = legs().all(|placed| placed.proved);
-        self.passages.push(Passage { route, way, message, sent, received, hops, at, until, proved });
+        let trouble = trouble::of(scene, sent, received);
+        self.passages.push(Passage { route, way, message, sent, received, hops, at, until, proved, trouble });
     }
 
     /// The JSON-RPC messages of a delivery; what else it holds becomes an oddity.
@@ -291,6 +314,28 @@ fn goes_on_watched(scene: Scene<'_>, instance: InstanceIx, way: Way) -> bool {
         }
         Way::ToClient => scene.roles.has_leg(Leg::ProxyToClient(instance)),
     }
+}
+
+/// Whether the processes at the reading end have taken this line out of the channel by the count of their bytes, whatever their
+/// memory shows.
+fn taken(scene: Scene<'_>, placed: &Placed) -> bool {
+    let frame = &scene.frames[placed.record.0 as usize];
+    let counted = scene.channels.channel(placed.stream.channel).created;
+    let read = scene.streams.get(&placed.stream).map_or(0, StreamFrames::bytes_read);
+    counted && read >= frame.position.saturating_add(frame.len)
+}
+
+/// Whether two messages of one kind, id and method have the same content, by value.
+fn same_content(one: &[u8], other: &[u8]) -> bool {
+    let parse = |text| Document::parse(text, Limits::default());
+    if one == other {
+        return true;
+    }
+    let (Ok(one), Ok(other)) = (parse(one), parse(other)) else { return false };
+    ["params", "result", "error"].iter().all(|field| {
+        let (one, other) = (one.root().get(field), other.root().get(field));
+        compare::optional(one, other, &Redaction::none()) == Comparison::Equal
+    })
 }
 
 /// Who wrote and who read a delivery: as seen, else the stream's first.

@@ -70,7 +70,7 @@ impl Derived {
         }
         let statement_sides = statement_sides(correlator, &statements, policies);
         let assignment = assign::assign(&call_sides, &statement_sides);
-        let gaps = doubt::gaps(&correlator.streams, &correlator.channels, &roles);
+        let gaps = doubt::gaps(&correlator.streams, &correlator.channels, &roles, &correlator.open_tails());
         let mcp = mcp_streams(scene, &passages);
         Self {
             placed,
@@ -230,7 +230,11 @@ fn mcp_streams(scene: Scene<'_>, passages: &Passages) -> BTreeSet<StreamIx> {
     // A message that was made too long, or unreadable, on purpose still names itself at its beginning.
     let incomplete = passages.oddities.iter().filter_map(|oddity| match oddity {
         Oddity::Incomplete(ix) => of(*ix),
-        Oddity::ReaderLies(_) | Oddity::Malformed(_) | Oddity::NotJsonRpc(_) | Oddity::Relayed(_) => None,
+        Oddity::ReaderLies(_)
+        | Oddity::ReaderDenies(_)
+        | Oddity::Malformed(_)
+        | Oddity::NotJsonRpc(_)
+        | Oddity::Relayed(_) => None,
     });
     mcp.extend(incomplete.filter_map(|placed| {
         let frame = scene.frames.get(placed.record.0 as usize)?;

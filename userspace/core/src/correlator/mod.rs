@@ -4,6 +4,7 @@
 //! records. [`Correlator::finish`] runs the stages that need the whole capture and hands out rows. It judges nothing itself.
 
 mod case;
+mod loss;
 mod notes;
 mod rows;
 
@@ -149,6 +150,7 @@ pub struct Correlator {
     peeked: u64,
     /// The recorder wrote that it ended, and nothing of what it wrote is known to be lost.
     ended_in_order: bool,
+    numbers: loss::Numbers,
     retained: u64,
     partial: usize,
     first: Option<BootNs>,
@@ -177,6 +179,7 @@ impl Correlator {
             unknown_records: 0,
             peeked: 0,
             ended_in_order: false,
+            numbers: loss::Numbers::default(),
             retained: 0,
             partial: 0,
             first: None,
@@ -234,6 +237,7 @@ impl Correlator {
     }
 
     fn take(&mut self, record: Record<'_>) {
+        self.numbers.take(record.header());
         match record {
             Record::Chunk(transfer, direction, data) => {
                 self.transfer(&transfer, direction, Payload::Bytes(data));
@@ -282,6 +286,7 @@ impl Correlator {
             return;
         }
         let process = self.processes.of_task(&transfer.task, at);
+        self.processes.acted(process, at, transfer.flags & flags::BY_PROXY != 0);
         let Some((channel, end)) = self.channels.resolve(&transfer.channel, at) else { return };
         self.channels.used(channel, end, process, direction, at);
         let (stream, side) = self.channels.stream_of(channel, end, direction);

@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use crate::channel::{End, StreamIx};
 use crate::frame::{FRAME_MAX_BYTES, Frame, FrameFlags};
+use crate::json::{Document, Kind as JsonKind, Limits};
 use crate::process::ProcessIx;
 use crate::time::BootNs;
 use crate::stream::Op;
@@ -15,6 +16,9 @@ use countersign_common::transfer_flags;
 
 /// White space kept at the head of a line while nothing else has come. Stops a writer of blanks from filling memory.
 const BLANK_HEAD_MAX: usize = 4096;
+
+/// What a line that is not JSON by itself is looked through for.
+const MCP_HINT: &[u8] = b"\"jsonrpc\"";
 
 /// Processes remembered as carriers of one line.
 const CARRIERS_MAX: usize = 16;
@@ -93,14 +97,14 @@ impl LineFramer {
         let mut at = position;
         while let Some(newline) = memchr::memchr(b'\n', rest) {
             self.append(op, at, &rest[..newline]);
-            self.end_line(op, at + newline as u64, out);
-            at += newline as u64 + 1;
+            self.end_line(op, out);
+            at = at.saturating_add(newline as u64 + 1);
             rest = &rest[newline + 1..];
         }
         if !rest.is_empty() {
             self.append(op, at, rest);
         }
-        let op_is_over = offset + data.len() as u64 >= op.returned;
+        let op_is_over = offset.saturating_add(data.len() as u64) >= op.returned;
         if op_is_over {
             if self.current_op_overlaps && let Some(line) = &mut self.line {
                 line.flags |= FrameFlags::ORDER_AMBIGUOUS;
@@ -161,7 +165,13 @@ impl LineFramer {
             line.kind = kind_of(data, line.bytes.len());
         }
         match line.kind {
-            Kind::Opaque => line.bytes = Vec::new(),
+            Kind::Opaque => {
+                // Within one piece only: a hint for people, not evidence.
+                if memchr::memmem::find(data, MCP_HINT).is_some() {
+                    line.flags |= FrameFlags::MCP_LIKE;
+                }
+                line.bytes = Vec::new();
+            }
             Kind::Blank | Kind::Json => {
                 let room = FRAME_MAX_BYTES.saturating_sub(line.bytes.len());
                 if data.len() > room {
@@ -172,7 +182,7 @@ impl LineFramer {
         }
     }
 
-    fn end_line(&mut self, op: &Op, _newline: u64, out: &mut impl FnMut(Frame)) {
+    fn end_line(&mut self, op: &Op, out: &mut impl FnMut(Frame)) {
         let Some(mut line) = self.line.take() else {
             // An empty line. If a gap came right before, it is the end of a line whose head is missing: now in step again.
             self.next_flags = FrameFlags::empty();
@@ -194,7 +204,15 @@ impl LineFramer {
                 self.opaque_bytes += line.len;
                 line.flags |= FrameFlags::NOT_JSON;
             }
-            Kind::Json => {}
+            Kind::Json => {
+                // What is left of an object whose head is missing has a closing brace too many: a tail that is a whole object is
+                // a line of its own.
+                let tail = FrameFlags::HEAD_MISSING;
+                let cut = FrameFlags::INCOMPLETE | FrameFlags::TOO_LONG;
+                if line.flags.contains(tail) && !line.flags.intersects(cut) && is_object(&line.bytes) {
+                    line.flags.remove(tail);
+                }
+            }
         }
         out(Frame {
             stream: self.stream,
@@ -209,6 +227,10 @@ impl LineFramer {
             flags: line.flags,
         });
     }
+}
+
+fn is_object(text: &[u8]) -> bool {
+    Document::parse(text, Limits::default()).is_ok_and(|document| document.root().kind() == JsonKind::Object)
 }
 
 fn kind_of(data: &[u8], already: usize) -> Kind {

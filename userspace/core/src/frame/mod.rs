@@ -39,6 +39,8 @@ bitflags! {
         const NOT_JSON = 1 << 6;
         /// The stream ended without a line end.
         const UNTERMINATED = 1 << 7;
+        /// It is not JSON by itself, but speaks of JSON-RPC: another framing, or a value over several lines.
+        const MCP_LIKE = 1 << 8;
     }
 }
 

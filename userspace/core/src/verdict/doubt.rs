@@ -27,6 +27,19 @@ pub struct PlacedGap {
     pub gap: Gap,
     /// It lies at the end of record: what is missing there is missing from the evidence.
     pub of_record: bool,
+    /// Nobody was ever seen at this end of a stream that is no proxy's as far as is known: it can be any proxy's.
+    pub anybodys: bool,
+}
+
+/// An end of a stream behind whose last known operation records were lost: more may have moved.
+#[derive(Clone, Copy, Debug)]
+pub struct OpenTail {
+    /// The stream.
+    pub stream: StreamIx,
+    /// At which end.
+    pub end: End,
+    /// What may be missing.
+    pub gap: Gap,
 }
 
 /// Places all gaps.
@@ -34,8 +47,14 @@ pub fn gaps(
     streams: &BTreeMap<StreamIx, StreamFrames>,
     channels: &ChannelTable,
     roles: &Roles,
+    open_tails: &[OpenTail],
 ) -> Vec<PlacedGap> {
     let mut out = Vec::new();
+    for tail in open_tails {
+        let leg = roles.leg(tail.stream);
+        let of_record = if leg == Leg::Direct { tail.end == End::Reader } else { tail.end == end_of_proxy(leg) };
+        out.push(PlacedGap { stream: tail.stream, leg, end: tail.end, gap: tail.gap, of_record, anybodys: false });
+    }
     for (stream, frames) in streams {
         let leg = roles.leg(*stream);
         let counted: Vec<Gap> = evidence::gaps_at_proxy_end(frames, roles, leg).copied().collect();
@@ -48,7 +67,12 @@ pub fn gaps(
                 | Leg::ProxyToClient(_)
                 | Leg::ProxyFile(_) => counted.contains(gap) && *end == end_of_proxy(leg),
             };
-            out.push(PlacedGap { stream: *stream, leg, end: *end, gap: *gap, of_record });
+            let seen = match end {
+                End::Writer => &frames.writers,
+                End::Reader => &frames.readers,
+            };
+            let anybodys = leg == Leg::Direct && gap.process.is_none() && seen.is_empty();
+            out.push(PlacedGap { stream: *stream, leg, end: *end, gap: *gap, of_record, anybodys });
         }
         // Of a proxy that ran before the capture, what it moved before is lost, unless the channel is younger.
         let channel = channels.channel(stream.channel);
@@ -56,7 +80,7 @@ pub fn gaps(
         let older = leg.instance().is_some_and(|instance| !roles.instance(instance).from_birth);
         if !channel.created && moved && older && !matches!(leg, Leg::ProxyFile(_)) {
             let attached = attached_gap(channel.watched_from());
-            out.push(PlacedGap { stream: *stream, leg, end: end_of_proxy(leg), gap: attached, of_record: true });
+            out.push(PlacedGap { stream: *stream, leg, end: end_of_proxy(leg), gap: attached, of_record: true, anybodys: false });
         }
     }
     out
@@ -71,10 +95,11 @@ pub fn at_proxy(
     legs: impl Fn(Leg) -> bool,
 ) -> Option<usize> {
     gaps.iter().position(|gap| {
-        gap.of_record
+        let of_its_leg = gap.of_record
             && gap.leg.instance() == Some(instance)
             && !matches!(gap.leg, Leg::ProxyFile(_))
-            && legs(gap.leg)
+            && legs(gap.leg);
+        (of_its_leg || gap.anybodys)
             && gap.gap.since <= to
             && gap.gap.until >= from
     })
@@ -83,6 +108,13 @@ pub fn at_proxy(
 /// The first gap of record in one stream up to a moment.
 pub fn in_stream(gaps: &[PlacedGap], stream: StreamIx, until: BootNs) -> Option<usize> {
     gaps.iter().position(|gap| gap.of_record && gap.stream == stream && gap.gap.since <= until)
+}
+
+/// The first gap at the writers' end of one stream up to a moment that no known process made.
+pub fn at_writer(gaps: &[PlacedGap], stream: StreamIx, until: BootNs) -> Option<usize> {
+    gaps.iter().position(|gap| {
+        gap.stream == stream && gap.end == End::Writer && gap.gap.process.is_none() && gap.gap.since <= until
+    })
 }
 
 /// Whether a gap is an untrusted process's own doing.

@@ -2,15 +2,15 @@
 
 use crate::call::passage::ends;
 use crate::call::{Call, CallKind, Hops, Passage, Route, bytes_of};
-use crate::channel::{Channel, ChannelKind, Got};
-use crate::evidence::Placed;
-use crate::json::{Document, Limits, Value};
-use crate::pairing::assign::Likeness;
-use crate::pairing::content::{WireContent, expected_direction};
+use crate::channel::{Channel, ChannelKind, End, Got};
+use crate::evidence::{Placed, Source};
+use crate::pairing::assign::{EARLY_NS, LATE_NS, Likeness};
+use crate::pairing::content::WireContent;
 use crate::pairing::statement::{EntryIx, ThirdView};
-use crate::proxylog::compare::{self, Comparison};
-use crate::proxylog::{Entry, Redaction, SignatureState, own, signature};
+use crate::proxylog::{SignatureState, signature};
 use crate::role::{InstanceIx, Leg};
+use crate::time::BootNs;
+use crate::verdict::difference::content_difference;
 use crate::verdict::{Case, Judgement, Subject, Verdict, Via, doubt};
 
 /// An answer later than this is one that mcp-audit forgets to log, nanoseconds.
@@ -59,6 +59,12 @@ fn proxied(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Judg
         attach_entry(case, ix, pair.map(|pair| pair.with), &mut judgement);
         return judgement;
     }
+    if let Some(gap) = pair.and_then(|pair| unlike_by_loss(case, call, instance, pair.likeness)) {
+        let mut judgement = base(Verdict::Undecided);
+        undecided(&mut judgement, "gap", Some(gap));
+        attach_entry(case, ix, pair.map(|pair| pair.with), &mut judgement);
+        return judgement;
+    }
     if let Some(candidates) = side.and_then(|side| case.assignment.which.get(&side)) {
         let mut judgement = base(Verdict::Undecided);
         judgement.reason = Some("which");
@@ -94,6 +100,13 @@ fn proxied(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Judg
     judgement.third_view = Some(statement.third_view);
     judgement.key_reach = Some(case.key_reach(instance));
     compare_with_entry(case, call, instance, entry_ix, pair.likeness, &mut judgement);
+    // What is wrong with the entry itself is wrong whatever was missed; what is wrong with the call may be that its answer, or
+    // its forwarding, is another one's of the same id.
+    let of_the_call = judgement.verdict == Verdict::Blocked
+        || (judgement.verdict == Verdict::Altered && !matches!(judgement.field, Some("signature" | "line")));
+    if of_the_call && let Some(gap) = doubt::at_proxy(case.gaps, instance, call.at(), call.until(), |_| true) {
+        undecided(&mut judgement, "gap", Some(gap));
+    }
     judgement
 }
 
@@ -150,6 +163,13 @@ fn compare_with_entry(
     if entry.duplicate_keys {
         alter(judgement, "line", None, "log");
         judgement.reason = Some("duplicate_keys");
+        return;
+    }
+    // The line that the proxy wrote may have been another: what was missed there must not be worth more than what was seen.
+    if judgement.third_view == Some(ThirdView::Unknown)
+        && let Some(gap) = third_view_gap(case, call, instance)
+    {
+        undecided(judgement, "gap", Some(gap));
         return;
     }
     let refused = call.response.as_ref().is_some_and(|response| {
@@ -250,12 +270,21 @@ fn direct(case: Case<'_>, ix: usize, call: &Call) -> Judgement {
         judgement.via = None;
         return judgement;
     }
-    if placed.delivery.read.is_none() {
+    if passage.received.is_some() && placed.delivery.read.is_none() {
+        judgement.confidence.push("reader_denies");
+    } else if placed.delivery.read.is_none() {
         undecided(&mut judgement, if reader.is_none() { "peer_unmarked" } else { "not_read" }, None);
         return judgement;
     }
     if !passage.proved {
         undecided(&mut judgement, "order_ambiguous", None);
+        return judgement;
+    }
+    // Whoever wrote it was not seen, because writing there was missed: it can have been the proxy.
+    if placed.delivery.written.is_none()
+        && let Some(gap) = doubt::at_writer(case.gaps, placed.stream, placed.until)
+    {
+        undecided(&mut judgement, "gap", Some(gap));
         return judgement;
     }
     let method = passage.message.method.as_deref().unwrap_or("");
@@ -281,7 +310,7 @@ fn proxy_own(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Ju
         Some("initialize" | "ping") | None => true,
         Some(method) => method.starts_with("notifications/"),
     };
-    let unseen = doubt::at_proxy(case.gaps, instance, crate::time::BootNs(0), call.until(), |leg| !leg.proxy_writes());
+    let unseen = doubt::at_proxy(case.gaps, instance, BootNs(0), call.until(), |leg| !leg.proxy_writes());
     if let Some(gap) = unseen {
         // What it read may not have been seen: then this is no invention.
         undecided(&mut judgement, "gap", Some(gap));
@@ -304,6 +333,13 @@ fn doubt_of(case: Case<'_>, call: &Call, instance: InstanceIx) -> Option<Doubt> 
     if passages.iter().flatten().any(|passage| !passage.proved) {
         return Some(Doubt { reason: "order_ambiguous", gap: None });
     }
+    // Written to the proxy, but not seen to be read by it.
+    let unread = passages.iter().flatten().filter_map(|passage| primary(case, passage)).find(|placed| {
+        placed.source == Source::WriterEnd && matches!(placed.leg, Leg::ClientToProxy(_) | Leg::ServerToProxy(_))
+    });
+    if let Some(placed) = unread {
+        return Some(Doubt { reason: "not_read", gap: doubt::in_stream(case.gaps, placed.stream, case.end) });
+    }
     let gap = |from, to, legs: fn(Leg) -> bool| {
         doubt::at_proxy(case.gaps, instance, from, to, legs).map(|gap| Doubt { reason: "gap", gap: Some(gap) })
     };
@@ -315,15 +351,41 @@ fn doubt_of(case: Case<'_>, call: &Call, instance: InstanceIx) -> Option<Doubt> 
     };
     match (&call.request, &call.response) {
         // An answer whose request may have been missed.
-        (None, Some(response)) => gap(crate::time::BootNs(0), response.until, back_of(forth, back)),
+        (None, Some(response)) => gap(BootNs(0), response.until, back_of(forth, back)),
         // A request whose forwarding may have been missed, or whose answer may have been.
-        (Some(request), _) if request.hops == Hops::Missing => {
+        (Some(request), _) if matches!(request.hops, Hops::Missing | Hops::Changed) => {
             gap(request.at, case.end, forth).or_else(|| gap(request.at, case.end, back))
         }
         (Some(request), None) if call.kind() == CallKind::Request => gap(request.at, case.end, back),
-        (Some(_), Some(response)) if response.hops == Hops::Missing => gap(response.at, case.end, back),
+        (Some(_), Some(response)) if matches!(response.hops, Hops::Missing | Hops::Changed) => gap(response.at, case.end, back),
         (Some(_) | None, _) => None,
     }
+}
+
+/// A gap because of which the entry that is least unlike a call can be that of another one.
+fn unlike_by_loss(case: Case<'_>, call: &Call, instance: InstanceIx, likeness: Likeness) -> Option<usize> {
+    match likeness {
+        Likeness::Full | Likeness::Redacted => None,
+        Likeness::IdAndMethod | Likeness::Id | Likeness::Method => {
+            let from = call.at().0.saturating_sub(EARLY_NS.unsigned_abs());
+            let to = call.until().0.saturating_add(LATE_NS.unsigned_abs());
+            doubt::at_proxy(case.gaps, instance, BootNs(from), BootNs(to), |_| true)
+        }
+    }
+}
+
+/// A gap in what the proxy was seen to write into its log about the time of a call.
+fn third_view_gap(case: Case<'_>, call: &Call, instance: InstanceIx) -> Option<usize> {
+    let proxy = case.scene.roles.instance(instance).proxy;
+    let from = BootNs(call.at().0.saturating_sub(EARLY_NS.unsigned_abs()));
+    let to = BootNs(call.until().0.saturating_add(LATE_NS.unsigned_abs()));
+    case.gaps.iter().position(|gap| {
+        let Leg::ProxyFile(writer) = gap.leg else { return false };
+        gap.end == End::Writer
+            && case.scene.roles.instance(writer).proxy == proxy
+            && gap.gap.since <= to
+            && gap.gap.until >= from
+    })
 }
 
 /// A stray answer's own way is `forth`; what it answers went the other way.
@@ -356,77 +418,6 @@ fn attach_entry(case: Case<'_>, ix: usize, statement: Option<usize>, judgement: 
         judgement.subject = Subject::CallAndEntry(ix, entry);
         let key = case.proxies.get(statement.proxy).and_then(|policy| policy.key.as_ref());
         judgement.signature = Some(signature::verify(&case.entries[entry.0 as usize].entry, key, None));
-    }
-}
-
-/// The first difference between call and entry: field and JSON pointer.
-fn content_difference(
-    call: &Call,
-    entry: &Entry,
-    wire: &WireContent<'_>,
-    redaction: &Redaction,
-    basis: &mut Vec<&'static str>,
-) -> Option<(&'static str, Option<String>)> {
-    let request = call.request.as_ref().map(|request| &request.message);
-    let method = request.map_or(own::UNMATCHED_RESPONSE, |message| message.method.as_deref().unwrap_or(""));
-    if entry.method != method {
-        return Some(("method", None));
-    }
-    basis.push("method");
-    let tool = request.and_then(|message| message.tool_name.as_deref());
-    if entry.tool_name.as_deref().unwrap_or("") != tool.unwrap_or("") {
-        return Some(("tool_name", None));
-    }
-    let id = call.subject().and_then(|passage| passage.message.id_text());
-    if entry.request_id.as_deref().unwrap_or("") != id.as_deref().unwrap_or("") {
-        return Some(("request_id", None));
-    }
-    basis.push("request_id");
-    if entry.direction != expected_direction(call) {
-        return Some(("direction", None));
-    }
-    let values = [
-        ("params", wire.params, entry.params.as_deref()),
-        ("result", wire.result, entry.result.as_deref()),
-        ("error", wire.error, entry.error.as_deref()),
-    ];
-    for (field, wire, log) in values {
-        if field == "error" && wire.is_none() && call.response.is_none() && own::says_unanswered(log) {
-            basis.push("unanswered");
-            continue;
-        }
-        match compare_field(field, wire, log, redaction) {
-            Comparison::Equal | Comparison::EqualAfterRedaction => {
-                if wire.is_some() {
-                    basis.push(field);
-                }
-            }
-            Comparison::Different { pointer, .. } => return Some((field, Some(pointer))),
-        }
-    }
-    None
-}
-
-fn compare_field(field: &str, wire: Option<&[u8]>, log: Option<&[u8]>, redaction: &Redaction) -> Comparison {
-    let wire = wire.map(|raw| Document::parse(raw, Limits::default()));
-    let log = log.map(|raw| Document::parse(raw, Limits::default()));
-    let root = |document: &'_ Option<Result<Document<'_>, crate::json::Error>>| -> bool {
-        matches!(document, Some(Err(_)))
-    };
-    if root(&wire) || root(&log) {
-        return Comparison::Different {
-            pointer: String::new(),
-            difference: compare::Difference::Kind,
-        };
-    }
-    let wire = wire.and_then(Result::ok);
-    let log = log.and_then(Result::ok);
-    let wire_root: Option<Value<'_>> = wire.as_ref().map(Document::root);
-    let log_root: Option<Value<'_>> = log.as_ref().map(Document::root);
-    if field == "error" {
-        compare::errors(wire_root, log_root, redaction)
-    } else {
-        compare::optional(wire_root, log_root, redaction)
     }
 }
 

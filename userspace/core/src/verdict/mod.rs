@@ -4,6 +4,7 @@
 //! entries that no call stands behind. Doubt is decided here too: only gaps at an end that counts, and not of the agent's own
 //! making, can turn another verdict into `undecided`.
 
+mod difference;
 pub mod doubt;
 pub mod judge;
 pub mod unpaired;

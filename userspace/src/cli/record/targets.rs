@@ -6,11 +6,10 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+use crate::bpf::scan::descendants;
 use crate::cli::Targets;
 use crate::exit::{Code, Failure};
-
-/// Most rounds of listing and tagging.
-pub(super) const ROUNDS_MAX: usize = 64;
+use crate::outdir::Agent;
 
 /// Where version 2 of the cgroup file system is mounted: alone, or beside version 1.
 const ROOTS: [&str; 2] = ["/sys/fs/cgroup/unified", "/sys/fs/cgroup"];
@@ -21,14 +20,55 @@ const GROUPS_MAX: usize = 100_000;
 /// Shortest container id that is searched for; a shorter one would fit by chance.
 const CONTAINER_ID_MIN: usize = 12;
 
-/// Process ids of everything that is named, alive now.
-pub(super) fn find(targets: &Targets) -> Result<BTreeSet<u32>, Failure> {
-    let mut found = BTreeSet::new();
+/// What the operator named, found.
+#[derive(Clone, Debug)]
+pub(super) struct Found {
+    pids: Vec<u32>,
+    groups: Vec<PathBuf>,
+}
+
+impl Found {
+    /// Processes that are named or in a named group now.
+    pub(super) fn processes(&self) -> BTreeSet<u32> {
+        let mut found: BTreeSet<u32> = self.pids.iter().copied().collect();
+        for group in &self.groups {
+            add(group, &mut found);
+        }
+        found
+    }
+
+    /// Whether others can join what was named by another way than fork.
+    pub(super) fn has_groups(&self) -> bool {
+        !self.groups.is_empty()
+    }
+
+    /// The users that all these and their descendants run as: real, effective and saved, with their groups.
+    pub(super) fn users(&self) -> BTreeSet<Agent> {
+        self.processes()
+            .into_iter()
+            .flat_map(|pid| descendants(pid).unwrap_or_default())
+            .flat_map(|pid| {
+                users_of(
+                    &std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default(),
+                )
+            })
+            .collect()
+    }
+}
+
+/// Finds everything that is named; at least one process of it must live.
+pub(super) fn find(targets: &Targets) -> Result<Found, Failure> {
+    let mut groups = Vec::new();
     for pid in &targets.pid {
         if !Path::new(&format!("/proc/{pid}/status")).exists() {
             return Err(missing(format!("there is no process {pid}: check --pid")));
         }
-        found.insert(*pid);
+        if *pid == std::process::id() {
+            return Err(Failure::new(
+                Code::Usage,
+                "this process cannot record itself: check --pid",
+            ));
+        }
     }
     for group in &targets.cgroup {
         let below = group.strip_prefix("/").unwrap_or(group);
@@ -36,13 +76,12 @@ pub(super) fn find(targets: &Targets) -> Result<BTreeSet<u32>, Failure> {
             .iter()
             .map(|root| Path::new(root).join(below))
             .find(|path| path.join("cgroup.procs").exists());
-        let path = path.ok_or_else(|| {
+        groups.push(path.ok_or_else(|| {
             missing(format!(
                 "there is no control group {}: check --cgroup",
                 group.display()
             ))
-        })?;
-        add(&path, &mut found);
+        })?);
     }
     for unit in &targets.unit {
         let name = if unit.contains('.') {
@@ -51,12 +90,11 @@ pub(super) fn find(targets: &Targets) -> Result<BTreeSet<u32>, Failure> {
             format!("{unit}.service")
         };
         let path = search(|directory| directory == name);
-        let path = path.ok_or_else(|| {
+        groups.push(path.ok_or_else(|| {
             missing(format!(
                 "no control group of the unit {name} exists: is it running?"
             ))
-        })?;
-        add(&path, &mut found);
+        })?);
     }
     for id in &targets.container {
         if id.len() < CONTAINER_ID_MIN || !id.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -68,19 +106,44 @@ pub(super) fn find(targets: &Targets) -> Result<BTreeSet<u32>, Failure> {
             ));
         }
         let path = search(|directory| directory.contains(id.as_str()));
-        let path = path.ok_or_else(|| {
+        groups.push(path.ok_or_else(|| {
             missing(format!(
                 "no control group of the container {id} exists: is it running?"
             ))
-        })?;
-        add(&path, &mut found);
+        })?);
     }
-    if found.is_empty() {
+    let found = Found {
+        pids: targets.pid.clone(),
+        groups,
+    };
+    if found.processes().is_empty() {
         return Err(missing(
             "the control group has no processes: is it running?".to_owned(),
         ));
     }
     Ok(found)
+}
+
+/// Users of a process by `/proc/PID/status`: each of its uids with all its groups.
+fn users_of(status: &str) -> Vec<Agent> {
+    let numbers = |name: &str| -> Vec<u32> {
+        let line = status.lines().find_map(|line| line.strip_prefix(name));
+        line.unwrap_or_default()
+            .split_ascii_whitespace()
+            .filter_map(|word| word.parse().ok())
+            .collect()
+    };
+    let mut groups = numbers("Groups:");
+    groups.extend(numbers("Gid:"));
+    groups.sort_unstable();
+    groups.dedup();
+    numbers("Uid:")
+        .into_iter()
+        .map(|uid| Agent {
+            uid,
+            groups: groups.clone(),
+        })
+        .collect()
 }
 
 fn missing(message: String) -> Failure {
@@ -138,5 +201,21 @@ fn walk(start: &Path, mut visit: impl FnMut(&Path) -> bool) {
                 .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
                 .map(|entry| entry.path()),
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_uid_of_a_process_counts_with_all_its_groups() {
+        let status = "Name:\tx\nUid:\t7\t0\t7\t7\nGid:\t9\t9\t8\t9\nGroups:\t8 5 \n";
+        let users = users_of(status);
+        assert_eq!(
+            users.iter().map(|user| user.uid).collect::<BTreeSet<_>>(),
+            [0, 7].into()
+        );
+        assert!(users.iter().all(|user| user.groups == [5, 8, 9]));
     }
 }

@@ -29,6 +29,12 @@ impl Writer<'_> {
             let row = self.note_row(&note, 0);
             self.emit(row);
         }
+        let lost = correlator.numbers.lost();
+        if lost > 0 {
+            let note = Note { lost_records: Some(lost), ..Note::loss(end, "records_not_arrived", String::new(), 0) };
+            let row = self.note_row(&note, 0);
+            self.emit(row);
+        }
         if !correlator.clock.is_set() {
             let note = Note::loss(end, "clock", "the spool has no clock reading: times are of the boot clock".to_owned(), 0);
             let row = self.note_row(&note, 0);

@@ -274,7 +274,7 @@ impl Writer<'_> {
             .gaps
             .iter()
             .filter(|gap| gap.stream.channel == ix)
-            .fold((0, 0), |(bytes, count), gap| (bytes + gap.gap.len.unwrap_or(0), count + 1))
+            .fold((0, 0), |(bytes, count), gap| (bytes.saturating_add(gap.gap.len.unwrap_or(0)), count + 1))
     }
 
     /// When the last thing was seen.

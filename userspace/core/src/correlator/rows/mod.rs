@@ -46,6 +46,10 @@ pub(super) fn write(mut correlator: Correlator, out: &mut dyn FnMut(Row)) {
     let derived = Derived::of(&correlator, &policies);
     let case = derived.case(&correlator, &policies);
     let judgements = derived.judgements(case);
+    if cfg!(debug_assertions) {
+        let held = crate::invariants::check(case, &judgements, |stream| derived.mcp.contains(&stream));
+        assert_eq!(held, Ok(()), "one verdict for each call, entry and gap");
+    }
     let mut carried: BTreeMap<PlacedIx, Vec<&Passage>> = BTreeMap::new();
     for passage in &derived.passages.passages {
         for sighting in [passage.sent, passage.received].into_iter().flatten() {

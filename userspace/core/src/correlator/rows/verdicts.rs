@@ -217,6 +217,13 @@ impl Writer<'_> {
                 Some("what this process's own end shows"),
                 ix,
             ),
+            Oddity::ReaderDenies(ix) => (
+                "evidence_denied",
+                "high",
+                "a reader took a message out of its channel and does not show it",
+                Some("what the reader's own end shows"),
+                ix,
+            ),
             Oddity::Malformed(ix) => {
                 ("not_mcp", "low", "a line on an MCP stream begins like JSON and is none", None, ix)
             }

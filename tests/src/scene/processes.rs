@@ -1,0 +1,82 @@
+//! Processes of a scene: their creation, the programs that they execute, their end.
+
+use countersign_common as abi;
+use zerocopy::IntoBytes;
+
+use super::{DISK, Proc, Scene, program, task};
+
+impl Scene {
+    /// A process that the capture was told to watch.
+    pub fn root(&mut self, exe: u64) -> Proc {
+        let process = self.new_process();
+        self.exec(process, exe);
+        process
+    }
+
+    /// A child.
+    pub fn fork(&mut self, parent: Proc) -> Proc {
+        let child = self.new_process();
+        if self.proxies.contains(&parent) {
+            self.proxies.push(child);
+        }
+        let fork = abi::Fork {
+            header: self.header(abi::kind::FORK, size_of::<abi::Fork>()),
+            parent: task(parent),
+            child: task(child),
+            child_ns_tgid: child.pid,
+            uid: 1000,
+            cgroup: 1,
+            tag: abi::tag::TREE,
+            gid: 1000,
+            reserved: 0,
+        };
+        self.emit(fork.as_bytes(), &[]);
+        child
+    }
+
+    /// A process executes a program.
+    pub fn exec(&mut self, process: Proc, exe: u64) {
+        let proxy = exe == program::PROXY;
+        self.proxies.retain(|other| *other != process);
+        if proxy {
+            self.proxies.push(process);
+        }
+        let name = format!("/bin/{exe}");
+        let exec = abi::Exec {
+            header: self.header(abi::kind::EXEC, size_of::<abi::Exec>() + name.len()),
+            task: task(process),
+            exe_inode: exe,
+            exe_dev: DISK,
+            uid: 1000,
+            euid: 1000,
+            gid: 1000,
+            cgroup: 1,
+            tag: abi::tag::TREE | if proxy { abi::tag::PROXY } else { 0 },
+            ns_tgid: process.pid,
+            filename_len: u16::try_from(name.len()).expect("short"),
+            args_len: 0,
+            reserved: 0,
+            reserved2: 0,
+            reserved3: 0,
+        };
+        self.emit(exec.as_bytes(), name.as_bytes());
+    }
+
+    /// A child that executes a program.
+    pub fn spawn(&mut self, parent: Proc, exe: u64) -> Proc {
+        let child = self.fork(parent);
+        self.exec(child, exe);
+        child
+    }
+
+    /// A process ends.
+    pub fn exit(&mut self, process: Proc) {
+        let exit = abi::Exit {
+            header: self.header(abi::kind::EXIT, size_of::<abi::Exit>()),
+            task: task(process),
+            exit_code: 0,
+            reserved: 0,
+        };
+        self.emit(exit.as_bytes(), &[]);
+    }
+}

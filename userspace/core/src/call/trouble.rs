@@ -1,0 +1,74 @@
+//! Trouble: signs that a message which a proxy passed is not the one that its receiver or its sender had.
+//!
+//! Owns the questions that bytes alone do not answer: who was at the far end, and how else the line can be read. It judges
+//! nothing; a call that is in trouble is not matched.
+
+use super::passage::Scene;
+use super::{Sighting, Trouble};
+use crate::channel::End;
+use crate::evidence::Placed;
+use crate::frame::FrameIx;
+use crate::message::{self, MessageKind};
+use crate::process::ProcessIx;
+use crate::role::Leg;
+
+/// The first trouble of a message on its legs.
+pub(super) fn of(scene: Scene<'_>, sent: Option<Sighting>, received: Option<Sighting>) -> Option<Trouble> {
+    let placed = |sighting: Option<Sighting>| sighting.and_then(|sighting| scene.placed.get(sighting.placed.0 as usize));
+    let (sent, received) = (placed(sent), placed(received));
+    let text = sent.or(received).and_then(|placed| scene.frames.get(placed.record.0 as usize));
+    if text.is_some_and(|frame| reads_differently(&frame.bytes)) {
+        return Some(Trouble::ReadDifferently);
+    }
+    if sent.is_some_and(|placed| has_foreign_author(scene, placed)) {
+        return Some(Trouble::ForeignAuthor);
+    }
+    received.is_some_and(|placed| was_taken(scene, placed)).then_some(Trouble::TakenByAnother)
+}
+
+/// Some runtimes take a lone carriage return for a line end; to JSON it is white space. Harmless unless a piece is a message.
+fn reads_differently(line: &[u8]) -> bool {
+    if memchr::memchr(b'\r', line).is_none() {
+        return false;
+    }
+    line.split(|byte| *byte == b'\r').any(|piece| {
+        message::parse(piece).is_ok_and(|parsed| {
+            parsed.messages.iter().any(|message| message.kind != MessageKind::NotJsonRpc)
+        })
+    })
+}
+
+fn has_foreign_author(scene: Scene<'_>, placed: &Placed) -> bool {
+    let outsiders = scene.roles.outsiders(placed.stream);
+    if !matches!(placed.leg, Leg::ServerToProxy(_)) || outsiders.is_empty() {
+        return false;
+    }
+    match placed.delivery.written {
+        Some(written) => by(scene, written).iter().any(|process| outsiders.contains(process)),
+        // Nobody was seen to write it, and somebody was there who had no business to.
+        None => true,
+    }
+}
+
+fn was_taken(scene: Scene<'_>, placed: &Placed) -> bool {
+    let outsiders = scene.roles.outsiders(placed.stream);
+    if !matches!(placed.leg, Leg::ProxyToServer(_)) || outsiders.is_empty() {
+        return false;
+    }
+    if let Some(read) = placed.delivery.read {
+        return by(scene, read).iter().all(|process| outsiders.contains(process));
+    }
+    let Some(frame) = scene.frames.get(placed.record.0 as usize) else { return false };
+    let end = frame.position.saturating_add(frame.len);
+    scene.streams.get(&placed.stream).is_some_and(|stream| {
+        stream.gaps.iter().any(|(side, gap)| {
+            let theirs = gap.process.is_some_and(|process| outsiders.contains(&process));
+            let gap_end = gap.len.map_or(u64::MAX, |len| gap.position.saturating_add(len));
+            *side == End::Reader && theirs && gap.position < end && gap_end > frame.position
+        })
+    })
+}
+
+fn by(scene: Scene<'_>, frame: FrameIx) -> &[ProcessIx] {
+    scene.frames.get(frame.0 as usize).map(|frame| frame.by.as_slice()).unwrap_or_default()
+}

@@ -1,0 +1,206 @@
+//! From processes that run to a watched tree.
+//!
+//! Owns the order of things that makes an attached capture sound: tag, then look, then look again until nothing new comes;
+//! then find who else holds the ends of the tree's channels. What moved before a process was tagged was not seen, and the
+//! evidence says so by the time of its scan.
+
+use std::collections::{BTreeSet, HashSet};
+use std::os::fd::AsFd;
+
+use countersign_common::{kind, tag};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde_json::json;
+
+use super::targets::Found;
+use crate::bpf::scan::{self, ProcessScan};
+use crate::bpf::unix_peers::unix_peers;
+use crate::exit::{Code, Failure, OrExit};
+use crate::recording::Recording;
+use crate::tree::Missed;
+
+/// Most rounds of listing and tagging.
+const ROUNDS_MAX: usize = 64;
+
+/// Times that a tag is corrected because the process executed another program meanwhile.
+const EXECS_MAX: usize = 8;
+
+/// What came of it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Attached {
+    /// Processes of the tree.
+    pub(super) processes: usize,
+    /// Processes outside that hold an end of one of its channels.
+    pub(super) peers: usize,
+}
+
+/// Tags what was found and all that descends from it, and again what appeared meanwhile, until nothing new does. What is
+/// forked by a tagged process has the tag from birth.
+pub(super) fn attach(found: &Found, recording: &Recording) -> Result<Attached, Failure> {
+    let mut seen = BTreeSet::new();
+    let mut inodes = HashSet::new();
+    let mut rounds = 0;
+    loop {
+        let new: Vec<u32> = tree_of(found)?
+            .into_iter()
+            .filter(|pid| !seen.contains(pid))
+            .collect();
+        if new.is_empty() {
+            break;
+        }
+        rounds += 1;
+        if rounds > ROUNDS_MAX {
+            return Err(Failure::new(
+                Code::Unavailable,
+                "processes appear faster than they can be tagged: name fewer, or stop the fork storm",
+            ));
+        }
+        for pid in new {
+            seen.insert(pid);
+            if let Some(scan) = adopt(pid, recording)? {
+                inodes.extend(scan.fds.iter().map(|held| (held.dev, held.inode)));
+                note(recording, &scan);
+            }
+        }
+    }
+    let peers = mark_peers(inodes, &seen, recording)?;
+    recording.note(
+        kind::CAPTURE,
+        &json!({ "event": "attached", "processes": seen, "peers": peers }),
+    );
+    Ok(Attached {
+        processes: seen.len(),
+        peers,
+    })
+}
+
+/// Tags what has come into the named groups by another way than fork since.
+pub(super) fn join(found: &Found, recording: &mut Recording) -> Result<(), Failure> {
+    for pid in found.processes() {
+        if recording.tree().is_member(pid) || pid == std::process::id() {
+            continue;
+        }
+        if let Some(scan) = adopt(pid, recording)? {
+            let scan = serde_json::to_value(&scan).ok();
+            recording.note_missed(&Missed {
+                pid,
+                how: "joined",
+                scan,
+            });
+        }
+    }
+    Ok(())
+}
+
+/// What was found and its descendants, parents first, without this process.
+fn tree_of(found: &Found) -> Result<Vec<u32>, Failure> {
+    let mut all = Vec::new();
+    let mut known = HashSet::from([std::process::id()]);
+    for root in found.processes() {
+        for pid in scan::descendants(root).or_exit(Code::Internal)? {
+            if known.insert(pid) {
+                all.push(pid);
+            }
+        }
+    }
+    Ok(all)
+}
+
+/// Tags a process with what it is and looks at it afterwards. `None`: it is gone.
+fn adopt(pid: u32, recording: &Recording) -> Result<Option<ProcessScan>, Failure> {
+    let Some(handle) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
+        return Ok(None);
+    };
+    let Ok(pidfd) = pidfd_open(handle, PidfdFlags::empty()) else {
+        return Ok(None);
+    };
+    let look = || scan::process(pid).or_exit(Code::Internal);
+    let mut before = look()?;
+    for _ in 0..EXECS_MAX {
+        let bits = recording.tree().bits(before.as_ref());
+        let known = recording.tagger().tag_of(pid).ok().flatten().unwrap_or(0);
+        if known & bits != bits {
+            recording
+                .tagger()
+                .tag_process(pidfd.as_fd(), bits)
+                .or_exit(Code::Internal)?;
+        }
+        let Some(mut after) = look()? else {
+            return Ok(None);
+        };
+        if recording.tree().bits(Some(&after)) == bits {
+            if !recording.tree().is_member(pid) {
+                // It has ended, or the tag did not stick: then it must not be taken for watched.
+                return match look()? {
+                    None => Ok(None),
+                    Some(_) => Err(Failure::new(
+                        Code::Internal,
+                        format!("the tag of process {pid} could not be read back"),
+                    )),
+                };
+            }
+            after.tag = bits;
+            return Ok(Some(after));
+        }
+        before = Some(after);
+    }
+    Err(Failure::new(
+        Code::Unavailable,
+        format!("process {pid} executes programs faster than it can be tagged"),
+    ))
+}
+
+/// Marks processes outside the tree that hold an end of one of its channels.
+fn mark_peers(
+    mut inodes: HashSet<(u32, u64)>,
+    tree: &BTreeSet<u32>,
+    recording: &Recording,
+) -> Result<usize, Failure> {
+    match unix_peers() {
+        Ok(peers) => {
+            // Sockets have no device number in the kernel's records.
+            let others: Vec<_> = inodes
+                .iter()
+                .filter(|(dev, _)| *dev == 0)
+                .filter_map(|(_, inode)| peers.get(inode).map(|peer| (0, *peer)))
+                .collect();
+            inodes.extend(others);
+        }
+        Err(error) => {
+            tracing::warn!(%error, "the peers of sockets cannot be listed");
+            let body = json!({ "what": "scan_failed", "cause": error.to_string() });
+            recording.note(kind::LOSS, &body);
+        }
+    }
+    let mut except: HashSet<u32> = tree.iter().copied().collect();
+    except.insert(std::process::id());
+    let mut marked = 0;
+    for mut scan in scan::holders(&inodes, &except).or_exit(Code::Internal)? {
+        let known = recording
+            .tagger()
+            .tag_of(scan.pid)
+            .ok()
+            .flatten()
+            .unwrap_or(0);
+        if known & (tag::TREE | tag::PEER) != 0 {
+            continue;
+        }
+        // Gone since: no longer a holder.
+        if recording.tagger().tag_pid(scan.pid, tag::PEER).is_ok() {
+            scan.tag = tag::PEER;
+            note(recording, &scan);
+            marked += 1;
+        }
+    }
+    Ok(marked)
+}
+
+fn note(recording: &Recording, scan: &ProcessScan) {
+    if !scan.fds_complete {
+        let body = json!({ "what": "scan_incomplete", "pid": scan.pid });
+        recording.note(kind::LOSS, &body);
+    }
+    match serde_json::to_value(scan) {
+        Ok(scan) => recording.note(kind::PROCESS_SCAN, &scan),
+        Err(error) => tracing::warn!(%error, "a scan could not be written into the spool"),
+    }
+}
