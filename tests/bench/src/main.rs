@@ -41,7 +41,7 @@ enum Command {
         #[arg(long, default_value_t = 7)]
         repetitions: usize,
         /// Milliseconds of each measurement
-        #[arg(long, default_value_t = 150)]
+        #[arg(long, default_value_t = 100)]
         milliseconds: u64,
         /// Only these settings, by their names in the table; the bare one is always there
         #[arg(long)]
