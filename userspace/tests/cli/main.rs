@@ -4,6 +4,7 @@
 //! programs say so and are skipped without them; `COUNTERSIGN_REQUIRE_LIVE=1` makes a skip a failure.
 #![expect(clippy::unwrap_used, reason = "tests panic on purpose")]
 
+mod attach;
 mod input;
 mod output;
 mod place;
