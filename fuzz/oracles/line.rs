@@ -22,7 +22,10 @@ pub(crate) fn check(bytes: &[u8]) {
 }
 
 fn frames(bytes: &[u8], chunk: usize) -> Vec<(u64, u64, Vec<u8>)> {
-    let stream = StreamIx { channel: ChannelIx(0), from_end: 0 };
+    let stream = StreamIx {
+        channel: ChannelIx(0),
+        from_end: 0,
+    };
     let mut framer = LineFramer::new(stream, End::Reader, false);
     let mut frames: Vec<Frame> = Vec::new();
     let mut position = 0;
@@ -41,5 +44,8 @@ fn frames(bytes: &[u8], chunk: usize) -> Vec<(u64, u64, Vec<u8>)> {
         position += piece.len() as u64;
     }
     framer.finish(&mut |frame| frames.push(frame));
-    frames.into_iter().map(|frame| (frame.position, frame.len, frame.bytes.to_vec())).collect()
+    frames
+        .into_iter()
+        .map(|frame| (frame.position, frame.len, frame.bytes.to_vec()))
+        .collect()
 }

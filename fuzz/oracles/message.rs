@@ -5,12 +5,19 @@ use countersign_core::message;
 /// Panics if a property does not hold.
 pub(crate) fn check(bytes: &[u8]) {
     let _ = message::begins_like_mcp(bytes);
-    let Ok(parsed) = message::parse(bytes) else { return };
+    let Ok(parsed) = message::parse(bytes) else {
+        return;
+    };
     assert!(parsed.batch || parsed.messages.len() == 1);
     for (nth, message) in parsed.messages.iter().enumerate() {
         assert_eq!(message.element as usize, nth);
-        let whole = bytes.get(message.span.clone()).expect("the span lies in the text");
-        for part in [&message.params, &message.result, &message.error].into_iter().flatten() {
+        let whole = bytes
+            .get(message.span.clone())
+            .expect("the span lies in the text");
+        for part in [&message.params, &message.result, &message.error]
+            .into_iter()
+            .flatten()
+        {
             assert!(message.span.start <= part.start && part.end <= message.span.end);
         }
         // A message says the same where it stands alone.

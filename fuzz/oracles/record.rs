@@ -14,7 +14,11 @@ use countersign_core::verdict::ProxyPolicy;
 pub(crate) fn check(bytes: &[u8]) {
     let records = records(bytes);
     let rows = correlate(&records);
-    assert_eq!(rows, correlate(&records), "the same records give the same rows");
+    assert_eq!(
+        rows,
+        correlate(&records),
+        "the same records give the same rows"
+    );
 }
 
 fn records(mut bytes: &[u8]) -> Vec<Vec<u8>> {
@@ -40,7 +44,10 @@ fn correlate(records: &[Vec<u8>]) -> Vec<Row> {
         proxies: vec![Proxy {
             name: "proxy".to_owned(),
             identity: ProxyIdentity {
-                exes: vec![FileId { dev: 8 << 20 | 1, inode: 200 }],
+                exes: vec![FileId {
+                    dev: 8 << 20 | 1,
+                    inode: 200,
+                }],
                 ..ProxyIdentity::default()
             },
             policy: ProxyPolicy::default(),

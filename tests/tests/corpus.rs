@@ -20,11 +20,28 @@ fn a_real_session_is_matched_entry_by_entry() {
         let outcome = pair(corpus!("fs.audit.jsonl"), third_view);
         let told = outcome.told();
         assert_eq!(told.len(), 9, "{told:#?}");
-        assert!(told.iter().all(|told| told.starts_with("matched")), "{told:#?}");
-        assert!(outcome.verdicts().all(|row| row.signature == Some("valid_disk")));
-        let seen = if third_view { "seen_written" } else { "unknown" };
+        assert!(
+            told.iter().all(|told| told.starts_with("matched")),
+            "{told:#?}"
+        );
+        assert!(
+            outcome
+                .verdicts()
+                .all(|row| row.signature == Some("valid_disk"))
+        );
+        let seen = if third_view {
+            "seen_written"
+        } else {
+            "unknown"
+        };
         assert!(outcome.entries().all(|entry| entry.third_view == seen));
-        assert_eq!(outcome.findings().filter(|finding| finding.kind != "key_in_reach").count(), 0);
+        assert_eq!(
+            outcome
+                .findings()
+                .filter(|finding| finding.kind != "key_in_reach")
+                .count(),
+            0
+        );
     }
 }
 
@@ -33,7 +50,11 @@ fn changed_parameters_are_found_by_content_and_signature() {
     for third_view in [false, true] {
         let outcome = pair(corpus!("tampered/params_changed_badsig.jsonl"), third_view);
         only(&outcome, "altered", Some("params"), None);
-        assert!(outcome.verdicts().any(|row| row.verdict == "altered" && row.signature == Some("bad")));
+        assert!(
+            outcome
+                .verdicts()
+                .any(|row| row.verdict == "altered" && row.signature == Some("bad"))
+        );
     }
 }
 
@@ -42,7 +63,11 @@ fn a_changed_result_is_found_though_its_signature_holds() {
     for third_view in [false, true] {
         let outcome = pair(corpus!("tampered/result_changed_sigok.jsonl"), third_view);
         only(&outcome, "altered", Some("result"), None);
-        assert!(outcome.verdicts().all(|row| row.signature == Some("valid_disk")));
+        assert!(
+            outcome
+                .verdicts()
+                .all(|row| row.signature == Some("valid_disk"))
+        );
     }
 }
 
@@ -50,7 +75,12 @@ fn a_changed_result_is_found_though_its_signature_holds() {
 fn a_stripped_signature_is_found() {
     for third_view in [false, true] {
         let outcome = pair(corpus!("tampered/signature_stripped.jsonl"), third_view);
-        only(&outcome, "altered", Some("signature"), Some("signature_absent"));
+        only(
+            &outcome,
+            "altered",
+            Some("signature"),
+            Some("signature_absent"),
+        );
     }
 }
 
@@ -77,7 +107,12 @@ fn a_deleted_entry_is_unlogged() {
 fn a_torn_line_is_unlogged_and_named() {
     for third_view in [false, true] {
         let outcome = pair(corpus!("tampered/torn_last_line.jsonl"), third_view);
-        only(&outcome, "unlogged", None, third_view.then_some("line_deleted"));
+        only(
+            &outcome,
+            "unlogged",
+            None,
+            third_view.then_some("line_deleted"),
+        );
         assert_eq!(outcome.found("log_line_unreadable"), 1);
     }
 }
@@ -85,14 +120,24 @@ fn a_torn_line_is_unlogged_and_named() {
 /// All but one verdict are `matched`, and that one is this.
 #[track_caller]
 fn only(outcome: &Outcome, verdict: &str, field: Option<&str>, reason: Option<&str>) {
-    let odd: Vec<_> = outcome.verdicts().filter(|row| row.verdict != "matched").collect();
+    let odd: Vec<_> = outcome
+        .verdicts()
+        .filter(|row| row.verdict != "matched")
+        .collect();
     assert_eq!(odd.len(), 1, "{:#?}", outcome.told());
-    assert_eq!((odd[0].verdict, odd[0].field, odd[0].reason), (verdict, field, reason));
+    assert_eq!(
+        (odd[0].verdict, odd[0].field, odd[0].reason),
+        (verdict, field, reason)
+    );
     assert_eq!(outcome.told().len(), 9);
 }
 
 fn odd(outcome: &Outcome) -> Vec<String> {
-    outcome.told().into_iter().filter(|told| !told.starts_with("matched")).collect()
+    outcome
+        .told()
+        .into_iter()
+        .filter(|told| !told.starts_with("matched"))
+        .collect()
 }
 
 #[derive(Deserialize)]
@@ -136,8 +181,12 @@ fn pair(log_on_disk: &[u8], third_view: bool) -> Outcome {
 }
 
 fn reads(recorded: &[u8]) -> Vec<Read> {
-    let lines = recorded.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
-    lines.map(|line| serde_json::from_slice(line).unwrap()).collect()
+    let lines = recorded
+        .split(|byte| *byte == b'\n')
+        .filter(|line| !line.is_empty());
+    lines
+        .map(|line| serde_json::from_slice(line).unwrap())
+        .collect()
 }
 
 fn base64(text: &str) -> Vec<u8> {

@@ -51,7 +51,11 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 /// Plays steps.
 fn play(steps: &[Step], sockets: bool) -> Play {
     let mut scene = Scene::new();
-    let session = if sockets { Session::with_sockets(&mut scene) } else { Session::start(&mut scene) };
+    let session = if sockets {
+        Session::with_sockets(&mut scene)
+    } else {
+        Session::start(&mut scene)
+    };
     let mut log = Log::new(&mut scene);
     let private = scene.pipe(session.client);
     let own = scene.spawn(session.client, program::SERVER);
@@ -65,7 +69,10 @@ fn act(
     scene: &mut Scene,
     session: &Session,
     log: &mut Log,
-    (own, private): (countersign_tests::scene::Proc, countersign_tests::scene::End),
+    (own, private): (
+        countersign_tests::scene::Proc,
+        countersign_tests::scene::End,
+    ),
     step: Step,
 ) {
     let params = |tool: u8| tool_params(["read", "write", "pay"][usize::from(tool)]);
@@ -73,27 +80,57 @@ fn act(
     match step {
         Step::Call { id, tool } => {
             let answer = Answer::Result(r#"{"ok":true}"#);
-            session.call(scene, log, &id.to_string(), "tools/call", &params(tool), answer);
+            session.call(
+                scene,
+                log,
+                &id.to_string(),
+                "tools/call",
+                &params(tool),
+                answer,
+            );
         }
         Step::Unanswered { id, tool } => {
-            session.to_server(scene, &request(&id.to_string(), "tools/call", &params(tool)));
+            session.to_server(
+                scene,
+                &request(&id.to_string(), "tools/call", &params(tool)),
+            );
         }
         Step::Unlogged { id, tool } => {
-            session.unlogged(scene, &id.to_string(), "tools/call", &params(tool), Answer::Result("{}"));
+            session.unlogged(
+                scene,
+                &id.to_string(),
+                "tools/call",
+                &params(tool),
+                Answer::Result("{}"),
+            );
         }
         Step::Refused { id, tool } => {
             let id = id.to_string();
             session.client_asks(scene, &request(&id, "tools/call", &params(tool)));
             session.returns(scene, &refusal.line(&id));
             let entry = Entry::of_call(&id, "tools/call", &params(tool), refusal);
-            log.writes(scene, session.proxy, &Entry { direction: Direction::ClientToServer, ..entry });
+            log.writes(
+                scene,
+                session.proxy,
+                &Entry {
+                    direction: Direction::ClientToServer,
+                    ..entry
+                },
+            );
         }
         Step::FromServer { id } => {
             let id = id.to_string();
             session.to_client(scene, &request(&id, "roots/list", "{}"));
             session.to_server(scene, &Answer::Result("{}").line(&id));
             let entry = Entry::of_call(&id, "roots/list", "{}", Answer::Result("{}"));
-            log.writes(scene, session.proxy, &Entry { direction: Direction::ClientToServer, ..entry });
+            log.writes(
+                scene,
+                session.proxy,
+                &Entry {
+                    direction: Direction::ClientToServer,
+                    ..entry
+                },
+            );
         }
         Step::Notification { to_server, n } => {
             let params = format!(r#"{{"n":{n}}}"#);
@@ -105,15 +142,27 @@ fn act(
                 session.to_client(scene, &line);
                 Direction::ServerToClient
             };
-            log.writes(scene, session.proxy, &Entry::of_notification(direction, "notifications/progress", &params));
+            log.writes(
+                scene,
+                session.proxy,
+                &Entry::of_notification(direction, "notifications/progress", &params),
+            );
         }
         Step::Foreign { id, tool } => {
-            let line = [request(&id.to_string(), "tools/call", &params(tool)), b"\n".to_vec()].concat();
+            let line = [
+                request(&id.to_string(), "tools/call", &params(tool)),
+                b"\n".to_vec(),
+            ]
+            .concat();
             scene.write(session.client, session.to_server, &line);
             session.forwards(scene, b"");
         }
         Step::OwnServer { id, tool } => {
-            let line = [request(&id.to_string(), "tools/call", &params(tool)), b"\n".to_vec()].concat();
+            let line = [
+                request(&id.to_string(), "tools/call", &params(tool)),
+                b"\n".to_vec(),
+            ]
+            .concat();
             scene.write(session.client, private, &line);
             scene.read(own, private, usize::MAX);
         }
@@ -121,11 +170,13 @@ fn act(
             log.disk.remove(usize::from(line) % log.disk.len());
         }
         Step::Repeat { line } if !log.disk.is_empty() => {
-            log.disk.push(log.disk[usize::from(line) % log.disk.len()].clone());
+            log.disk
+                .push(log.disk[usize::from(line) % log.disk.len()].clone());
         }
         Step::Falsify { line } if !log.disk.is_empty() => {
             let at = usize::from(line) % log.disk.len();
-            let text = String::from_utf8_lossy(&log.disk[at]).replace("\"params\":{", "\"params\":{\"x\":1,");
+            let text = String::from_utf8_lossy(&log.disk[at])
+                .replace("\"params\":{", "\"params\":{\"x\":1,");
             log.disk[at] = text.into_bytes();
         }
         Step::Forge { id } => {

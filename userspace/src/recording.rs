@@ -323,7 +323,9 @@ impl Recording {
 
 /// What a log's name led to, for the records: a later pairing may get a copy of the log.
 fn opening(proxy: usize, event: &LogEvent<'_>) -> Option<serde_json::Value> {
-    let LogEvent::Opened { facts, .. } = event else { return None };
+    let LogEvent::Opened { facts, .. } = event else {
+        return None;
+    };
     Some(serde_json::json!({
         "event": "log_opened",
         "proxy": proxy,

@@ -49,7 +49,12 @@ impl ProxyExe {
         if !metadata.is_file() {
             return Err(std::io::Error::other("it is not a file"));
         }
-        Ok(Self { proxy, path: path.to_owned(), dev: kernel_dev(metadata.dev()), inode: metadata.ino() })
+        Ok(Self {
+            proxy,
+            path: path.to_owned(),
+            dev: kernel_dev(metadata.dev()),
+            inode: metadata.ino(),
+        })
     }
 }
 
@@ -119,11 +124,24 @@ pub fn attach(request: &Request) -> Result<Capture, Failure> {
         return Err(Failure::new(unmet.code, unmet.detail));
     }
     tracing::debug!(?request, "attaching");
-    let proxy_exes = request.proxy_exes.iter().map(|exe| (exe.dev, exe.inode)).collect();
+    let proxy_exes = request
+        .proxy_exes
+        .iter()
+        .map(|exe| (exe.dev, exe.inode))
+        .collect();
     // The generation tells captures of one boot apart; the capture's own id does that.
-    let generation = request.capture.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
-    let options = LoadOptions { generation, proxy_exes, ..LoadOptions::default() };
-    load(&options).map_err(|error| Failure { code: Code::Unavailable, error })
+    let generation = request.capture.bytes().fold(0_u64, |sum, byte| {
+        sum.wrapping_mul(31).wrapping_add(u64::from(byte))
+    });
+    let options = LoadOptions {
+        generation,
+        proxy_exes,
+        ..LoadOptions::default()
+    };
+    load(&options).map_err(|error| Failure {
+        code: Code::Unavailable,
+        error,
+    })
 }
 
 fn architecture() -> Requirement {

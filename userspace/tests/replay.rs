@@ -59,7 +59,10 @@ fn a_line_that_is_no_json_is_named_and_the_others_still_count() {
     let log = stage.altered(|lines| lines.insert(3, b"this is no json\n".to_vec()));
     let (rows, code) = stage.pair_with(&log, true, "out");
     assert_eq!(code, 1);
-    assert_eq!(findings(&rows, "log_line_unreadable"), ["line 4 of the log is not json: no json: malformed json at byte 0: expected a value"]);
+    assert_eq!(
+        findings(&rows, "log_line_unreadable"),
+        ["line 4 of the log is not json: no json: malformed json at byte 0: expected a value"]
+    );
     assert_eq!(verdicts(&rows), on_file("demo-pipes", "audit.verdicts"));
 }
 
@@ -137,7 +140,12 @@ fn replays(session: &str, log: &str, exit_code: i32) {
         fs::write(&on_file, &found).unwrap();
     }
     let expected = fs::read_to_string(&on_file).unwrap();
-    assert_eq!(found, expected, "verdicts differ from {}", on_file.display());
+    assert_eq!(
+        found,
+        expected,
+        "verdicts differ from {}",
+        on_file.display()
+    );
 }
 
 /// Sorted, one line a verdict: what an auditor would read.
@@ -146,11 +154,24 @@ fn verdicts(rows: &[Value]) -> Vec<String> {
         .iter()
         .filter(|row| row["table"] == "verdicts")
         .map(|row| {
-            let columns = ["verdict", "via", "reason", "field", "pointer", "signature", "method", "tool_name", "request_id"];
+            let columns = [
+                "verdict",
+                "via",
+                "reason",
+                "field",
+                "pointer",
+                "signature",
+                "method",
+                "tool_name",
+                "request_id",
+            ];
             let cells = columns.map(|name| match &row[name] {
                 Value::Null => "-".to_owned(),
                 Value::String(text) => text.clone(),
-                other @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => other.to_string(),
+                other
+                @ (Value::Bool(_) | Value::Number(_) | Value::Array(_) | Value::Object(_)) => {
+                    other.to_string()
+                }
             });
             cells.join(" ")
         })
@@ -160,25 +181,52 @@ fn verdicts(rows: &[Value]) -> Vec<String> {
 }
 
 fn on_file(session: &str, name: &str) -> Vec<String> {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/replay/spools").join(session).join(name);
-    fs::read_to_string(path).unwrap().lines().map(str::to_owned).collect()
+    let path = Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("../tests/replay/spools")
+        .join(session)
+        .join(name);
+    fs::read_to_string(path)
+        .unwrap()
+        .lines()
+        .map(str::to_owned)
+        .collect()
 }
 
 fn findings(rows: &[Value], kind: &str) -> Vec<String> {
-    let of_kind = rows.iter().filter(|row| row["table"] == "findings" && row["kind"] == kind);
-    of_kind.map(|row| row["message"].as_str().unwrap().to_owned()).collect()
+    let of_kind = rows
+        .iter()
+        .filter(|row| row["table"] == "findings" && row["kind"] == kind);
+    of_kind
+        .map(|row| row["message"].as_str().unwrap().to_owned())
+        .collect()
 }
 
 fn count(rows: &[Value], verdict: &str) -> usize {
-    rows.iter().filter(|row| row["table"] == "verdicts" && row["verdict"] == verdict).count()
+    rows.iter()
+        .filter(|row| row["table"] == "verdicts" && row["verdict"] == verdict)
+        .count()
 }
 
 /// Verdict, way and id of everything that accuses somebody.
 fn accusations(rows: &[Value]) -> Vec<String> {
-    const BAD: [&str; 6] = ["bypassed", "altered", "forged", "replayed", "unobserved", "unlogged"];
+    const BAD: [&str; 6] = [
+        "bypassed",
+        "altered",
+        "forged",
+        "replayed",
+        "unobserved",
+        "unlogged",
+    ];
     rows.iter()
         .filter(|row| row["table"] == "verdicts" && BAD.iter().any(|bad| row["verdict"] == *bad))
-        .map(|row| format!("{} {} {}", row["verdict"].as_str().unwrap(), row["via"], row["request_id"]))
+        .map(|row| {
+            format!(
+                "{} {} {}",
+                row["verdict"].as_str().unwrap(),
+                row["via"],
+                row["request_id"]
+            )
+        })
         .collect()
 }
 
@@ -196,11 +244,17 @@ struct Stage {
 
 impl Stage {
     fn of(session: &str) -> Self {
-        let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/replay/spools").join(session);
+        let source = Path::new(env!("CARGO_MANIFEST_DIR"))
+            .join("../tests/replay/spools")
+            .join(session);
         let folder = tempfile::tempdir().unwrap();
         let stage = Self { source, folder };
         fs::create_dir(stage.spool()).unwrap();
-        fs::copy(stage.source.join("00000001.spool"), stage.spool().join("00000001.spool")).unwrap();
+        fs::copy(
+            stage.source.join("00000001.spool"),
+            stage.spool().join("00000001.spool"),
+        )
+        .unwrap();
         // A checkout makes it readable by all, which is refused for a key.
         fs::copy(stage.source.join("key"), stage.key()).unwrap();
         fs::set_permissions(stage.key(), fs::Permissions::from_mode(0o600)).unwrap();
@@ -218,7 +272,10 @@ impl Stage {
     /// A copy of the honest log with its lines, line ends included, changed.
     fn altered(&self, change: impl FnOnce(&mut Vec<Vec<u8>>)) -> PathBuf {
         let text = fs::read(self.source.join("audit.jsonl")).unwrap();
-        let mut lines: Vec<Vec<u8>> = text.split_inclusive(|byte| *byte == b'\n').map(<[u8]>::to_vec).collect();
+        let mut lines: Vec<Vec<u8>> = text
+            .split_inclusive(|byte| *byte == b'\n')
+            .map(<[u8]>::to_vec)
+            .collect();
         change(&mut lines);
         let path = self.folder.path().join("altered.jsonl");
         fs::write(&path, lines.concat()).unwrap();
@@ -236,7 +293,11 @@ impl Stage {
         if with_key {
             command.arg("--key-file").arg(self.key());
         }
-        let output = command.arg("-o").arg(self.folder.path().join(out)).output().unwrap();
+        let output = command
+            .arg("-o")
+            .arg(self.folder.path().join(out))
+            .output()
+            .unwrap();
         let rows = String::from_utf8(output.stdout)
             .unwrap()
             .lines()

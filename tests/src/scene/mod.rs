@@ -3,7 +3,10 @@
 //! Owns what the kernel programs would report of a scripted scene: identities, numbers of operations, byte counters, chunks,
 //! gaps, and the totals at the end. Channels really queue their bytes, so a read can only show what was written, unless the
 //! reader is told to lie. It holds no judgement, and shares none with the core.
-#![expect(clippy::missing_panics_doc, reason = "a scene that cannot be played is a wrong test")]
+#![expect(
+    clippy::missing_panics_doc,
+    reason = "a scene that cannot be played is a wrong test"
+)]
 
 mod outcome;
 mod processes;
@@ -61,7 +64,10 @@ impl End {
     /// The other end of a socket pair; of a pipe, the pipe.
     #[must_use]
     pub fn other(self) -> Self {
-        Self { end: 1 - self.end, ..self }
+        Self {
+            end: 1 - self.end,
+            ..self
+        }
     }
 }
 
@@ -301,10 +307,15 @@ impl Scene {
             if self.untold.contains(&ix) {
                 continue;
             }
-            let ends = if self.channels[ix].kind == abi::channel_kind::UNIX_STREAM { 2 } else { 1 };
+            let ends = if self.channels[ix].kind == abi::channel_kind::UNIX_STREAM {
+                2
+            } else {
+                1
+            };
             for end in 0..ends {
                 let id = self.channel_id(End { channel: ix, end });
-                let [(read_ops, read_bytes), (written_ops, written_bytes)] = self.channels[ix].counts[end];
+                let [(read_ops, read_bytes), (written_ops, written_bytes)] =
+                    self.channels[ix].counts[end];
                 let totals = format!(
                     r#"{{"object":{},"inode":{},"dev":{},"kind":{},"epoch":{},"peer_object":{},"peer_inode":{},"read_ops":{read_ops},"read_bytes":{read_bytes},"written_ops":{written_ops},"written_bytes":{written_bytes}}}"#,
                     id.object, id.inode, id.dev, id.kind, id.epoch, id.peer_object, id.peer_inode,
@@ -325,7 +336,11 @@ impl Scene {
         count.0 += 1;
         count.1 += moved.len() as u64;
         let memory = shown.memory.as_deref().unwrap_or(moved);
-        assert_eq!(memory.len(), moved.len(), "a lie has the length of the truth");
+        assert_eq!(
+            memory.len(),
+            moved.len(),
+            "a lie has the length of the truth"
+        );
         let proxy = self.proxies.contains(&process);
         let base = abi::Transfer {
             header: self.header(abi::kind::CHUNK, 0),
@@ -339,7 +354,12 @@ impl Scene {
             offset: 0,
             len: 0,
             syscall: u16::from(direction == abi::direction::WRITE),
-            flags: shown.flags | if proxy { abi::transfer_flags::BY_PROXY } else { 0 },
+            flags: shown.flags
+                | if proxy {
+                    abi::transfer_flags::BY_PROXY
+                } else {
+                    0
+                },
             reason: abi::gap::NONE,
             direction,
             reserved: [0; 5],
@@ -348,25 +368,50 @@ impl Scene {
             self.cpu_seq += 1;
             return;
         }
-        let chunk = if shown.chunk == 0 { abi::CHUNK_MAX_BYTES } else { shown.chunk } as u64;
+        let chunk = if shown.chunk == 0 {
+            abi::CHUNK_MAX_BYTES
+        } else {
+            shown.chunk
+        } as u64;
         let mut at = 0;
         while at < base.returned {
             if let Some((gap, reason)) = shown.gap.as_ref().filter(|(gap, _)| gap.contains(&at)) {
                 let len = gap.end.min(base.returned) - at;
-                self.part(abi::Transfer { offset: at, len: len32(len), reason: *reason, ..base }, &[]);
+                self.part(
+                    abi::Transfer {
+                        offset: at,
+                        len: len32(len),
+                        reason: *reason,
+                        ..base
+                    },
+                    &[],
+                );
                 at += len;
                 continue;
             }
-            let stop = shown.gap.as_ref().map_or(u64::MAX, |(gap, _)| if gap.start > at { gap.start } else { u64::MAX });
+            let stop = shown.gap.as_ref().map_or(u64::MAX, |(gap, _)| {
+                if gap.start > at { gap.start } else { u64::MAX }
+            });
             let len = chunk.min(base.returned - at).min(stop - at);
             let bytes = &memory[index(at)..index(at + len)];
-            self.part(abi::Transfer { offset: at, len: len32(len), ..base }, bytes);
+            self.part(
+                abi::Transfer {
+                    offset: at,
+                    len: len32(len),
+                    ..base
+                },
+                bytes,
+            );
             at += len;
         }
     }
 
     fn part(&mut self, mut transfer: abi::Transfer, bytes: &[u8]) {
-        let kind = if transfer.reason == abi::gap::NONE { abi::kind::CHUNK } else { abi::kind::GAP };
+        let kind = if transfer.reason == abi::gap::NONE {
+            abi::kind::CHUNK
+        } else {
+            abi::kind::GAP
+        };
         transfer.header = self.header(kind, size_of::<abi::Transfer>() + bytes.len());
         self.emit(transfer.as_bytes(), bytes);
     }
@@ -383,14 +428,21 @@ impl Scene {
             queues: [VecDeque::new(), VecDeque::new()],
             counts: [[(0, 0); 2]; 2],
         });
-        End { channel: self.channels.len() - 1, end: 0 }
+        End {
+            channel: self.channels.len() - 1,
+            end: 0,
+        }
     }
 
     fn channel_id(&self, end: End) -> abi::ChannelId {
         let channel = &self.channels[end.channel];
         let socket = channel.kind == abi::channel_kind::UNIX_STREAM;
         let (object, inode) = channel.keys[if socket { end.end } else { 0 }];
-        let (peer_object, peer_inode) = if socket { channel.keys[1 - end.end] } else { (0, 0) };
+        let (peer_object, peer_inode) = if socket {
+            channel.keys[1 - end.end]
+        } else {
+            (0, 0)
+        };
         abi::ChannelId {
             object,
             inode,
@@ -411,7 +463,10 @@ impl Scene {
     fn new_process(&mut self) -> Proc {
         self.next_pid += 1;
         self.now += TICK_NS;
-        Proc { pid: self.next_pid, start: self.now }
+        Proc {
+            pid: self.next_pid,
+            start: self.now,
+        }
     }
 
     fn header(&mut self, kind: u16, size: usize) -> abi::RecordHeader {
@@ -436,7 +491,11 @@ impl Scene {
 }
 
 fn task(process: Proc) -> abi::Task {
-    abi::Task { tgid: process.pid, tid: process.pid, start_boot_ns: process.start }
+    abi::Task {
+        tgid: process.pid,
+        tid: process.pid,
+        start_boot_ns: process.start,
+    }
 }
 
 fn len32(len: u64) -> u32 {

@@ -47,7 +47,10 @@ impl Play {
         });
         Self {
             logs: files.collect(),
-            redaction: logs.first().map(|log| log.redaction.clone()).unwrap_or_default(),
+            redaction: logs
+                .first()
+                .map(|log| log.redaction.clone())
+                .unwrap_or_default(),
             records: scene.into_records(),
             key: Some(key()),
             payload: PayloadMode::Redacted,
@@ -59,8 +62,12 @@ impl Play {
     #[must_use]
     pub fn allowing(mut self, exe: u64, methods: Option<&[&str]>) -> Self {
         self.allow_direct.push(AllowDirect {
-            server: FileId { dev: DISK, inode: exe },
-            methods: methods.map(|methods| methods.iter().map(|method| (*method).to_owned()).collect()),
+            server: FileId {
+                dev: DISK,
+                inode: exe,
+            },
+            methods: methods
+                .map(|methods| methods.iter().map(|method| (*method).to_owned()).collect()),
             reason: "a test allows it".to_owned(),
         });
         self
@@ -75,7 +82,10 @@ impl Play {
             proxies: vec![Proxy {
                 name: "proxy".to_owned(),
                 identity: ProxyIdentity {
-                    exes: vec![FileId { dev: DISK, inode: program::PROXY }],
+                    exes: vec![FileId {
+                        dev: DISK,
+                        inode: program::PROXY,
+                    }],
                     own_exes: Vec::new(),
                     logs: Vec::new(),
                 },
@@ -122,32 +132,64 @@ pub struct Outcome {
 impl Outcome {
     /// All verdict rows.
     pub fn verdicts(&self) -> impl Iterator<Item = &VerdictRow> {
-        self.rows.iter().filter_map(|row| if let Row::Verdict(row) = row { Some(row.as_ref()) } else { None })
+        self.rows.iter().filter_map(|row| {
+            if let Row::Verdict(row) = row {
+                Some(row.as_ref())
+            } else {
+                None
+            }
+        })
     }
 
     /// All calls.
     pub fn calls(&self) -> impl Iterator<Item = &CallRow> {
-        self.rows.iter().filter_map(|row| if let Row::Call(row) = row { Some(row.as_ref()) } else { None })
+        self.rows.iter().filter_map(|row| {
+            if let Row::Call(row) = row {
+                Some(row.as_ref())
+            } else {
+                None
+            }
+        })
     }
 
     /// All entries.
     pub fn entries(&self) -> impl Iterator<Item = &EntryRow> {
-        self.rows.iter().filter_map(|row| if let Row::Entry(row) = row { Some(row.as_ref()) } else { None })
+        self.rows.iter().filter_map(|row| {
+            if let Row::Entry(row) = row {
+                Some(row.as_ref())
+            } else {
+                None
+            }
+        })
     }
 
     /// All findings.
     pub fn findings(&self) -> impl Iterator<Item = &FindingRow> {
-        self.rows.iter().filter_map(|row| if let Row::Finding(row) = row { Some(row.as_ref()) } else { None })
+        self.rows.iter().filter_map(|row| {
+            if let Row::Finding(row) = row {
+                Some(row.as_ref())
+            } else {
+                None
+            }
+        })
     }
 
     /// All statements about coverage.
     pub fn coverage(&self) -> impl Iterator<Item = &CoverageRow> {
-        self.rows.iter().filter_map(|row| if let Row::Coverage(row) = row { Some(row.as_ref()) } else { None })
+        self.rows.iter().filter_map(|row| {
+            if let Row::Coverage(row) = row {
+                Some(row.as_ref())
+            } else {
+                None
+            }
+        })
     }
 
     /// Number of findings of a kind.
     pub fn found(&self, kind: &str) -> usize {
-        self.findings().filter(|finding| finding.kind == kind).count()
+        self.findings()
+            .filter(|finding| finding.kind == kind)
+            .count()
     }
 
     /// Every verdict as `verdict/via:reason@field method id`, sorted; parts that are not there are left out. `entry` and `gap`
@@ -167,13 +209,21 @@ fn tell(row: &VerdictRow) -> String {
     }
     .to_owned();
     text.push_str(row.verdict);
-    for (mark, part) in [("/", row.via), (":", row.reason), ("@", row.field), ("~", row.expected)] {
+    for (mark, part) in [
+        ("/", row.via),
+        (":", row.reason),
+        ("@", row.field),
+        ("~", row.expected),
+    ] {
         if let Some(part) = part {
             text.push_str(mark);
             text.push_str(part);
         }
     }
-    for part in [&row.method, &row.tool_name, &row.request_id].into_iter().flatten() {
+    for part in [&row.method, &row.tool_name, &row.request_id]
+        .into_iter()
+        .flatten()
+    {
         text.push(' ');
         text.push_str(part);
     }

@@ -65,7 +65,15 @@ impl Session {
         let proxy = scene.spawn(client, program::PROXY);
         let (to_server, from_server) = (scene.pipe(proxy), scene.pipe(proxy));
         let server = scene.spawn(proxy, program::SERVER);
-        Self { client, proxy, server, to_proxy, to_server, from_server, to_client }
+        Self {
+            client,
+            proxy,
+            server,
+            to_proxy,
+            to_server,
+            from_server,
+            to_client,
+        }
     }
 
     /// A session under an agent, with socket pairs, as Node makes them.
@@ -126,18 +134,40 @@ impl Session {
     /// A whole `tools/call` of the tool `name` with its answer and its entry.
     pub fn tool(&self, scene: &mut Scene, log: &mut Log, id: &str, name: &str) {
         let params = tool_params(name);
-        self.call(scene, log, id, "tools/call", &params, Answer::Result(r#"{"ok":true}"#));
+        self.call(
+            scene,
+            log,
+            id,
+            "tools/call",
+            &params,
+            Answer::Result(r#"{"ok":true}"#),
+        );
     }
 
     /// A whole call with its answer and its entry.
-    pub fn call(&self, scene: &mut Scene, log: &mut Log, id: &str, method: &str, params: &str, answer: Answer<'_>) {
+    pub fn call(
+        &self,
+        scene: &mut Scene,
+        log: &mut Log,
+        id: &str,
+        method: &str,
+        params: &str,
+        answer: Answer<'_>,
+    ) {
         self.unlogged(scene, id, method, params, answer);
         let entry = Entry::of_call(id, method, params, answer);
         log.writes(scene, self.proxy, &entry);
     }
 
     /// A whole call with its answer, of which the proxy logs nothing.
-    pub fn unlogged(&self, scene: &mut Scene, id: &str, method: &str, params: &str, answer: Answer<'_>) {
+    pub fn unlogged(
+        &self,
+        scene: &mut Scene,
+        id: &str,
+        method: &str,
+        params: &str,
+        answer: Answer<'_>,
+    ) {
         self.to_server(scene, &request(id, method, params));
         self.to_client(scene, &answer.line(id));
     }
@@ -190,7 +220,11 @@ impl Entry {
             direction: Direction::ServerToClient,
             method: method.to_owned(),
             id: id.trim_matches('"').to_owned(),
-            tool: if method == "tools/call" { tool_of(params) } else { String::new() },
+            tool: if method == "tools/call" {
+                tool_of(params)
+            } else {
+                String::new()
+            },
             params: Some(params.to_owned()),
             result,
             error,
@@ -215,7 +249,11 @@ impl Entry {
 
 fn tool_of(params: &str) -> String {
     let document = Document::parse(params.as_bytes(), Limits::default()).expect("json");
-    document.root().get("name").map(|name| name.as_str_lossy().into_owned()).unwrap_or_default()
+    document
+        .root()
+        .get("name")
+        .map(|name| name.as_str_lossy().into_owned())
+        .unwrap_or_default()
 }
 
 /// A proxy's log: what the proxy writes, and what lies on disk in the end, which a scene can change.
@@ -281,7 +319,10 @@ impl Log {
         let [params, result, error] = [&entry.params, &entry.result, &entry.error].map(|json| {
             let json = json.as_ref()?;
             let document = Document::parse(json.as_bytes(), Limits::default()).expect("json");
-            Some(canonical::canonicalise_any(document.root(), &self.redaction))
+            Some(canonical::canonicalise_any(
+                document.root(),
+                &self.redaction,
+            ))
         });
         Draft {
             id,
@@ -316,7 +357,11 @@ pub(super) fn key() -> Key {
 
 /// The reader's side of an end: of a socket the other end, of a pipe the same.
 fn far(scene: &Scene, end: End) -> End {
-    if scene.is_socket(end) { end.other() } else { end }
+    if scene.is_socket(end) {
+        end.other()
+    } else {
+        end
+    }
 }
 
 fn ended(line: &[u8]) -> Vec<u8> {

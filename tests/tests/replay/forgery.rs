@@ -11,8 +11,18 @@ fn a_changed_parameter_is_altered() {
     let (scene, mut log) = three_calls();
     log.edit(1, "/tmp/b", "/tmp/z");
     let outcome = Play::new(scene, &[&log]).run();
-    expect(&outcome, &["altered@params tools/call b 2", "matched tools/call a 1", "matched tools/call c 3"]);
-    let row = outcome.verdicts().find(|row| row.verdict == "altered").unwrap();
+    expect(
+        &outcome,
+        &[
+            "altered@params tools/call b 2",
+            "matched tools/call a 1",
+            "matched tools/call c 3",
+        ],
+    );
+    let row = outcome
+        .verdicts()
+        .find(|row| row.verdict == "altered")
+        .unwrap();
     assert_eq!(row.pointer.as_deref(), Some("/arguments/path"));
     assert_eq!(row.signature, Some("bad"));
 }
@@ -22,8 +32,18 @@ fn a_changed_result_is_altered_though_every_signature_holds() {
     let (scene, mut log) = three_calls();
     log.edit(1, r#""ok":true"#, r#""ok":false"#);
     let outcome = Play::new(scene, &[&log]).run();
-    expect(&outcome, &["altered@result tools/call b 2", "matched tools/call a 1", "matched tools/call c 3"]);
-    let row = outcome.verdicts().find(|row| row.verdict == "altered").unwrap();
+    expect(
+        &outcome,
+        &[
+            "altered@result tools/call b 2",
+            "matched tools/call a 1",
+            "matched tools/call c 3",
+        ],
+    );
+    let row = outcome
+        .verdicts()
+        .find(|row| row.verdict == "altered")
+        .unwrap();
     assert_eq!(row.signature, Some("valid_disk"));
 }
 
@@ -54,11 +74,19 @@ fn a_line_rewritten_with_the_key_is_proved_by_the_third_view() {
     session.tool(&mut scene, &mut log, "2", "b");
     // Another time stamp, signed with the true key: everything agrees but what the proxy wrote.
     scene.wait_ms(20);
-    let entry = Entry::of_call("2", "tools/call", &tool_params("b"), Answer::Result(r#"{"ok":true}"#));
+    let entry = Entry::of_call(
+        "2",
+        "tools/call",
+        &tool_params("b"),
+        Answer::Result(r#"{"ok":true}"#),
+    );
     log.disk[1] = log.line_with_id(&scene, &entry, "01M7VX54Y00000000000000002");
     expect(
         &Play::new(scene, &[&log]).run(),
-        &["altered:rewritten_on_disk@line tools/call b 2", "matched tools/call a 1"],
+        &[
+            "altered:rewritten_on_disk@line tools/call b 2",
+            "matched tools/call a 1",
+        ],
     );
 }
 
@@ -68,7 +96,11 @@ fn a_deleted_line_is_proved_by_the_third_view() {
     log.disk.remove(1);
     expect(
         &Play::new(scene, &[&log]).run(),
-        &["matched tools/call a 1", "matched tools/call c 3", "unlogged:line_deleted tools/call b 2"],
+        &[
+            "matched tools/call a 1",
+            "matched tools/call c 3",
+            "unlogged:line_deleted tools/call b 2",
+        ],
     );
 }
 
@@ -76,8 +108,17 @@ fn a_deleted_line_is_proved_by_the_third_view() {
 fn a_call_that_the_proxy_did_not_log_is_unlogged() {
     let (mut scene, session, mut log) = start();
     session.tool(&mut scene, &mut log, "1", "a");
-    session.unlogged(&mut scene, "2", "tools/call", &tool_params("b"), Answer::Result("{}"));
-    expect(&Play::new(scene, &[&log]).run(), &["matched tools/call a 1", "unlogged tools/call b 2"]);
+    session.unlogged(
+        &mut scene,
+        "2",
+        "tools/call",
+        &tool_params("b"),
+        Answer::Result("{}"),
+    );
+    expect(
+        &Play::new(scene, &[&log]).run(),
+        &["matched tools/call a 1", "unlogged tools/call b 2"],
+    );
 }
 
 #[test]
@@ -89,7 +130,10 @@ fn a_call_without_an_answer_is_unlogged_as_this_proxy_does() {
     scene.exit(session.proxy);
     expect(
         &Play::new(scene, &[&log]).run(),
-        &["matched tools/call a 1", "unlogged~unanswered tools/call b 2"],
+        &[
+            "matched tools/call a 1",
+            "unlogged~unanswered tools/call b 2",
+        ],
     );
 }
 
@@ -97,7 +141,10 @@ fn a_call_without_an_answer_is_unlogged_as_this_proxy_does() {
 fn known_silences_of_the_proxy_are_named() {
     let (mut scene, session, mut log) = start();
     session.tool(&mut scene, &mut log, "1", "a");
-    session.to_server(&mut scene, br#"{"jsonrpc":"2.0","id":2,"method":"tools/call","error":"x","params":{"name":"b"}}"#);
+    session.to_server(
+        &mut scene,
+        br#"{"jsonrpc":"2.0","id":2,"method":"tools/call","error":"x","params":{"name":"b"}}"#,
+    );
     session.to_client(&mut scene, &Answer::Result("{}").line("2"));
     session.to_server(&mut scene, br#"{"jsonrpc":"2.0","id":3,"method":"tools/call","params":{"name":"c","arguments":{"n":NaN}}}"#);
     session.to_client(&mut scene, &Answer::Result("{}").line("3"));
@@ -111,7 +158,12 @@ fn known_silences_of_the_proxy_are_named() {
         session.to_client(&mut scene, &Answer::Result(result).line("5"));
     }
     // mcp-audit overwrites the first of two requests with one id.
-    let entry = Entry::of_call("5", "tools/call", &tool_params("f"), Answer::Result(r#"{"n":1}"#));
+    let entry = Entry::of_call(
+        "5",
+        "tools/call",
+        &tool_params("f"),
+        Answer::Result(r#"{"n":1}"#),
+    );
     log.writes(&mut scene, session.proxy, &entry);
     let told = Play::new(scene, &[&log]).run().told();
     for wanted in [
@@ -121,8 +173,14 @@ fn known_silences_of_the_proxy_are_named() {
     ] {
         assert!(told.contains(&wanted.to_owned()), "{told:?}");
     }
-    assert!(told.contains(&"matched tools/call f 5".to_owned()), "{told:?}");
-    assert!(told.contains(&"unlogged~duplicate_id_in_flight tools/call e 5".to_owned()), "{told:?}");
+    assert!(
+        told.contains(&"matched tools/call f 5".to_owned()),
+        "{told:?}"
+    );
+    assert!(
+        told.contains(&"unlogged~duplicate_id_in_flight tools/call e 5".to_owned()),
+        "{told:?}"
+    );
 }
 
 #[test]
@@ -131,7 +189,10 @@ fn keys_that_differ_in_case_make_the_log_lie() {
     let params = r#"{"name":"evil","NAME":"safe"}"#;
     session.to_server(&mut scene, &request("1", "tools/call", params));
     session.to_client(&mut scene, &Answer::Result("{}").line("1"));
-    let entry = Entry { tool: "safe".to_owned(), ..Entry::of_call("1", "tools/call", params, Answer::Result("{}")) };
+    let entry = Entry {
+        tool: "safe".to_owned(),
+        ..Entry::of_call("1", "tools/call", params, Answer::Result("{}"))
+    };
     log.writes(&mut scene, session.proxy, &entry);
     session.to_server(&mut scene, br#"{"jsonrpc":"2.0","id":2,"method":"tools/call","Method":"ping","params":{"name":"evil"}}"#);
     session.to_client(&mut scene, &Answer::Result("{}").line("2"));
@@ -139,7 +200,10 @@ fn keys_that_differ_in_case_make_the_log_lie() {
     log.writes(&mut scene, session.proxy, &entry);
     expect(
         &Play::new(scene, &[&log]).run(),
-        &["altered@method tools/call evil 2", "altered@tool_name tools/call evil 1"],
+        &[
+            "altered@method tools/call evil 2",
+            "altered@tool_name tools/call evil 1",
+        ],
     );
 }
 
@@ -153,7 +217,10 @@ fn an_entry_with_a_bad_signature_and_without_a_call_is_forged() {
     log.edit(1, "tools/list", "tools/last");
     expect(
         &Play::new(scene, &[&log]).run(),
-        &["entry forged:signature_bad tools/last 9", "matched tools/call a 1"],
+        &[
+            "entry forged:signature_bad tools/last 9",
+            "matched tools/call a 1",
+        ],
     );
 }
 
@@ -166,20 +233,28 @@ fn an_entry_that_the_proxy_never_wrote_is_forged_though_its_signature_is_good() 
     log.disk.push(line);
     expect(
         &Play::new(scene, &[&log]).run(),
-        &["entry forged:never_written tools/list 9", "matched tools/call a 1"],
+        &[
+            "entry forged:never_written tools/list 9",
+            "matched tools/call a 1",
+        ],
     );
 }
 
 #[test]
 fn a_forged_entry_is_not_excused_by_the_time_that_it_claims() {
-    for stamp in ["2026-11-20T05:00:00.5Z", "yesterday", "2199-01-01T00:00:00Z"] {
+    for stamp in [
+        "2026-11-20T05:00:00.5Z",
+        "yesterday",
+        "2199-01-01T00:00:00Z",
+    ] {
         let (mut scene, session, mut log) = start();
         session.tool(&mut scene, &mut log, "1", "a");
         let entry = Entry::of_call("9", "tools/list", "{}", Answer::Result("{}"));
         let line = String::from_utf8(log.line(&scene, &entry)).unwrap();
         let (head, tail) = line.split_once(r#""timestamp":""#).unwrap();
         let (_, tail) = tail.split_once('"').unwrap();
-        log.disk.push(format!(r#"{head}"timestamp":"{stamp}"{tail}"#).into_bytes());
+        log.disk
+            .push(format!(r#"{head}"timestamp":"{stamp}"{tail}"#).into_bytes());
         let told = Play::new(scene, &[&log]).run().told();
         assert!(told[0].starts_with("entry forged:"), "{stamp}: {told:?}");
     }
@@ -204,8 +279,15 @@ fn an_entry_that_stands_twice_is_replayed_once() {
 fn an_entry_of_nothing_that_was_seen_is_unobserved() {
     let (mut scene, session, mut log) = start();
     session.tool(&mut scene, &mut log, "1", "a");
-    log.writes(&mut scene, session.proxy, &Entry::of_call("9", "tools/list", "{}", Answer::Result("{}")));
-    expect(&Play::new(scene, &[&log]).run(), &["entry unobserved tools/list 9", "matched tools/call a 1"]);
+    log.writes(
+        &mut scene,
+        session.proxy,
+        &Entry::of_call("9", "tools/list", "{}", Answer::Result("{}")),
+    );
+    expect(
+        &Play::new(scene, &[&log]).run(),
+        &["entry unobserved tools/list 9", "matched tools/call a 1"],
+    );
 }
 
 #[test]
@@ -215,12 +297,22 @@ fn of_equal_calls_with_an_entry_too_few_the_surplus_is_unlogged() {
         session.tool(&mut scene, &mut log, "1", "a");
     }
     // Without the third view nothing says which of them it was.
-    session.unlogged(&mut scene, "1", "tools/call", &tool_params("a"), Answer::Result(r#"{"ok":true}"#));
+    session.unlogged(
+        &mut scene,
+        "1",
+        "tools/call",
+        &tool_params("a"),
+        Answer::Result(r#"{"ok":true}"#),
+    );
     let outcome = Play::new(scene, &[&log]).run();
     let mut wanted = vec!["matched tools/call a 1"; 4];
     wanted.push("unlogged tools/call a 1");
     expect(&outcome, &wanted);
-    assert!(outcome.verdicts().all(|row| row.interchangeable && row.group_size == 5));
+    assert!(
+        outcome
+            .verdicts()
+            .all(|row| row.interchangeable && row.group_size == 5)
+    );
 }
 
 #[test]
@@ -241,7 +333,11 @@ fn a_direction_that_was_changed_is_altered() {
     log.edit(0, "server→client", "client→server");
     expect(
         &Play::new(scene, &[&log]).run(),
-        &["altered@direction tools/call a 1", "matched tools/call b 2", "matched tools/call c 3"],
+        &[
+            "altered@direction tools/call a 1",
+            "matched tools/call b 2",
+            "matched tools/call c 3",
+        ],
     );
 }
 
@@ -251,16 +347,28 @@ fn an_id_that_was_changed_is_altered() {
     log.edit(0, r#""request_id":"1""#, r#""request_id":"8""#);
     expect(
         &Play::new(scene, &[&log]).run(),
-        &["altered@request_id tools/call a 1", "matched tools/call b 2", "matched tools/call c 3"],
+        &[
+            "altered@request_id tools/call a 1",
+            "matched tools/call b 2",
+            "matched tools/call c 3",
+        ],
     );
 }
 
 #[test]
 fn a_line_that_says_two_things_is_altered() {
     let (scene, mut log) = three_calls();
-    log.edit(0, r#""transport":"stdio""#, r#""transport":"stdio","method":"tools/call""#);
+    log.edit(
+        0,
+        r#""transport":"stdio""#,
+        r#""transport":"stdio","method":"tools/call""#,
+    );
     let told = Play::new(scene, &[&log]).run().told();
-    assert!(told.iter().any(|told| told.starts_with("altered:") && told.ends_with("a 1")), "{told:?}");
+    assert!(
+        told.iter()
+            .any(|told| told.starts_with("altered:") && told.ends_with("a 1")),
+        "{told:?}"
+    );
 }
 
 #[test]
@@ -272,7 +380,11 @@ fn without_a_key_nothing_is_said_of_signatures() {
     play.key = None;
     let outcome = play.run();
     expect(&outcome, &["matched tools/call a 1"]);
-    assert!(outcome.verdicts().all(|row| row.signature == Some("absent")));
+    assert!(
+        outcome
+            .verdicts()
+            .all(|row| row.signature == Some("absent"))
+    );
 }
 
 #[test]
@@ -282,7 +394,10 @@ fn a_refusal_that_is_a_lie_is_altered() {
     let params = tool_params("delete");
     session.to_server(&mut scene, &request("1", "tools/call", &params));
     session.returns(&mut scene, &error.line("1"));
-    let entry = Entry { direction: Direction::ClientToServer, ..Entry::of_call("1", "tools/call", &params, error) };
+    let entry = Entry {
+        direction: Direction::ClientToServer,
+        ..Entry::of_call("1", "tools/call", &params, error)
+    };
     log.writes(&mut scene, session.proxy, &entry);
     expect(
         &Play::new(scene, &[&log]).run(),

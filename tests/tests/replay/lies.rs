@@ -17,9 +17,21 @@ fn a_server_that_rewrites_what_it_read_is_found_and_nobody_else_accused() {
     scene.write(session.proxy, session.to_server, &line(&asked));
     let lie = line(&request("9", "tools/call", &tool_params("evil")));
     let memory = padded(&lie, asked.len() + 1);
-    scene.read_as(session.server, session.to_server, ALL, &Shown { memory: Some(memory), ..Shown::default() });
+    scene.read_as(
+        session.server,
+        session.to_server,
+        ALL,
+        &Shown {
+            memory: Some(memory),
+            ..Shown::default()
+        },
+    );
     session.to_client(&mut scene, &Answer::Result("{}").line("1"));
-    log.writes(&mut scene, session.proxy, &Entry::of_call("1", "tools/call", &params, Answer::Result("{}")));
+    log.writes(
+        &mut scene,
+        session.proxy,
+        &Entry::of_call("1", "tools/call", &params, Answer::Result("{}")),
+    );
     let outcome = Play::new(scene, &[&log]).run();
     expect(&outcome, &["matched tools/call read 1"]);
     assert_eq!(outcome.found("evidence_denied"), 1);
@@ -35,9 +47,21 @@ fn one_byte_of_its_own_does_not_let_a_server_accuse_the_agent() {
     scene.write(session.proxy, session.to_server, &line(&asked));
     let lie = line(&request("9", "tools/call", &tool_params("evil")));
     let memory = padded(&lie, asked.len() + 2);
-    scene.read_as(session.server, session.to_server, ALL, &Shown { memory: Some(memory), ..Shown::default() });
+    scene.read_as(
+        session.server,
+        session.to_server,
+        ALL,
+        &Shown {
+            memory: Some(memory),
+            ..Shown::default()
+        },
+    );
     session.to_client(&mut scene, &Answer::Result("{}").line("1"));
-    log.writes(&mut scene, session.proxy, &Entry::of_call("1", "tools/call", &params, Answer::Result("{}")));
+    log.writes(
+        &mut scene,
+        session.proxy,
+        &Entry::of_call("1", "tools/call", &params, Answer::Result("{}")),
+    );
     let outcome = Play::new(scene, &[&log]).run();
     expect(&outcome, &["matched tools/call read 1"]);
     assert_eq!(outcome.found("evidence_denied"), 1);
@@ -61,7 +85,10 @@ fn a_reader_that_unmaps_its_memory_on_a_private_channel_does_not_go_free() {
         scene.read_as(server, pipe, ALL, &shown);
         let outcome = Play::new(scene, &[]).run();
         let told = outcome.told();
-        assert!(told.contains(&"bypassed/own_server tools/call evil 1".to_owned()), "{told:?}");
+        assert!(
+            told.contains(&"bypassed/own_server tools/call evil 1".to_owned()),
+            "{told:?}"
+        );
         assert_eq!(outcome.found("evidence_denied"), 1, "{told:?}");
     }
 }
@@ -76,43 +103,77 @@ fn a_writer_that_lies_about_what_it_wrote_to_the_proxy_changes_nothing() {
         session.client,
         session.to_proxy,
         &line(&asked),
-        &Shown { memory: Some(memory), ..Shown::default() },
+        &Shown {
+            memory: Some(memory),
+            ..Shown::default()
+        },
     );
     scene.read(session.proxy, session.to_proxy, ALL);
     session.forwards(&mut scene, &asked);
     session.to_client(&mut scene, &Answer::Result("{}").line("1"));
-    log.writes(&mut scene, session.proxy, &Entry::of_call("1", "tools/call", &params, Answer::Result("{}")));
-    expect(&Play::new(scene, &[&log]).run(), &["matched tools/call read 1"]);
+    log.writes(
+        &mut scene,
+        session.proxy,
+        &Entry::of_call("1", "tools/call", &params, Answer::Result("{}")),
+    );
+    expect(
+        &Play::new(scene, &[&log]).run(),
+        &["matched tools/call read 1"],
+    );
 }
 
 #[test]
 fn a_writers_own_gaps_buy_no_doubt() {
     let (mut scene, session, mut log) = start();
-    let wide = format!(r#"{{"arguments":{{"text":"{}"}},"name":"write"}}"#, "x".repeat(16 << 20));
+    let wide = format!(
+        r#"{{"arguments":{{"text":"{}"}},"name":"write"}}"#,
+        "x".repeat(16 << 20)
+    );
     let asked = line(&request("1", "tools/call", &wide));
-    let cut = |from: u64| Shown { gap: Some((from..asked.len() as u64, gap::LIMIT)), ..Shown::default() };
+    let cut = |from: u64| Shown {
+        gap: Some((from..asked.len() as u64, gap::LIMIT)),
+        ..Shown::default()
+    };
     scene.write_as(session.client, session.to_proxy, &asked, &cut(256 << 10));
-    while !scene.read(session.proxy, session.to_proxy, 1 << 20).is_empty() {}
+    while !scene
+        .read(session.proxy, session.to_proxy, 1 << 20)
+        .is_empty()
+    {}
     scene.write(session.proxy, session.to_server, &asked);
     scene.read_as(session.server, session.to_server, ALL, &cut(1 << 20));
     session.to_client(&mut scene, &Answer::Result("{}").line("1"));
-    log.writes(&mut scene, session.proxy, &Entry::of_call("1", "tools/call", &wide, Answer::Result("{}")));
+    log.writes(
+        &mut scene,
+        session.proxy,
+        &Entry::of_call("1", "tools/call", &wide, Answer::Result("{}")),
+    );
     let outcome = Play::new(scene, &[&log]).run();
     expect(&outcome, &["matched tools/call write 1"]);
-    assert!(outcome.coverage().filter(|row| row.kind == "gap").all(|row| row.self_inflicted && !row.weakens));
+    assert!(
+        outcome
+            .coverage()
+            .filter(|row| row.kind == "gap")
+            .all(|row| row.self_inflicted && !row.weakens)
+    );
 }
 
 #[test]
 fn a_swapped_descriptor_is_attributed_to_the_file_at_entry() {
     let (mut scene, session, mut log) = start();
     session.tool(&mut scene, &mut log, "1", "read");
-    let swapped = Shown { flags: transfer_flags::FD_SWAPPED, ..Shown::default() };
+    let swapped = Shown {
+        flags: transfer_flags::FD_SWAPPED,
+        ..Shown::default()
+    };
     let evil = line(&request("2", "tools/call", &tool_params("evil")));
     scene.write_as(session.client, session.to_server, &evil, &swapped);
     scene.read(session.server, session.to_server, ALL);
     expect(
         &Play::new(scene, &[&log]).run(),
-        &["bypassed/foreign_writer tools/call evil 2", "matched tools/call read 1"],
+        &[
+            "bypassed/foreign_writer tools/call evil 2",
+            "matched tools/call read 1",
+        ],
     );
 }
 
@@ -124,9 +185,15 @@ fn what_was_only_peeked_at_is_not_received() {
     let server = scene.spawn(agent, program::SERVER);
     let asked = line(&request("1", "tools/call", &tool_params("evil")));
     scene.write(agent, near, &asked);
-    let peek = Shown { flags: transfer_flags::PEEK, ..Shown::default() };
+    let peek = Shown {
+        flags: transfer_flags::PEEK,
+        ..Shown::default()
+    };
     scene.peek(server, near.other(), &asked, &peek);
-    expect(&Play::new(scene, &[]).run(), &["undecided/own_server:peer_unmarked tools/call evil 1"]);
+    expect(
+        &Play::new(scene, &[]).run(),
+        &["undecided/own_server:peer_unmarked tools/call evil 1"],
+    );
 }
 
 #[test]
@@ -134,7 +201,10 @@ fn chunks_of_any_size_tell_the_same() {
     for chunk in [1, 7, 64, 4096] {
         let (mut scene, session, mut log) = start();
         let params = tool_params("read");
-        let shown = Shown { chunk, ..Shown::default() };
+        let shown = Shown {
+            chunk,
+            ..Shown::default()
+        };
         let asked = line(&request("1", "tools/call", &params));
         let answer = line(&Answer::Result("{}").line("1"));
         for (from, to, through, text) in [
@@ -148,8 +218,15 @@ fn chunks_of_any_size_tell_the_same() {
             }
             while !scene.read_as(to, through, 11, &shown).is_empty() {}
         }
-        log.writes(&mut scene, session.proxy, &Entry::of_call("1", "tools/call", &params, Answer::Result("{}")));
-        expect(&Play::new(scene, &[&log]).run(), &["matched tools/call read 1"]);
+        log.writes(
+            &mut scene,
+            session.proxy,
+            &Entry::of_call("1", "tools/call", &params, Answer::Result("{}")),
+        );
+        expect(
+            &Play::new(scene, &[&log]).run(),
+            &["matched tools/call read 1"],
+        );
     }
 }
 
@@ -157,9 +234,19 @@ fn chunks_of_any_size_tell_the_same() {
 fn bytes_that_were_written_but_never_read_are_no_bypass() {
     let (mut scene, session, mut log) = start();
     session.tool(&mut scene, &mut log, "1", "read");
-    scene.write(session.client, session.to_server, &line(&request("2", "tools/call", &tool_params("evil"))));
+    scene.write(
+        session.client,
+        session.to_server,
+        &line(&request("2", "tools/call", &tool_params("evil"))),
+    );
     let told = Play::new(scene, &[&log]).run().told();
-    assert_eq!(told, ["matched tools/call read 1", "undecided/foreign_writer:not_read tools/call evil 2"]);
+    assert_eq!(
+        told,
+        [
+            "matched tools/call read 1",
+            "undecided/foreign_writer:not_read tools/call evil 2"
+        ]
+    );
     let _ = direction::READ;
 }
 

@@ -18,19 +18,38 @@ fn a_forwarded_line_that_was_not_captured_leaves_its_call_undecided() {
         session.client_asks(&mut scene, &asked);
         let text = line(&asked);
         let shown = if ring_full {
-            Shown { gap: Some((0..text.len() as u64, gap::RING_FULL)), ..Shown::default() }
+            Shown {
+                gap: Some((0..text.len() as u64, gap::RING_FULL)),
+                ..Shown::default()
+            }
         } else {
-            Shown { lost: true, ..Shown::default() }
+            Shown {
+                lost: true,
+                ..Shown::default()
+            }
         };
         scene.write_as(session.proxy, session.to_server, &text, &shown);
         scene.read(session.server, session.to_server, ALL);
         session.to_client(&mut scene, &Answer::Result("{}").line("2"));
-        log.writes(&mut scene, session.proxy, &Entry::of_call("2", "tools/call", &params, Answer::Result("{}")));
+        log.writes(
+            &mut scene,
+            session.proxy,
+            &Entry::of_call("2", "tools/call", &params, Answer::Result("{}")),
+        );
         session.tool(&mut scene, &mut log, "3", "c");
         let told = Play::new(scene, &[&log]).run().told();
-        assert!(told.contains(&"undecided:gap tools/call b 2".to_owned()), "{told:?}");
-        assert!(told.contains(&"matched tools/call a 1".to_owned()), "{told:?}");
-        assert!(!told.iter().any(|told| told.starts_with("bypassed")), "{told:?}");
+        assert!(
+            told.contains(&"undecided:gap tools/call b 2".to_owned()),
+            "{told:?}"
+        );
+        assert!(
+            told.contains(&"matched tools/call a 1".to_owned()),
+            "{told:?}"
+        );
+        assert!(
+            !told.iter().any(|told| told.starts_with("bypassed")),
+            "{told:?}"
+        );
     }
 }
 
@@ -39,15 +58,25 @@ fn a_request_that_was_not_captured_leaves_its_entry_undecided() {
     let (mut scene, session, mut log) = start();
     let params = tool_params("b");
     let asked = line(&request("1", "tools/call", &params));
-    let lost = Shown { lost: true, ..Shown::default() };
+    let lost = Shown {
+        lost: true,
+        ..Shown::default()
+    };
     scene.write_as(session.client, session.to_proxy, &asked, &lost);
     scene.read_as(session.proxy, session.to_proxy, ALL, &lost);
     scene.write_as(session.proxy, session.to_server, &asked, &lost);
     scene.read_as(session.server, session.to_server, ALL, &lost);
     session.to_client(&mut scene, &Answer::Result("{}").line("1"));
-    log.writes(&mut scene, session.proxy, &Entry::of_call("1", "tools/call", &params, Answer::Result("{}")));
+    log.writes(
+        &mut scene,
+        session.proxy,
+        &Entry::of_call("1", "tools/call", &params, Answer::Result("{}")),
+    );
     let told = Play::new(scene, &[&log]).run().told();
-    assert!(told.iter().all(|told| told.contains("undecided")), "{told:?}");
+    assert!(
+        told.iter().all(|told| told.contains("undecided")),
+        "{told:?}"
+    );
 }
 
 #[test]
@@ -59,10 +88,21 @@ fn a_proxy_whose_execution_was_not_seen_is_known_by_its_tag() {
     scene.losing(|scene| scene.exec(proxy, program::PROXY));
     let (to_server, from_server) = (scene.pipe(proxy), scene.pipe(proxy));
     let server = scene.spawn(proxy, program::SERVER);
-    let session = Session { client, proxy, server, to_proxy, to_server, from_server, to_client };
+    let session = Session {
+        client,
+        proxy,
+        server,
+        to_proxy,
+        to_server,
+        from_server,
+        to_client,
+    };
     let mut log = Log::new(&mut scene);
     session.tool(&mut scene, &mut log, "1", "a");
-    expect(&Play::new(scene, &[&log]).run(), &["matched tools/call a 1"]);
+    expect(
+        &Play::new(scene, &[&log]).run(),
+        &["matched tools/call a 1"],
+    );
 }
 
 #[test]
@@ -70,7 +110,10 @@ fn a_server_whose_creation_was_not_seen_is_still_the_proxys() {
     let (mut scene, mut session, mut log) = start();
     session.server = scene.root(program::SERVER);
     session.tool(&mut scene, &mut log, "1", "a");
-    expect(&Play::new(scene, &[&log]).run(), &["matched tools/call a 1"]);
+    expect(
+        &Play::new(scene, &[&log]).run(),
+        &["matched tools/call a 1"],
+    );
 }
 
 #[test]
@@ -81,15 +124,32 @@ fn the_last_operation_of_a_stream_is_missed_by_the_kernels_own_count() {
         let asked = line(&request("2", "tools/call", &tool_params("b")));
         scene.write(session.client, session.to_proxy, &asked);
         scene.read(session.proxy, session.to_proxy, ALL);
-        scene.write_as(session.proxy, session.to_server, &asked, &Shown { lost: true, ..Shown::default() });
+        scene.write_as(
+            session.proxy,
+            session.to_server,
+            &asked,
+            &Shown {
+                lost: true,
+                ..Shown::default()
+            },
+        );
         scene.read(session.server, session.to_server, ALL);
         if !told_totals {
             scene.without_totals(session.to_server);
         }
         let told = Play::new(scene, &[&log]).run().told();
-        assert!(told.contains(&"matched tools/call a 1".to_owned()), "{told:?}");
-        assert!(told.contains(&"undecided:gap tools/call b 2".to_owned()), "{told_totals} {told:?}");
-        assert!(!told.iter().any(|told| told.starts_with("bypassed")), "{told_totals} {told:?}");
+        assert!(
+            told.contains(&"matched tools/call a 1".to_owned()),
+            "{told:?}"
+        );
+        assert!(
+            told.contains(&"undecided:gap tools/call b 2".to_owned()),
+            "{told_totals} {told:?}"
+        );
+        assert!(
+            !told.iter().any(|told| told.starts_with("bypassed")),
+            "{told_totals} {told:?}"
+        );
     }
 }
 
@@ -106,7 +166,10 @@ fn a_lost_entry_of_another_call_does_not_make_this_one_altered() {
     let entry = Entry::of_call("3", "tools/call", &params, Answer::Result("{}"));
     log.writes(&mut scene, session.proxy, &entry);
     let told = Play::new(scene, &[&log]).run().told();
-    assert!(!told.iter().any(|told| told.starts_with("altered")), "{told:?}");
+    assert!(
+        !told.iter().any(|told| told.starts_with("altered")),
+        "{told:?}"
+    );
 }
 
 #[test]
@@ -122,10 +185,19 @@ fn an_id_that_is_used_again_after_a_lost_answer_does_not_make_the_first_call_alt
         } else {
             session.to_client(&mut scene, &answer.line("1"));
         }
-        log.writes(&mut scene, session.proxy, &Entry::of_call("1", "tools/call", &params, answer));
+        log.writes(
+            &mut scene,
+            session.proxy,
+            &Entry::of_call("1", "tools/call", &params, answer),
+        );
     }
     let told = Play::new(scene, &[&log]).run().told();
-    assert!(!told.iter().any(|told| told.starts_with("altered") || told.starts_with("unlogged")), "{told:?}");
+    assert!(
+        !told
+            .iter()
+            .any(|told| told.starts_with("altered") || told.starts_with("unlogged")),
+        "{told:?}"
+    );
 }
 
 #[test]
@@ -136,13 +208,24 @@ fn a_capture_that_began_late_says_so_and_accuses_nobody_of_what_was_before() {
     // Not seen to be born: it ran before the capture.
     let proxy = scene.root(program::PROXY);
     let server = scene.spawn(proxy, program::SERVER);
-    let session = Session { client, proxy, server, to_proxy, to_server, from_server, to_client };
+    let session = Session {
+        client,
+        proxy,
+        server,
+        to_proxy,
+        to_server,
+        from_server,
+        to_client,
+    };
     let mut log = Log::new(&mut scene);
     // An answer to something from before the capture.
     session.to_client(&mut scene, &Answer::Result("{}").line("7"));
     session.tool(&mut scene, &mut log, "8", "a");
     let told = Play::new(scene, &[&log]).run().told();
-    assert!(told.contains(&"matched tools/call a 8".to_owned()), "{told:?}");
+    assert!(
+        told.contains(&"matched tools/call a 8".to_owned()),
+        "{told:?}"
+    );
     assert!(told.contains(&"undecided:gap 7".to_owned()), "{told:?}");
 }
 

@@ -5,8 +5,8 @@
 mod forgery;
 mod honest;
 mod legs;
-mod loss;
 mod lies;
+mod loss;
 mod past;
 
 use countersign_tests::scene::Outcome;

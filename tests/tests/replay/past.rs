@@ -14,7 +14,11 @@ fn a_call_to_a_server_of_the_agents_own_is_bypassed() {
     let agent = scene.root(program::AGENT);
     let (there, back) = (scene.pipe(agent), scene.pipe(agent));
     let server = scene.spawn(agent, program::SERVER);
-    scene.write(agent, there, &line(&request("1", "tools/call", &tool_params("evil"))));
+    scene.write(
+        agent,
+        there,
+        &line(&request("1", "tools/call", &tool_params("evil"))),
+    );
     scene.read(server, there, ALL);
     scene.write(server, back, &line(&Answer::Result("{}").line("1")));
     scene.read(agent, back, ALL);
@@ -32,10 +36,18 @@ fn a_fifo_is_a_direct_connection() {
     let fifo = scene.fifo();
     scene.got(agent, fifo, end_how::OPENED);
     scene.got(server, fifo, end_how::OPENED);
-    scene.write(agent, fifo, &line(&request("1", "tools/call", &tool_params("evil"))));
+    scene.write(
+        agent,
+        fifo,
+        &line(&request("1", "tools/call", &tool_params("evil"))),
+    );
     scene.read(server, fifo, ALL);
     let told = Play::new(scene, &[]).run().told();
-    assert_eq!(told.last().map(String::as_str), Some("bypassed/direct_connect tools/call evil 1"), "{told:?}");
+    assert_eq!(
+        told.last().map(String::as_str),
+        Some("bypassed/direct_connect tools/call evil 1"),
+        "{told:?}"
+    );
 }
 
 #[test]
@@ -46,12 +58,19 @@ fn a_connected_socket_is_a_direct_connection() {
     let near = scene.socket();
     scene.got(agent, near, end_how::CONNECTED);
     scene.got(server, near.other(), end_how::ACCEPTED);
-    scene.write(agent, near, &line(&request("1", "tools/call", &tool_params("evil"))));
+    scene.write(
+        agent,
+        near,
+        &line(&request("1", "tools/call", &tool_params("evil"))),
+    );
     scene.read(server, near.other(), ALL);
     scene.write(server, near.other(), &line(&Answer::Result("{}").line("1")));
     scene.read(agent, near, ALL);
     let told = Play::new(scene, &[]).run().told();
-    assert!(told.contains(&"bypassed/direct_connect tools/call evil 1".to_owned()), "{told:?}");
+    assert!(
+        told.contains(&"bypassed/direct_connect tools/call evil 1".to_owned()),
+        "{told:?}"
+    );
 }
 
 #[test]
@@ -60,11 +79,18 @@ fn a_line_that_another_process_writes_to_the_server_is_bypassed() {
     session.tool(&mut scene, &mut log, "1", "read");
     let evil = scene.spawn(session.client, program::TOOL);
     scene.got(evil, session.to_server, end_how::OPENED);
-    scene.write(evil, session.to_server, &line(&request("2", "tools/call", &tool_params("evil"))));
+    scene.write(
+        evil,
+        session.to_server,
+        &line(&request("2", "tools/call", &tool_params("evil"))),
+    );
     scene.read(session.server, session.to_server, ALL);
     expect(
         &Play::new(scene, &[&log]).run(),
-        &["bypassed/foreign_writer tools/call evil 2", "matched tools/call read 1"],
+        &[
+            "bypassed/foreign_writer tools/call evil 2",
+            "matched tools/call read 1",
+        ],
     );
 }
 
@@ -74,11 +100,18 @@ fn an_end_taken_from_the_proxy_is_handed_over() {
         let (mut scene, session, mut log) = start();
         session.tool(&mut scene, &mut log, "1", "read");
         scene.got(session.client, session.to_server, how);
-        scene.write(session.client, session.to_server, &line(&request("2", "tools/call", &tool_params("evil"))));
+        scene.write(
+            session.client,
+            session.to_server,
+            &line(&request("2", "tools/call", &tool_params("evil"))),
+        );
         scene.read(session.server, session.to_server, ALL);
         expect(
             &Play::new(scene, &[&log]).run(),
-            &["bypassed/handed_over tools/call evil 2", "matched tools/call read 1"],
+            &[
+                "bypassed/handed_over tools/call evil 2",
+                "matched tools/call read 1",
+            ],
         );
     }
 }
@@ -87,11 +120,21 @@ fn an_end_taken_from_the_proxy_is_handed_over() {
 fn the_answer_to_an_injected_call_that_the_proxy_passes_on_does_not_launder_it() {
     let (mut scene, session, mut log) = start();
     session.tool(&mut scene, &mut log, "1", "read");
-    scene.write(session.client, session.to_server, &line(&request("2", "tools/call", &tool_params("evil"))));
+    scene.write(
+        session.client,
+        session.to_server,
+        &line(&request("2", "tools/call", &tool_params("evil"))),
+    );
     scene.read(session.server, session.to_server, ALL);
     session.to_client(&mut scene, &Answer::Result(r#"{"stolen":1}"#).line("2"));
     let outcome = Play::new(scene, &[&log]).run();
-    expect(&outcome, &["bypassed/foreign_writer tools/call evil 2", "matched tools/call read 1"]);
+    expect(
+        &outcome,
+        &[
+            "bypassed/foreign_writer tools/call evil 2",
+            "matched tools/call read 1",
+        ],
+    );
 }
 
 #[test]
@@ -100,10 +143,18 @@ fn an_answer_that_others_wrote_to_the_client_is_bypassed_and_answers_nothing() {
     let params = tool_params("read");
     session.to_server(&mut scene, &request("1", "tools/call", &params));
     let evil = scene.spawn(session.client, program::TOOL);
-    scene.write(evil, session.to_client, &line(&Answer::Result(r#"{"fake":1}"#).line("1")));
+    scene.write(
+        evil,
+        session.to_client,
+        &line(&Answer::Result(r#"{"fake":1}"#).line("1")),
+    );
     scene.read(session.client, session.to_client, ALL);
     session.to_client(&mut scene, &Answer::Result("{}").line("1"));
-    log.writes(&mut scene, session.proxy, &Entry::of_call("1", "tools/call", &params, Answer::Result("{}")));
+    log.writes(
+        &mut scene,
+        session.proxy,
+        &Entry::of_call("1", "tools/call", &params, Answer::Result("{}")),
+    );
     expect(
         &Play::new(scene, &[&log]).run(),
         &["bypassed/foreign_writer 1", "matched tools/call read 1"],
@@ -115,20 +166,34 @@ fn of_two_identical_lines_of_which_one_is_not_the_proxys_one_is_bypassed() {
     let (mut scene, session, mut log) = start();
     let params = tool_params("pay");
     session.to_server(&mut scene, &request("1", "tools/call", &params));
-    scene.write(session.client, session.to_server, &line(&request("1", "tools/call", &params)));
+    scene.write(
+        session.client,
+        session.to_server,
+        &line(&request("1", "tools/call", &params)),
+    );
     scene.read(session.server, session.to_server, ALL);
     session.to_client(&mut scene, &Answer::Result("{}").line("1"));
-    log.writes(&mut scene, session.proxy, &Entry::of_call("1", "tools/call", &params, Answer::Result("{}")));
+    log.writes(
+        &mut scene,
+        session.proxy,
+        &Entry::of_call("1", "tools/call", &params, Answer::Result("{}")),
+    );
     expect(
         &Play::new(scene, &[&log]).run(),
-        &["bypassed/foreign_writer tools/call pay 1", "matched tools/call pay 1"],
+        &[
+            "bypassed/foreign_writer tools/call pay 1",
+            "matched tools/call pay 1",
+        ],
     );
 }
 
 #[test]
 fn a_line_put_into_the_middle_of_a_long_one_does_not_leave_that_one_matched() {
     let (mut scene, session, mut log) = start();
-    let wide = format!(r#"{{"arguments":{{"text":"{}"}},"name":"write"}}"#, "x".repeat(70_000));
+    let wide = format!(
+        r#"{{"arguments":{{"text":"{}"}},"name":"write"}}"#,
+        "x".repeat(70_000)
+    );
     let asked = line(&request("1", "tools/call", &wide));
     session.client_asks(&mut scene, &asked[..asked.len() - 1]);
     let evil = line(&request("9", "tools/call", &tool_params("evil")));
@@ -142,14 +207,27 @@ fn a_line_put_into_the_middle_of_a_long_one_does_not_leave_that_one_matched() {
         session.to_server,
         countersign_common::direction::WRITE,
         &wedge,
-        &Shown { enter: Some(enter + 10), ..Shown::default() },
+        &Shown {
+            enter: Some(enter + 10),
+            ..Shown::default()
+        },
     );
     scene.read(session.server, session.to_server, ALL);
     session.to_client(&mut scene, &Answer::Result("{}").line("1"));
-    log.writes(&mut scene, session.proxy, &Entry::of_call("1", "tools/call", &wide, Answer::Result("{}")));
+    log.writes(
+        &mut scene,
+        session.proxy,
+        &Entry::of_call("1", "tools/call", &wide, Answer::Result("{}")),
+    );
     let told = Play::new(scene, &[&log]).run().told();
-    assert!(told.contains(&"bypassed/foreign_writer tools/call evil 9".to_owned()), "{told:?}");
-    assert!(!told.iter().any(|told| told.starts_with("matched")), "{told:?}");
+    assert!(
+        told.contains(&"bypassed/foreign_writer tools/call evil 9".to_owned()),
+        "{told:?}"
+    );
+    assert!(
+        !told.iter().any(|told| told.starts_with("matched")),
+        "{told:?}"
+    );
 }
 
 #[test]
@@ -158,16 +236,33 @@ fn a_server_that_also_writes_to_the_proxy_is_no_relay_for_what_it_answers() {
     // The agent's own server gets a call, passes it on to the proxy, and answers by itself too.
     let (there, back) = (scene.pipe(session.client), scene.pipe(session.client));
     let own = scene.spawn(session.client, program::SERVER);
-    let through = Session { client: own, ..session };
+    let through = Session {
+        client: own,
+        ..session
+    };
     let params = tool_params("evil");
-    scene.write(session.client, there, &line(&request("1", "tools/call", &params)));
+    scene.write(
+        session.client,
+        there,
+        &line(&request("1", "tools/call", &params)),
+    );
     scene.read(own, there, ALL);
-    through.call(&mut scene, &mut log, "1", "tools/call", &params, Answer::Result("{}"));
+    through.call(
+        &mut scene,
+        &mut log,
+        "1",
+        "tools/call",
+        &params,
+        Answer::Result("{}"),
+    );
     scene.write(own, back, &line(&Answer::Result(r#"{"mine":1}"#).line("1")));
     scene.read(session.client, back, ALL);
     expect(
         &Play::new(scene, &[&log]).run(),
-        &["bypassed/own_server tools/call evil 1", "matched tools/call evil 1"],
+        &[
+            "bypassed/own_server tools/call evil 1",
+            "matched tools/call evil 1",
+        ],
     );
 }
 
@@ -176,13 +271,27 @@ fn one_passage_through_the_proxy_excuses_one_delivery() {
     let (mut scene, session, mut log) = start();
     let there = scene.pipe(session.client);
     let own = scene.spawn(session.client, program::SERVER);
-    let through = Session { client: own, ..session };
+    let through = Session {
+        client: own,
+        ..session
+    };
     let params = tool_params("evil");
     for _ in 0..3 {
-        scene.write(session.client, there, &line(&request("1", "tools/call", &params)));
+        scene.write(
+            session.client,
+            there,
+            &line(&request("1", "tools/call", &params)),
+        );
         scene.read(own, there, ALL);
     }
-    through.call(&mut scene, &mut log, "1", "tools/call", &params, Answer::Result("{}"));
+    through.call(
+        &mut scene,
+        &mut log,
+        "1",
+        "tools/call",
+        &params,
+        Answer::Result("{}"),
+    );
     expect(
         &Play::new(scene, &[&log]).run(),
         &[
@@ -202,7 +311,10 @@ fn a_notification_past_the_proxy_is_bypassed_too() {
     scene.read(session.server, session.to_server, ALL);
     expect(
         &Play::new(scene, &[&log]).run(),
-        &["bypassed/foreign_writer notifications/cancelled", "matched tools/call read 1"],
+        &[
+            "bypassed/foreign_writer notifications/cancelled",
+            "matched tools/call read 1",
+        ],
     );
 }
 
@@ -215,8 +327,14 @@ fn a_process_that_was_the_proxy_and_executes_another_program_is_none() {
     let params = tool_params("evil");
     session.to_server(&mut scene, &request("2", "tools/call", &params));
     let told = Play::new(scene, &[&log]).run().told();
-    assert!(told.contains(&"matched tools/call read 1".to_owned()), "{told:?}");
-    assert!(told.contains(&"bypassed/foreign_writer tools/call evil 2".to_owned()), "{told:?}");
+    assert!(
+        told.contains(&"matched tools/call read 1".to_owned()),
+        "{told:?}"
+    );
+    assert!(
+        told.contains(&"bypassed/foreign_writer tools/call evil 2".to_owned()),
+        "{told:?}"
+    );
 }
 
 #[test]
@@ -225,7 +343,10 @@ fn a_call_that_hides_behind_missing_bytes_on_a_private_channel_leaves_a_trace() 
     let agent = scene.root(program::AGENT);
     let pipe = scene.pipe(agent);
     let server = scene.spawn(agent, program::SERVER);
-    let long = format!(r#"{{"name":"evil","arguments":{{"pad":"{}"}}}}"#, "x".repeat(3 << 20));
+    let long = format!(
+        r#"{{"name":"evil","arguments":{{"pad":"{}"}}}}"#,
+        "x".repeat(3 << 20)
+    );
     let text = line(&request("1", "tools/call", &long));
     let limit = |from: u64| Shown {
         gap: Some((from..text.len() as u64, countersign_common::gap::LIMIT)),
@@ -235,7 +356,11 @@ fn a_call_that_hides_behind_missing_bytes_on_a_private_channel_leaves_a_trace() 
     scene.read_as(server, pipe, ALL, &limit(1 << 20));
     let outcome = Play::new(scene, &[]).run();
     expect(&outcome, &["gap undecided:limit"]);
-    assert!(outcome.coverage().any(|row| row.kind == "gap" && row.self_inflicted));
+    assert!(
+        outcome
+            .coverage()
+            .any(|row| row.kind == "gap" && row.self_inflicted)
+    );
     assert_eq!(outcome.found("evidence_denied"), 1);
 }
 

@@ -199,18 +199,28 @@ impl Channel {
     }
 
     /// Who was found with this end, able to move bytes in that direction.
-    pub fn found_with(&self, end: u8, direction: Direction) -> impl Iterator<Item = ProcessIx> + '_ {
+    pub fn found_with(
+        &self,
+        end: u8,
+        direction: Direction,
+    ) -> impl Iterator<Item = ProcessIx> + '_ {
         let fits = move |holder: &&Holder| match direction {
             Direction::Read => holder.reads,
             Direction::Write => holder.writes,
         };
-        let found = self.holders.iter().filter(move |holder| holder.got == Got::Scanned && holder.end == end);
+        let found = self
+            .holders
+            .iter()
+            .filter(move |holder| holder.got == Got::Scanned && holder.end == end);
         found.filter(fits).map(|holder| holder.process)
     }
 
     /// The process that made the channel, when that was seen.
     pub fn creator(&self) -> Option<ProcessIx> {
-        self.holders.iter().find(|holder| holder.got == Got::Created).map(|holder| holder.process)
+        self.holders
+            .iter()
+            .find(|holder| holder.got == Got::Created)
+            .map(|holder| holder.process)
     }
 }
 
@@ -262,7 +272,10 @@ impl ChannelTable {
 
     /// The channel of a record and the end that it speaks of; `None` when the table is full.
     pub fn resolve(&mut self, id: &abi::ChannelId, at: BootNs) -> Option<(ChannelIx, u8)> {
-        let key = EndKey { object: id.object, inode: id.inode };
+        let key = EndKey {
+            object: id.object,
+            inode: id.inode,
+        };
         let (ix, end) = match self.by_key.get(&key) {
             Some(found) => *found,
             None => self.learn(key, id, at)?,
@@ -287,13 +300,21 @@ impl ChannelTable {
             Direction::Write => End::Writer,
             Direction::Read => End::Reader,
         };
-        (StreamIx { channel: ix, from_end }, side)
+        (
+            StreamIx {
+                channel: ix,
+                from_end,
+            },
+            side,
+        )
     }
 
     /// Takes a channel-end record.
     pub fn got_end(&mut self, record: &abi::ChannelEnd, process: ProcessIx) {
         let at = BootNs(record.header.boot_ns);
-        let Some((ix, end)) = self.resolve(&record.channel, at) else { return };
+        let Some((ix, end)) = self.resolve(&record.channel, at) else {
+            return;
+        };
         let got = Got::from_abi(record.how);
         let channel = &mut self.channels[ix.0 as usize];
         if matches!(got, Got::Created) {
@@ -309,7 +330,14 @@ impl ChannelTable {
     }
 
     /// Notes that a process moved bytes at an end.
-    pub fn used(&mut self, ix: ChannelIx, end: u8, process: ProcessIx, direction: Direction, at: BootNs) {
+    pub fn used(
+        &mut self,
+        ix: ChannelIx,
+        end: u8,
+        process: ProcessIx,
+        direction: Direction,
+        at: BootNs,
+    ) {
         let channel = &mut self.channels[ix.0 as usize];
         if let Some(holder) = holder(channel, process, end, Got::Used, at) {
             holder.last = holder.last.max(at);
@@ -338,7 +366,9 @@ impl ChannelTable {
         let channel = &mut self.channels[ix.0 as usize];
         channel.found_at = channel.found_at.max(Some(found.at));
         let process = found.process;
-        let known = channel.holders.iter().any(|holder| holder.process == process && holder.end == end && holder.got != Got::Scanned);
+        let known = channel.holders.iter().any(|holder| {
+            holder.process == process && holder.end == end && holder.got != Got::Scanned
+        });
         if let Some(holder) = holder(channel, process, end, Got::Scanned, found.at)
             && !known
         {
@@ -401,7 +431,10 @@ impl ChannelTable {
             self.awaited.insert(id.peer_object, (ix, 1 - end));
             return;
         }
-        let key = EndKey { object: id.peer_object, inode: id.peer_inode };
+        let key = EndKey {
+            object: id.peer_object,
+            inode: id.peer_inode,
+        };
         if self.by_key.contains_key(&key) {
             // The peer came first as a channel of its own, before either end could name the other: the two rows stay
             // apart, which can only lose a pairing, never make one up.
@@ -420,7 +453,10 @@ fn holder(
     got: Got,
     at: BootNs,
 ) -> Option<&mut Holder> {
-    let known = channel.holders.iter().position(|holder| holder.process == process && holder.end == end);
+    let known = channel
+        .holders
+        .iter()
+        .position(|holder| holder.process == process && holder.end == end);
     let position = match known {
         Some(position) => position,
         None if channel.holders.len() < HOLDERS_MAX => {

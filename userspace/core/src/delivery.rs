@@ -97,7 +97,11 @@ impl Latest {
 
     /// The latest operation of another process, if it was still on its way at `enter`.
     fn overlapping(&self, process: ProcessIx, enter: BootNs) -> Option<(BootNs, BootNs)> {
-        let other = self.0.iter().flatten().find(|(other, ..)| *other != process)?;
+        let other = self
+            .0
+            .iter()
+            .flatten()
+            .find(|(other, ..)| *other != process)?;
         (other.2 > enter).then_some((other.1, other.2))
     }
 }
@@ -106,7 +110,9 @@ impl Contention {
     fn write(&mut self, process: ProcessIx, op: &Op) {
         let long = op.returned > ATOMIC_WRITE_BYTES;
         let met = if long {
-            self.last.overlapping(process, op.enter).map(|_| (op.enter, op.exit))
+            self.last
+                .overlapping(process, op.enter)
+                .map(|_| (op.enter, op.exit))
         } else {
             self.last_long.overlapping(process, op.enter)
         };
@@ -150,9 +156,10 @@ impl StreamFrames {
             if self.opaque[side] > OPAQUE_FRAMES_MAX {
                 return false;
             }
-        } else if !frame.flags.intersects(
-            FrameFlags::HEAD_MISSING | FrameFlags::INCOMPLETE | FrameFlags::TOO_LONG,
-        ) {
+        } else if !frame
+            .flags
+            .intersects(FrameFlags::HEAD_MISSING | FrameFlags::INCOMPLETE | FrameFlags::TOO_LONG)
+        {
             self.tie(ix, frame, frames, side);
         }
         match frame.end {
@@ -177,7 +184,9 @@ impl StreamFrames {
 
     /// Bytes that the readers took, by the return values of their operations.
     pub fn bytes_read(&self) -> u64 {
-        self.readers.iter().fold(0, |sum, (_, moved)| sum.saturating_add(moved.bytes))
+        self.readers
+            .iter()
+            .fold(0, |sum, (_, moved)| sum.saturating_add(moved.bytes))
     }
 
     /// Whether what was written between two moments can have been cut by another's write.
@@ -214,7 +223,10 @@ impl StreamFrames {
             .read
             .iter()
             .filter(|ix| !self.partner.contains_key(ix))
-            .map(|ix| Delivery { written: None, read: Some(*ix) });
+            .map(|ix| Delivery {
+                written: None,
+                read: Some(*ix),
+            });
         written.chain(read_only)
     }
 
@@ -225,7 +237,9 @@ impl StreamFrames {
             let equal = |other: &FrameIx| of(other).is_some_and(|other| other.bytes == frame.bytes);
             // Both ends count the same bytes, so of several equal lines the one at the same place is it. Where writes that
             // overlap were numbered in another order than they came to lie in, the first is as good as any.
-            let place = queue.partition_point(|other| of(other).is_some_and(|other| other.position < frame.position));
+            let place = queue.partition_point(|other| {
+                of(other).is_some_and(|other| other.position < frame.position)
+            });
             let same_place = Some(place).filter(|at| {
                 queue.get(*at).is_some_and(|other| {
                     equal(other) && of(other).is_some_and(|other| other.position == frame.position)

@@ -84,7 +84,8 @@ pub fn place(
         .flat_map(|(stream, of_stream)| {
             let leg = roles.leg(*stream);
             of_stream.deliveries().filter_map(move |delivery| {
-                let contended = |frame: &Frame| of_stream.contended(frame.first_enter, frame.last_exit);
+                let contended =
+                    |frame: &Frame| of_stream.contended(frame.first_enter, frame.last_exit);
                 place_one(*stream, leg, delivery, frames, roles, &contended)
             })
         })
@@ -114,7 +115,10 @@ pub fn foreign_bytes_possible(
     }
     let read = of_stream.bytes_read();
     let writer_gap = of_stream.gaps.iter().any(|(end, gap)| {
-        *end == End::Writer && gap.process.is_none_or(|process| roles.instance_of(process) != Some(instance))
+        *end == End::Writer
+            && gap
+                .process
+                .is_none_or(|process| roles.instance_of(process) != Some(instance))
     });
     by_others >= len || writer_gap || !created || read > by_proxy.saturating_add(by_others)
 }
@@ -126,11 +130,15 @@ pub fn gaps_at_proxy_end<'a>(
     roles: &'a Roles,
     leg: Leg,
 ) -> impl Iterator<Item = &'a Gap> + 'a {
-    let proxy_end = if leg.proxy_writes() { End::Writer } else { End::Reader };
+    let proxy_end = if leg.proxy_writes() {
+        End::Writer
+    } else {
+        End::Reader
+    };
     of_stream.gaps.iter().filter_map(move |(end, gap)| {
-        let by_the_proxy = gap
-            .process
-            .is_none_or(|process| leg.instance().is_some() && roles.instance_of(process) == leg.instance());
+        let by_the_proxy = gap.process.is_none_or(|process| {
+            leg.instance().is_some() && roles.instance_of(process) == leg.instance()
+        });
         (*end == proxy_end && by_the_proxy).then_some(gap)
     })
 }
@@ -146,20 +154,23 @@ fn place_one(
     let frame = |ix: FrameIx| frames.get(ix.0 as usize);
     let acts = |frame: &Frame, instance| {
         let at = [frame.first_exit, frame.last_exit];
-        frame.by.iter().all(|process| at.iter().all(|at| roles.instance_at(*process, *at) == Some(instance)))
+        frame.by.iter().all(|process| {
+            at.iter()
+                .all(|at| roles.instance_at(*process, *at) == Some(instance))
+        })
     };
     // Read by somebody who was the proxy once: no proxy's end.
     let leg = match (leg, delivery.read.and_then(frame)) {
-        (Leg::ClientToProxy(instance) | Leg::ServerToProxy(instance), Some(read)) if !acts(read, instance) => Leg::Direct,
+        (Leg::ClientToProxy(instance) | Leg::ServerToProxy(instance), Some(read))
+            if !acts(read, instance) =>
+        {
+            Leg::Direct
+        }
         _ => leg,
     };
     let author = match (leg.instance(), delivery.written.and_then(frame)) {
         (_, None) => Author::Unseen,
-        (Some(instance), Some(written))
-            if acts(written, instance) =>
-        {
-            Author::Proxy
-        }
+        (Some(instance), Some(written)) if acts(written, instance) => Author::Proxy,
         (_, Some(_)) => Author::Other,
     };
     let (record, source) = match (leg, delivery.written, delivery.read) {
@@ -175,9 +186,9 @@ fn place_one(
     };
     let record_frame = frame(record)?;
     let tied = delivery.written.is_some() && delivery.read.is_some();
-    let complete = !record_frame.flags.intersects(
-        FrameFlags::HEAD_MISSING | FrameFlags::INCOMPLETE | FrameFlags::TOO_LONG,
-    );
+    let complete = !record_frame
+        .flags
+        .intersects(FrameFlags::HEAD_MISSING | FrameFlags::INCOMPLETE | FrameFlags::TOO_LONG);
     Some(Placed {
         stream,
         leg,
@@ -186,7 +197,8 @@ fn place_one(
         source,
         untrusted: source != Source::ProxyEnd,
         author,
-        proved: (record_frame.is_whole() && !(record_frame.end == End::Writer && contended(record_frame)))
+        proved: (record_frame.is_whole()
+            && !(record_frame.end == End::Writer && contended(record_frame)))
             || (complete && tied),
         at: match record_frame.end {
             End::Writer => record_frame.first_enter,

@@ -66,14 +66,22 @@ pub fn check(
     }
     let wrong = |list: &[u32]| list.iter().position(|count| *count != 1);
     if let Some(call) = wrong(&calls) {
-        return Err(Violation::Call { call, verdicts: calls[call] });
+        return Err(Violation::Call {
+            call,
+            verdicts: calls[call],
+        });
     }
     if let Some(ix) = wrong(&entries) {
         let entry = EntryIx(u32::try_from(ix).unwrap_or(u32::MAX));
-        return Err(Violation::Entry { entry, verdicts: entries[ix] });
+        return Err(Violation::Entry {
+            entry,
+            verdicts: entries[ix],
+        });
     }
     for (gap, (placed, verdicts)) in case.gaps.iter().zip(gaps).enumerate() {
-        let judged = placed.of_record && !matches!(placed.leg, Leg::ProxyFile(_)) && carries_mcp(placed.stream);
+        let judged = placed.of_record
+            && !matches!(placed.leg, Leg::ProxyFile(_))
+            && carries_mcp(placed.stream);
         if verdicts != u32::from(judged) {
             return Err(Violation::Gap { gap, verdicts });
         }

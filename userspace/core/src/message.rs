@@ -115,7 +115,11 @@ pub fn parse(frame: &[u8]) -> Result<Messages, json::Error> {
     } else {
         vec![message(root, 0)]
     };
-    Ok(Messages { messages, batch, leniency: document.leniency() })
+    Ok(Messages {
+        messages,
+        batch,
+        leniency: document.leniency(),
+    })
 }
 
 /// Whether the beginning of a text that could not be read to its end looks like an MCP request or notification: it says
@@ -127,8 +131,12 @@ pub fn begins_like_mcp(head: &[u8]) -> bool {
     }
     memchr::memmem::find_iter(head, b"\"method\"").any(|at| {
         let rest = head[at + 8..].trim_ascii_start();
-        let Some(rest) = rest.strip_prefix(b":") else { return false };
-        let Some(rest) = rest.trim_ascii_start().strip_prefix(b"\"") else { return false };
+        let Some(rest) = rest.strip_prefix(b":") else {
+            return false;
+        };
+        let Some(rest) = rest.trim_ascii_start().strip_prefix(b"\"") else {
+            return false;
+        };
         let end = memchr::memchr(b'"', rest).unwrap_or(rest.len());
         let name = String::from_utf8_lossy(&rest[..end]).replace("\\/", "/");
         name == "initialize" || is_mcp(&name, None)
@@ -175,7 +183,9 @@ fn message(value: Value<'_>, element: u32) -> Message {
         (None, _) => MessageKind::NotJsonRpc,
     };
     if let Some(method) = &message.method {
-        let params = value.get("params").filter(|params| params.kind() == JsonKind::Object);
+        let params = value
+            .get("params")
+            .filter(|params| params.kind() == JsonKind::Object);
         if method == "tools/call" {
             message.tool_name = params
                 .and_then(|params| params.get("name"))
@@ -200,9 +210,16 @@ fn is_mcp(method: &str, params: Option<Value<'_>>) -> bool {
         | "server/discover"
         | "subscriptions/listen" => true,
         // `$/progress`, `window/…`, `textDocument/…` are LSP's and do not begin like these.
-        _ => ["tools/", "resources/", "prompts/", "roots/", "tasks/", "notifications/"]
-            .iter()
-            .any(|prefix| method.starts_with(prefix)),
+        _ => [
+            "tools/",
+            "resources/",
+            "prompts/",
+            "roots/",
+            "tasks/",
+            "notifications/",
+        ]
+        .iter()
+        .any(|prefix| method.starts_with(prefix)),
     }
 }
 
@@ -238,13 +255,15 @@ mod tests {
 
     #[test]
     fn another_protocol_that_speaks_json_rpc_is_not_mcp() {
-        let message = only(br#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"rootUri":null}}"#);
+        let message =
+            only(br#"{"jsonrpc":"2.0","id":1,"method":"initialize","params":{"rootUri":null}}"#);
         assert!(!message.is_mcp);
     }
 
     #[test]
     fn a_batch_of_two_is_two_messages() {
-        let messages = parse(br#"[{"id":1,"method":"ping"},{"method":"notifications/x"}]"#).unwrap();
+        let messages =
+            parse(br#"[{"id":1,"method":"ping"},{"method":"notifications/x"}]"#).unwrap();
         assert!(messages.batch);
         assert_eq!(messages.messages[1].kind, MessageKind::Notification);
         assert_eq!(messages.messages[1].element, 1);
@@ -252,7 +271,9 @@ mod tests {
 
     #[test]
     fn the_beginning_of_a_request_tells_what_it_is() {
-        assert!(begins_like_mcp(br#"{"id":1, "method" : "tools\/call","params":{"x":"yyy"#));
+        assert!(begins_like_mcp(
+            br#"{"id":1, "method" : "tools\/call","params":{"x":"yyy"#
+        ));
         assert!(begins_like_mcp(br#"{"jsonrpc":"2.0","id":1,"params":{"#));
         assert!(!begins_like_mcp(br#"{"level":"info","method":"GET /","#));
         assert!(!begins_like_mcp(br#"{"method""#));

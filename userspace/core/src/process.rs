@@ -128,7 +128,10 @@ pub struct ProcessTable {
 impl ProcessTable {
     /// All processes in order of first mention.
     pub fn iter(&self) -> impl Iterator<Item = (ProcessIx, &Process)> {
-        self.processes.iter().enumerate().map(|(ix, process)| (ix_of(ix), process))
+        self.processes
+            .iter()
+            .enumerate()
+            .map(|(ix, process)| (ix_of(ix), process))
     }
 
     /// The process at an index that this table gave out.
@@ -155,7 +158,11 @@ impl ProcessTable {
             .process(parent)
             .executions
             .last()
-            .map(|execution| Execution { at, inherited: true, ..execution.clone() });
+            .map(|execution| Execution {
+                at,
+                inherited: true,
+                ..execution.clone()
+            });
         let row = &mut self.processes[child.0 as usize];
         row.parent = (parent != child).then_some(parent);
         row.known = Known::Forked;
@@ -185,7 +192,10 @@ impl ProcessTable {
         }
         row.executions.push(Execution {
             at,
-            exe: FileId { dev: exec.exe_dev, inode: exec.exe_inode },
+            exe: FileId {
+                dev: exec.exe_dev,
+                inode: exec.exe_inode,
+            },
             filename: filename.to_vec(),
             args: args.to_vec(),
             inherited: false,
@@ -203,7 +213,10 @@ impl ProcessTable {
     pub fn opened_file(&mut self, open: &abi::FileOpen) {
         let ix = self.of_task(&open.task, BootNs(open.header.boot_ns));
         let files = &mut self.processes[ix.0 as usize].files_opened;
-        let file = FileId { dev: open.dev, inode: open.inode };
+        let file = FileId {
+            dev: open.dev,
+            inode: open.inode,
+        };
         if !files.contains(&file) && files.len() < EXECS_MAX {
             files.push(file);
         }
@@ -231,16 +244,26 @@ impl ProcessTable {
 
     /// Takes what `/proc` said of a process, whose start is cut to a clock tick there. Facts that the kernel's own records gave
     /// are kept.
-    pub fn scanned(&mut self, incarnation: Incarnation, at: BootNs, facts: ScannedFacts) -> ProcessIx {
+    pub fn scanned(
+        &mut self,
+        incarnation: Incarnation,
+        at: BootNs,
+        facts: ScannedFacts,
+    ) -> ProcessIx {
         let known = self.last_of.get(&incarnation.tgid).copied().filter(|ix| {
             let start = self.process(*ix).incarnation.start.0;
-            start.saturating_sub(incarnation.start.0) < facts.tick_ns.max(1) && start >= incarnation.start.0
+            start.saturating_sub(incarnation.start.0) < facts.tick_ns.max(1)
+                && start >= incarnation.start.0
         });
         let ix = known.unwrap_or_else(|| self.row(incarnation, Known::Scanned, at));
         // A parent that is no older than its child is a later process with the parent's id.
-        let parent = facts.parent.and_then(|parent| self.last_of.get(&parent).copied()).filter(|parent| {
-            *parent != ix && self.process(*parent).incarnation.start <= self.process(ix).incarnation.start
-        });
+        let parent = facts
+            .parent
+            .and_then(|parent| self.last_of.get(&parent).copied())
+            .filter(|parent| {
+                *parent != ix
+                    && self.process(*parent).incarnation.start <= self.process(ix).incarnation.start
+            });
         let row = &mut self.processes[ix.0 as usize];
         if row.known == Known::Scanned {
             row.tick_ns = facts.tick_ns;
@@ -331,7 +354,10 @@ pub struct ScannedFacts {
 }
 
 fn incarnation(task: &abi::Task) -> Incarnation {
-    Incarnation { tgid: task.tgid, start: BootNs(task.start_boot_ns) }
+    Incarnation {
+        tgid: task.tgid,
+        start: BootNs(task.start_boot_ns),
+    }
 }
 
 fn ix_of(ix: usize) -> ProcessIx {

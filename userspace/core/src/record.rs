@@ -138,7 +138,9 @@ pub enum RecordError {
     #[error("transfer record with direction {0}")]
     Direction(u8),
     /// A transfer whose part lies outside its operation.
-    #[error("transfer part of {len} bytes at {offset} lies outside its operation of {returned} bytes")]
+    #[error(
+        "transfer part of {len} bytes at {offset} lies outside its operation of {returned} bytes"
+    )]
     Range {
         /// Offset of the part.
         offset: u64,
@@ -154,9 +156,12 @@ pub enum RecordError {
 /// # Errors
 /// [`RecordError`] when the bytes do not hold the record that their header announces.
 pub fn parse(bytes: &[u8]) -> Result<Record<'_>, RecordError> {
-    let (header, _) = abi::RecordHeader::read_from_prefix(bytes).map_err(|_short| {
-        RecordError::Short { kind: 0, needed: size_of::<abi::RecordHeader>(), actual: bytes.len() }
-    })?;
+    let (header, _) =
+        abi::RecordHeader::read_from_prefix(bytes).map_err(|_short| RecordError::Short {
+            kind: 0,
+            needed: size_of::<abi::RecordHeader>(),
+            actual: bytes.len(),
+        })?;
     if usize::try_from(header.size) != Ok(bytes.len()) {
         return Err(RecordError::Size {
             kind: header.kind,
@@ -203,9 +208,11 @@ pub fn parse(bytes: &[u8]) -> Result<Record<'_>, RecordError> {
 
 fn fixed<T: FromBytes>(kind: u16, bytes: &[u8]) -> Result<(T, &[u8]), RecordError> {
     let needed = size_of::<T>();
-    let (head, rest) = bytes
-        .split_at_checked(needed)
-        .ok_or(RecordError::Short { kind, needed, actual: bytes.len() })?;
+    let (head, rest) = bytes.split_at_checked(needed).ok_or(RecordError::Short {
+        kind,
+        needed,
+        actual: bytes.len(),
+    })?;
     let value = T::read_from_bytes(head).map_err(|_size| RecordError::Short {
         kind,
         needed,
@@ -244,7 +251,11 @@ mod tests {
         header.size = 56;
         assert_eq!(
             parse(header.as_bytes()).unwrap_err(),
-            RecordError::Size { kind: abi::kind::EXIT, said: 56, actual: 32 }
+            RecordError::Size {
+                kind: abi::kind::EXIT,
+                said: 56,
+                actual: 32
+            }
         );
     }
 
@@ -255,7 +266,10 @@ mod tests {
         transfer.header.size = 168;
         transfer.offset = u64::MAX;
         transfer.len = 2;
-        assert!(matches!(parse(transfer.as_bytes()), Err(RecordError::Range { .. })));
+        assert!(matches!(
+            parse(transfer.as_bytes()),
+            Err(RecordError::Range { .. })
+        ));
     }
 
     proptest::proptest! {

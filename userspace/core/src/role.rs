@@ -101,7 +101,10 @@ impl Leg {
 
     /// The proxy is the writer.
     pub fn proxy_writes(self) -> bool {
-        matches!(self, Self::ProxyToServer(_) | Self::ProxyToClient(_) | Self::ProxyFile(_))
+        matches!(
+            self,
+            Self::ProxyToServer(_) | Self::ProxyToClient(_) | Self::ProxyFile(_)
+        )
     }
 }
 
@@ -144,7 +147,10 @@ impl Roles {
 
     /// Who moved bytes at the server's end of a proxy's upstream stream and is neither the server nor started by it.
     pub fn outsiders(&self, stream: StreamIx) -> &[ProcessIx] {
-        self.outsiders.get(&stream).map(Vec::as_slice).unwrap_or_default()
+        self.outsiders
+            .get(&stream)
+            .map(Vec::as_slice)
+            .unwrap_or_default()
     }
 
     /// What a proxy starts descends from it; nobody else has business at the far ends of the channels that it made.
@@ -159,20 +165,26 @@ impl Roles {
         let (instance, far) = match leg {
             Leg::ProxyToServer(instance) => (instance, &frames.readers),
             Leg::ServerToProxy(instance) => (instance, &frames.writers),
-            Leg::ClientToProxy(_) | Leg::ProxyToClient(_) | Leg::ProxyFile(_) | Leg::Direct => return,
+            Leg::ClientToProxy(_) | Leg::ProxyToClient(_) | Leg::ProxyFile(_) | Leg::Direct => {
+                return;
+            }
         };
         let proxy = self.instance(instance).process;
         // Of a process whose creation was missed it is not known whose it is, unless it is the proxy's own ancestor.
         let inside = |process: ProcessIx| {
-            let unknown = processes.process(process).parent.is_none() && !processes.descends_from(proxy, process);
+            let unknown = processes.process(process).parent.is_none()
+                && !processes.descends_from(proxy, process);
             unknown || processes.descends_from(process, proxy)
         };
         let made_it = channels.channel(stream.channel).creator() == Some(proxy);
         if !made_it && !far.iter().any(|(process, _)| inside(*process)) {
             return;
         }
-        let outsiders: Vec<ProcessIx> =
-            far.iter().map(|(process, _)| *process).filter(|process| !inside(*process)).collect();
+        let outsiders: Vec<ProcessIx> = far
+            .iter()
+            .map(|(process, _)| *process)
+            .filter(|process| !inside(*process))
+            .collect();
         if !outsiders.is_empty() {
             self.outsiders.insert(stream, outsiders);
         }
@@ -180,7 +192,10 @@ impl Roles {
 
     /// All proxy instances.
     pub fn instances(&self) -> impl Iterator<Item = (InstanceIx, &Instance)> {
-        self.instances.iter().enumerate().map(|(ix, instance)| (InstanceIx(ix), instance))
+        self.instances
+            .iter()
+            .enumerate()
+            .map(|(ix, instance)| (InstanceIx(ix), instance))
     }
 
     /// The instance at an index that these roles gave out.
@@ -196,7 +211,10 @@ impl Roles {
     /// The instance that a process is at a moment: what it does before it executes the proxy, or after it executes something
     /// else, is not the proxy's doing.
     pub fn instance_at(&self, process: ProcessIx, at: BootNs) -> Option<InstanceIx> {
-        self.by_process.get(&process).filter(|life| life.from <= at && at <= life.to).map(|life| life.instance)
+        self.by_process
+            .get(&process)
+            .filter(|life| life.from <= at && at <= life.to)
+            .map(|life| life.instance)
     }
 
     /// Whether any stream is this leg. A proxy whose other side is a terminal, a file or a network has none there.
@@ -221,12 +239,19 @@ impl Roles {
         for (ix, process) in processes.iter() {
             // A process that became something else by another exec is no proxy any more, but was one: its streams count.
             let found = proxies.iter().enumerate().find_map(|(at, proxy)| {
-                process.executions.iter().rev().filter(|execution| !execution.inherited).find_map(|execution| {
-                    let own = proxy.own_exes.contains(&execution.exe);
-                    (own || proxy.exes.contains(&execution.exe)).then_some((at, execution, own))
-                })
+                process
+                    .executions
+                    .iter()
+                    .rev()
+                    .filter(|execution| !execution.inherited)
+                    .find_map(|execution| {
+                        let own = proxy.own_exes.contains(&execution.exe);
+                        (own || proxy.exes.contains(&execution.exe)).then_some((at, execution, own))
+                    })
             });
-            let Some((proxy, execution, own)) = found else { continue };
+            let Some((proxy, execution, own)) = found else {
+                continue;
+            };
             let files = files_of(ix, process, &written);
             // With several proxies of one executable, the log that it holds says which one it is.
             let holds = |(at, candidate): (usize, &ProxyIdentity)| {
@@ -234,7 +259,8 @@ impl Roles {
                     || wrote.get(&ix).is_some_and(|logs| logs.contains(&at))
             };
             let holder = proxies.iter().enumerate().position(|(at, candidate)| {
-                (candidate.exes.contains(&execution.exe) || candidate.own_exes.contains(&execution.exe))
+                (candidate.exes.contains(&execution.exe)
+                    || candidate.own_exes.contains(&execution.exe))
                     && holds((at, candidate))
             });
             let logs_known = proxies.iter().any(|candidate| !candidate.logs.is_empty());
@@ -245,9 +271,21 @@ impl Roles {
                 (None, _) => Strength::Claimed,
             };
             // What was found in `/proc` ran before it was looked at.
-            let from = if process.known == Known::Forked { execution.at } else { BootNs(0) };
-            let left = process.executions.iter().find(|other| other.at > execution.at).map(|other| other.at);
-            let life = Life { instance: self.next(), from, to: left.unwrap_or(BootNs(u64::MAX)) };
+            let from = if process.known == Known::Forked {
+                execution.at
+            } else {
+                BootNs(0)
+            };
+            let left = process
+                .executions
+                .iter()
+                .find(|other| other.at > execution.at)
+                .map(|other| other.at);
+            let life = Life {
+                instance: self.next(),
+                from,
+                to: left.unwrap_or(BootNs(u64::MAX)),
+            };
             let instance = Instance {
                 process: ix,
                 proxy: holder.unwrap_or(proxy),
@@ -274,25 +312,48 @@ impl Roles {
         written: &BTreeMap<ProcessIx, Vec<FileId>>,
     ) {
         for (ix, process) in processes.iter() {
-            let Some((first, last)) = process.acted_as_proxy.filter(|_| !self.by_process.contains_key(&ix)) else {
+            let Some((first, last)) = process
+                .acted_as_proxy
+                .filter(|_| !self.by_process.contains_key(&ix))
+            else {
                 continue;
             };
             // What it executed is known, and is no proxy that was configured.
             // Between its creation and its first exec a proxy's child still has the mark.
-            if process.parent.is_some_and(|parent| self.by_process.contains_key(&parent)) {
+            if process
+                .parent
+                .is_some_and(|parent| self.by_process.contains_key(&parent))
+            {
                 continue;
             }
-            if proxies.is_empty() || process.executions.iter().any(|execution| !execution.inherited && execution.at <= first) {
+            if proxies.is_empty()
+                || process
+                    .executions
+                    .iter()
+                    .any(|execution| !execution.inherited && execution.at <= first)
+            {
                 continue;
             }
             let files = files_of(ix, process, written);
-            let holder = proxies.iter().position(|proxy| proxy.logs.iter().any(|log| files.contains(log)));
-            if holder.is_none() && !files.is_empty() && proxies.iter().any(|proxy| !proxy.logs.is_empty()) {
+            let holder = proxies
+                .iter()
+                .position(|proxy| proxy.logs.iter().any(|log| files.contains(log)));
+            if holder.is_none()
+                && !files.is_empty()
+                && proxies.iter().any(|proxy| !proxy.logs.is_empty())
+            {
                 continue;
             }
-            let left = process.executions.iter().find(|execution| !execution.inherited && execution.at > last);
+            let left = process
+                .executions
+                .iter()
+                .find(|execution| !execution.inherited && execution.at > last);
             let left = left.map(|execution| execution.at);
-            let life = Life { instance: self.next(), from: first, to: left.unwrap_or(BootNs(u64::MAX)) };
+            let life = Life {
+                instance: self.next(),
+                from: first,
+                to: left.unwrap_or(BootNs(u64::MAX)),
+            };
             let instance = Instance {
                 process: ix,
                 proxy: holder.unwrap_or(0),
@@ -319,15 +380,24 @@ impl Roles {
     /// A child of a proxy that has executed nothing yet runs the proxy's program: what it writes is the proxy's writing.
     fn add_forked_workers(&mut self, processes: &ProcessTable) {
         for (ix, process) in processes.iter() {
-            let runs_parents_program =
-                process.executions.last().is_some_and(|execution| execution.inherited);
+            let runs_parents_program = process
+                .executions
+                .last()
+                .is_some_and(|execution| execution.inherited);
             let instance = process.parent.and_then(|parent| self.instance_of(parent));
             if let Some(instance) = instance
                 && runs_parents_program
                 && !self.by_process.contains_key(&ix)
                 && !(process.acted_unmarked && is_marked(process.parent, processes))
             {
-                self.by_process.insert(ix, Life { instance, from: BootNs(0), to: BootNs(u64::MAX) });
+                self.by_process.insert(
+                    ix,
+                    Life {
+                        instance,
+                        from: BootNs(0),
+                        to: BootNs(u64::MAX),
+                    },
+                );
             }
         }
     }
@@ -341,7 +411,8 @@ impl Roles {
     ) -> Leg {
         let channel = channels.channel(stream.channel);
         let first = |list: &[(ProcessIx, Moved)]| {
-            list.iter().find_map(|(process, _)| self.instance_of(*process))
+            list.iter()
+                .find_map(|(process, _)| self.instance_of(*process))
         };
         let writer = first(&frames.writers);
         let reader = first(&frames.readers);
@@ -379,8 +450,16 @@ impl Roles {
         frames: &StreamFrames,
         channel: &Channel,
     ) -> (Option<InstanceIx>, Option<InstanceIx>) {
-        let read_end = if channel.kind == ChannelKind::UnixStream { 1 - stream.from_end } else { 0 };
-        let find = |end, direction| channel.found_with(end, direction).find_map(|process| self.instance_of(process));
+        let read_end = if channel.kind == ChannelKind::UnixStream {
+            1 - stream.from_end
+        } else {
+            0
+        };
+        let find = |end, direction| {
+            channel
+                .found_with(end, direction)
+                .find_map(|process| self.instance_of(process))
+        };
         let writer = || find(stream.from_end, Direction::Write);
         let reader = || find(read_end, Direction::Read);
         (
@@ -391,8 +470,17 @@ impl Roles {
 }
 
 /// Regular files that a process opened for writing or wrote as a proxy.
-fn files_of(ix: ProcessIx, process: &Process, written: &BTreeMap<ProcessIx, Vec<FileId>>) -> Vec<FileId> {
-    process.files_opened.iter().chain(written.get(&ix).into_iter().flatten()).copied().collect()
+fn files_of(
+    ix: ProcessIx,
+    process: &Process,
+    written: &BTreeMap<ProcessIx, Vec<FileId>>,
+) -> Vec<FileId> {
+    process
+        .files_opened
+        .iter()
+        .chain(written.get(&ix).into_iter().flatten())
+        .copied()
+        .collect()
 }
 
 /// Whether the kernel marked what this process did as a proxy's doing: then its children have the mark until they execute.
@@ -401,7 +489,9 @@ fn is_marked(process: Option<ProcessIx>, processes: &ProcessTable) -> bool {
 }
 
 fn has_uid_of_parent(process: &Process, processes: &ProcessTable) -> bool {
-    let parent = process.parent.and_then(|parent| processes.process(parent).uid);
+    let parent = process
+        .parent
+        .and_then(|parent| processes.process(parent).uid);
     process.uid.is_some() && process.uid == parent
 }
 
@@ -417,10 +507,10 @@ fn files_written(
         }
         let Some(key) = channel.ends[0] else { continue };
         for (process, _) in &frames.writers {
-            files
-                .entry(*process)
-                .or_default()
-                .push(FileId { dev: channel.dev, inode: key.inode });
+            files.entry(*process).or_default().push(FileId {
+                dev: channel.dev,
+                inode: key.inode,
+            });
         }
     }
     files

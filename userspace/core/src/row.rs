@@ -38,8 +38,8 @@ pub use self::sighting::SightingRow;
 pub use self::table::{
     Cell, Column, ColumnType, ColumnVisitor, PayloadBytes, PayloadText, Table, TableRow, Value,
 };
-pub use crate::time::{BootNs, UtcNs};
 pub use self::verdict::VerdictRow;
+pub use crate::time::{BootNs, UtcNs};
 
 macro_rules! rows {
     ($($variant:ident($row:ident)),* $(,)?) => {

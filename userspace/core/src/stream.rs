@@ -181,7 +181,13 @@ impl EndLog {
     }
 
     /// Compares with the kernel's totals for this end: what it counted beyond the last operation seen is a gap.
-    pub fn close(&mut self, kernel_ops: u64, kernel_bytes: u64, at: BootNs, out: &mut impl FnMut(Item<'_>)) {
+    pub fn close(
+        &mut self,
+        kernel_ops: u64,
+        kernel_bytes: u64,
+        at: BootNs,
+        out: &mut impl FnMut(Item<'_>),
+    ) {
         self.closed = true;
         if kernel_bytes > self.next_position || kernel_ops > self.next_seq {
             let len = kernel_bytes.saturating_sub(self.next_position);
@@ -229,9 +235,13 @@ impl EndLog {
             Payload::Missing { len, reason } => (len, Part::Missing(reason)),
         };
         let end = transfer.offset.saturating_add(len);
-        let overlaps = held.parts.range(..end).next_back().is_some_and(|(offset, (part_len, _))| {
-            offset.saturating_add(*part_len) > transfer.offset
-        });
+        let overlaps =
+            held.parts
+                .range(..end)
+                .next_back()
+                .is_some_and(|(offset, (part_len, _))| {
+                    offset.saturating_add(*part_len) > transfer.offset
+                });
         if overlaps || len == 0 || end > held.op.returned {
             self.duplicates += 1;
             return;
@@ -253,7 +263,9 @@ impl EndLog {
     }
 
     fn release_first(&mut self, out: &mut impl FnMut(Item<'_>)) {
-        let Some((seq, held)) = self.held.pop_first() else { return };
+        let Some((seq, held)) = self.held.pop_first() else {
+            return;
+        };
         self.step_to(seq, &held.op, out);
         let mut at = 0;
         for (offset, (len, part)) in held.parts {
@@ -270,7 +282,13 @@ impl EndLog {
             at = offset + len;
         }
         if at < held.op.returned {
-            self.op_gap(&held.op, at, held.op.returned - at, GapReason::RingFull, out);
+            self.op_gap(
+                &held.op,
+                at,
+                held.op.returned - at,
+                GapReason::RingFull,
+                out,
+            );
         }
         self.finish_op(seq, &held.op);
     }
@@ -288,10 +306,22 @@ impl EndLog {
 
     fn release_bytes(&mut self, op: &Op, offset: u64, data: &[u8], out: &mut impl FnMut(Item<'_>)) {
         self.captured += data.len() as u64;
-        out(Item::Bytes { op, offset, position: self.next_position.saturating_add(offset), data });
+        out(Item::Bytes {
+            op,
+            offset,
+            position: self.next_position.saturating_add(offset),
+            data,
+        });
     }
 
-    fn op_gap(&mut self, op: &Op, offset: u64, len: u64, reason: GapReason, out: &mut impl FnMut(Item<'_>)) {
+    fn op_gap(
+        &mut self,
+        op: &Op,
+        offset: u64,
+        len: u64,
+        reason: GapReason,
+        out: &mut impl FnMut(Item<'_>),
+    ) {
         out(Item::Gap(Gap {
             position: self.next_position.saturating_add(offset),
             len: Some(len),

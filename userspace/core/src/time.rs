@@ -52,7 +52,11 @@ impl Clock {
     pub fn observe(&mut self, boot: BootNs, utc: UtcNs) {
         let offset = utc.0.wrapping_sub(boot.0.cast_signed());
         // A reading that says nothing new need not be kept: jitter of a microsecond is no step.
-        if self.pairs.last().is_some_and(|(_, last)| last.abs_diff(offset) < 1_000) {
+        if self
+            .pairs
+            .last()
+            .is_some_and(|(_, last)| last.abs_diff(offset) < 1_000)
+        {
             return;
         }
         if self.pairs.len() < CLOCK_PAIRS_MAX {
@@ -64,7 +68,10 @@ impl Clock {
     /// UTC of a moment of the boot clock; the first offset holds for what is before the first reading.
     pub fn utc(&self, boot: BootNs) -> UtcNs {
         let at = self.pairs.partition_point(|(known, _)| *known <= boot.0);
-        let offset = self.pairs.get(at.saturating_sub(1)).map_or(0, |(_, offset)| *offset);
+        let offset = self
+            .pairs
+            .get(at.saturating_sub(1))
+            .map_or(0, |(_, offset)| *offset);
         UtcNs(boot.0.cast_signed().wrapping_add(offset))
     }
 

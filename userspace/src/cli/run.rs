@@ -131,9 +131,7 @@ fn start(command: Command, signals: &Signals, recording: &mut Recording) -> Resu
             "the agent's process has no descriptor",
         ));
     };
-    recording
-        .tag(pid, pidfd)
-        .or_exit(Code::Internal)?;
+    recording.tag(pid, pidfd).or_exit(Code::Internal)?;
     recording.note(
         countersign_common::kind::CAPTURE,
         &json!({ "event": "agent", "pid": pid }),

@@ -94,7 +94,10 @@ impl Engine {
         let keys = setup
             .keys
             .into_iter()
-            .map(|key| key.map(|key: KeyBytes| Key::new(key.as_bytes().to_vec())).transpose())
+            .map(|key| {
+                key.map(|key: KeyBytes| Key::new(key.as_bytes().to_vec()))
+                    .transpose()
+            })
             .collect::<Result<_, _>>()
             .or_exit(Code::Config)?;
         Ok(Self {
@@ -112,25 +115,36 @@ impl Engine {
     }
 
     fn core(&mut self) -> Result<&mut Core> {
-        self.core.as_mut().ok_or_else(|| anyhow!("the spool holds no segment"))
+        self.core
+            .as_mut()
+            .ok_or_else(|| anyhow!("the spool holds no segment"))
     }
 
     fn settings(&mut self, capture: CaptureId) -> Settings {
-        let proxies = self.config.proxies.iter().zip(std::mem::take(&mut self.keys)).map(|(proxy, key)| {
-            let redaction = match &proxy.redact_keys {
-                Some(keys) => Redaction::new(keys),
-                None => Redaction::default(),
-            };
-            Proxy {
-                name: proxy.name.clone(),
-                identity: ProxyIdentity {
-                    exes: proxy.exe.iter().filter_map(|exe| exe_id(exe)).collect(),
-                    own_exes: Vec::new(),
-                    logs: Vec::new(),
-                },
-                policy: ProxyPolicy { key, redaction, key_readable_by_agent: false },
-            }
-        });
+        let proxies = self
+            .config
+            .proxies
+            .iter()
+            .zip(std::mem::take(&mut self.keys))
+            .map(|(proxy, key)| {
+                let redaction = match &proxy.redact_keys {
+                    Some(keys) => Redaction::new(keys),
+                    None => Redaction::default(),
+                };
+                Proxy {
+                    name: proxy.name.clone(),
+                    identity: ProxyIdentity {
+                        exes: proxy.exe.iter().filter_map(|exe| exe_id(exe)).collect(),
+                        own_exes: Vec::new(),
+                        logs: Vec::new(),
+                    },
+                    policy: ProxyPolicy {
+                        key,
+                        redaction,
+                        key_readable_by_agent: false,
+                    },
+                }
+            });
         Settings {
             capture,
             payload: match self.config.capture.payload {
@@ -155,8 +169,18 @@ impl Engine {
         }
     }
 
-    fn incident(&mut self, proxy: usize, (kind, severity): (&'static str, Severity), message: String) {
-        let incident = LogIncident { proxy, kind, severity, message };
+    fn incident(
+        &mut self,
+        proxy: usize,
+        (kind, severity): (&'static str, Severity),
+        message: String,
+    ) {
+        let incident = LogIncident {
+            proxy,
+            kind,
+            severity,
+            message,
+        };
         match &mut self.core {
             Some(core) => core.handle_log_incident(incident),
             None => self.early.push(incident),
@@ -172,7 +196,9 @@ impl Engine {
             }
         }
         for key in std::mem::take(&mut self.opened) {
-            let Some(mut log) = self.logs.remove(&key) else { continue };
+            let Some(mut log) = self.logs.remove(&key) else {
+                continue;
+            };
             if log.replaced {
                 continue;
             }
@@ -181,7 +207,10 @@ impl Engine {
                 log.keep(item);
             }
             if log.bad > BAD_LINES_MAX {
-                let message = format!("{} more lines of the log are no entries", log.bad - BAD_LINES_MAX);
+                let message = format!(
+                    "{} more lines of the log are no entries",
+                    log.bad - BAD_LINES_MAX
+                );
                 self.incident(key.0, incident::UNREADABLE, message);
             }
             let core = self.core()?;
@@ -206,8 +235,12 @@ impl Correlator for Engine {
         if self.core.is_some() {
             return Ok(());
         }
-        let ulid = ulid::Ulid::from_string(&header.capture)
-            .map_err(|error| anyhow!("the spool's capture id {:?} is no ulid: {error:?}", header.capture))?;
+        let ulid = ulid::Ulid::from_string(&header.capture).map_err(|error| {
+            anyhow!(
+                "the spool's capture id {:?} is no ulid: {error:?}",
+                header.capture
+            )
+        })?;
         let capture = CaptureId::from_ulid(ulid);
         self.host.clone_from(&header.host);
         self.capture = Some(capture);
@@ -225,34 +258,56 @@ impl Correlator for Engine {
     }
 
     fn damage(&mut self, damage: Damage) -> Result<()> {
-        let detail = format!("segment {} at byte {}: {:?}", damage.segment, damage.offset, damage.kind);
-        self.core()?.handle_loss("spool_damage", detail, damage.bytes);
+        let detail = format!(
+            "segment {} at byte {}: {:?}",
+            damage.segment, damage.offset, damage.kind
+        );
+        self.core()?
+            .handle_loss("spool_damage", detail, damage.bytes);
         Ok(())
     }
 
     fn log(&mut self, proxy: usize, event: LogEvent<'_>) -> Result<()> {
         match event {
-            LogEvent::Opened { file, path, facts, again } => {
+            LogEvent::Opened {
+                file,
+                path,
+                facts,
+                again,
+            } => {
                 if let Some(old) = again.and_then(|old| self.logs.get_mut(&(proxy, old))) {
                     old.replaced = true;
                 }
                 self.opened.push((proxy, file));
-                let log = OpenLog { path, facts, reader: Reader::new(), items: Vec::new(), bad: 0, replaced: false };
+                let log = OpenLog {
+                    path,
+                    facts,
+                    reader: Reader::new(),
+                    items: Vec::new(),
+                    bad: 0,
+                    replaced: false,
+                };
                 self.logs.insert((proxy, file), log);
             }
             LogEvent::Bytes { file, data, .. } => {
-                let log = self.logs.get_mut(&(proxy, file)).context("bytes of a log that was not opened")?;
+                let log = self
+                    .logs
+                    .get_mut(&(proxy, file))
+                    .context("bytes of a log that was not opened")?;
                 log.reader.push(data);
                 while let Some(item) = log.reader.poll() {
                     log.keep(item);
                 }
             }
             LogEvent::Truncated { read, size, .. } => {
-                let message = format!("the log became shorter: {read} bytes were read of it, now it has {size}");
+                let message = format!(
+                    "the log became shorter: {read} bytes were read of it, now it has {size}"
+                );
                 self.incident(proxy, incident::TRUNCATED, message);
             }
             LogEvent::Rewritten { .. } => {
-                let message = "bytes of the log that had been read were changed in place".to_owned();
+                let message =
+                    "bytes of the log that had been read were changed in place".to_owned();
                 self.incident(proxy, incident::REWRITTEN, message);
             }
             LogEvent::Rotated { .. } => {
@@ -261,17 +316,30 @@ impl Correlator for Engine {
             // Told at the end for a log that nothing was ever opened of.
             LogEvent::Missing => {}
             LogEvent::Removed { .. } => {
-                let message = "the log was deleted, or another file was put in its place".to_owned();
+                let message =
+                    "the log was deleted, or another file was put in its place".to_owned();
                 self.incident(proxy, incident::REMOVED, message);
             }
             LogEvent::Refused { why } => {
-                self.incident(proxy, incident::REFUSED, format!("what has the log's name was not read: {why}"));
+                self.incident(
+                    proxy,
+                    incident::REFUSED,
+                    format!("what has the log's name was not read: {why}"),
+                );
             }
             LogEvent::Unreadable { why, .. } => {
-                self.incident(proxy, incident::UNREADABLE, format!("the log could not be read: {why}"));
+                self.incident(
+                    proxy,
+                    incident::UNREADABLE,
+                    format!("the log could not be read: {why}"),
+                );
             }
             LogEvent::TooMany => {
-                self.incident(proxy, incident::TOO_MANY, "more log files than are followed".to_owned());
+                self.incident(
+                    proxy,
+                    incident::TOO_MANY,
+                    "more log files than are followed".to_owned(),
+                );
             }
         }
         Ok(())
@@ -281,10 +349,14 @@ impl Correlator for Engine {
         self.feed_logs()?;
         let core = self.core.take().context("the spool holds no segment")?;
         let capture = self.capture.context("the spool holds no segment")?;
-        let mut parquet: Box<dyn RowSink> =
-            Box::new(ParquetSink::new(Box::new(Arc::clone(&self.out)), capture, &self.host));
-        let mut lines: Option<Box<dyn RowSink>> =
-            self.json.then(|| Box::new(JsonLinesSink::new(io::BufWriter::new(io::stdout()))) as Box<dyn RowSink>);
+        let mut parquet: Box<dyn RowSink> = Box::new(ParquetSink::new(
+            Box::new(Arc::clone(&self.out)),
+            capture,
+            &self.host,
+        ));
+        let mut lines: Option<Box<dyn RowSink>> = self.json.then(|| {
+            Box::new(JsonLinesSink::new(io::BufWriter::new(io::stdout()))) as Box<dyn RowSink>
+        });
         let mut summary = Summary::new();
         let mut failed = None;
         core.finish(&mut |row: Row| {
@@ -293,7 +365,9 @@ impl Correlator for Engine {
             }
             summary.observe(&row);
             let written = parquet.row(row.as_table_row());
-            let told = lines.as_mut().map_or(Ok(()), |lines| lines.row(row.as_table_row()));
+            let told = lines
+                .as_mut()
+                .map_or(Ok(()), |lines| lines.row(row.as_table_row()));
             failed = written.and(told).err();
         });
         if let Some(error) = failed {
@@ -303,15 +377,28 @@ impl Correlator for Engine {
         if let Some(lines) = lines {
             lines.finish()?;
         } else {
-            let text = summary.text(Evidence { capture, out: self.out.path(), files: &files });
-            io::stdout().lock().write_all(text.as_bytes()).context("cannot print the summary")?;
+            let text = summary.text(Evidence {
+                capture,
+                out: self.out.path(),
+                files: &files,
+            });
+            io::stdout()
+                .lock()
+                .write_all(text.as_bytes())
+                .context("cannot print the summary")?;
         }
-        Ok(Outcome { findings: summary.has_findings(), could_not_see: summary.could_not_see() })
+        Ok(Outcome {
+            findings: summary.has_findings(),
+            could_not_see: summary.could_not_see(),
+        })
     }
 }
 
 /// Identity of the file at a path now; `None` if there is none.
 fn exe_id(path: &std::path::Path) -> Option<ExeId> {
     let metadata = std::fs::metadata(path).ok()?;
-    Some(ExeId { dev: kernel_dev(metadata.dev()), inode: metadata.ino() })
+    Some(ExeId {
+        dev: kernel_dev(metadata.dev()),
+        inode: metadata.ino(),
+    })
 }

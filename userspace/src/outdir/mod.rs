@@ -89,7 +89,10 @@ impl OutDir {
     /// # Errors
     /// When no descriptor is left.
     pub fn try_clone(&self) -> io::Result<Self> {
-        Ok(Self { path: self.path.clone(), dir: self.dir.try_clone()? })
+        Ok(Self {
+            path: self.path.clone(),
+            dir: self.dir.try_clone()?,
+        })
     }
 
     /// Creates the directory (0700) or takes an existing empty one of this user, after checking that none of

@@ -216,8 +216,13 @@ fn widths(rows: &[[String; 7]]) -> [usize; 7] {
         }
     }
     while widths.iter().sum::<usize>() + widths.len() - 1 > COLUMNS {
-        let excess = widths.iter().zip(WIDTHS).map(|(width, own)| width.saturating_sub(own));
-        let Some((widest, _)) = excess.enumerate().max_by_key(|(_, excess)| *excess) else { break };
+        let excess = widths
+            .iter()
+            .zip(WIDTHS)
+            .map(|(width, own)| width.saturating_sub(own));
+        let Some((widest, _)) = excess.enumerate().max_by_key(|(_, excess)| *excess) else {
+            break;
+        };
         widths[widest] -= 1;
     }
     if widths.iter().sum::<usize>() + 2 * (widths.len() - 1) <= COLUMNS {
@@ -228,7 +233,15 @@ fn widths(rows: &[[String; 7]]) -> [usize; 7] {
 
 /// Columns that a cell takes. Wide characters were counted as two when it was cut.
 fn columns(cell: &str) -> usize {
-    cell.chars().map(|character| if character.is_ascii() || character == '…' { 1 } else { 2 }).sum()
+    cell.chars()
+        .map(|character| {
+            if character.is_ascii() || character == '…' {
+                1
+            } else {
+                2
+            }
+        })
+        .sum()
 }
 
 fn push_row(out: &mut String, cells: &[String; 7], widths: [usize; 7]) {

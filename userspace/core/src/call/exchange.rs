@@ -49,19 +49,27 @@ pub fn pair(passages: &Passages, roles: &Roles) -> Vec<Call> {
                 calls.push(call_of(passage, duplicate));
             }
             // What others wrote to the receiver of answers answers nothing that was asked of the proxy or the server.
-            (MessageKind::Response | MessageKind::ErrorResponse, Some(_)) if matches!(passage.route, Route::Foreign(_)) => {
+            (MessageKind::Response | MessageKind::ErrorResponse, Some(_))
+                if matches!(passage.route, Route::Foreign(_)) =>
+            {
                 calls.push(stray(passage));
             }
             (MessageKind::Response | MessageKind::ErrorResponse, Some(id)) => {
                 let key = (session, passage.way.back(), id);
-                let request = in_flight.get_mut(&key).and_then(|queue| take(queue, &calls, passage, roles));
+                let request = in_flight
+                    .get_mut(&key)
+                    .and_then(|queue| take(queue, &calls, passage, roles));
                 match request {
                     Some(ix) => calls[ix].response = Some(passage.clone()),
                     None => calls.push(stray(passage)),
                 }
             }
-            (MessageKind::Response | MessageKind::ErrorResponse, None) => calls.push(stray(passage)),
-            (MessageKind::Request | MessageKind::Notification, _) => calls.push(call_of(passage, false)),
+            (MessageKind::Response | MessageKind::ErrorResponse, None) => {
+                calls.push(stray(passage))
+            }
+            (MessageKind::Request | MessageKind::Notification, _) => {
+                calls.push(call_of(passage, false))
+            }
             (MessageKind::NotJsonRpc, _) => {}
         }
     }
@@ -74,7 +82,12 @@ pub fn pair(passages: &Passages, roles: &Roles) -> Vec<Call> {
 ///
 /// Of several that fit equally it is the last: a peer that uses an id again has given up the request before, and mcp-audit keeps
 /// the last one only. Countersign's own proxy lets them queue up.
-fn take(queue: &mut VecDeque<usize>, calls: &[Call], answer: &Passage, roles: &Roles) -> Option<usize> {
+fn take(
+    queue: &mut VecDeque<usize>,
+    calls: &[Call],
+    answer: &Passage,
+    roles: &Roles,
+) -> Option<usize> {
     let from_server = answer.sent.is_some() || !matches!(answer.route, Route::ProxyOwn(_));
     let rank = |ix: &usize| -> Option<u8> {
         let request = calls[*ix].request.as_ref()?;
@@ -87,13 +100,28 @@ fn take(queue: &mut VecDeque<usize>, calls: &[Call], answer: &Passage, roles: &R
             (false, false) => 3,
         })
     };
-    let in_order = answer.route.instance().is_some_and(|instance| roles.instance(instance).own);
+    let in_order = answer
+        .route
+        .instance()
+        .is_some_and(|instance| roles.instance(instance).own);
     let ranked = |(at, ix): (usize, &usize)| (rank(ix).unwrap_or(u8::MAX), at);
     let at = if in_order {
-        queue.iter().enumerate().take(IN_FLIGHT_SEARCHED_MAX).map(ranked).min()?.1
+        queue
+            .iter()
+            .enumerate()
+            .take(IN_FLIGHT_SEARCHED_MAX)
+            .map(ranked)
+            .min()?
+            .1
     } else {
-        let last = queue.iter().enumerate().rev().take(IN_FLIGHT_SEARCHED_MAX).map(ranked);
-        last.min_by_key(|(rank, at)| (*rank, std::cmp::Reverse(*at)))?.1
+        let last = queue
+            .iter()
+            .enumerate()
+            .rev()
+            .take(IN_FLIGHT_SEARCHED_MAX)
+            .map(ranked);
+        last.min_by_key(|(rank, at)| (*rank, std::cmp::Reverse(*at)))?
+            .1
     };
     queue.remove(at)
 }

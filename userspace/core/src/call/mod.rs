@@ -5,8 +5,8 @@
 
 pub mod exchange;
 pub mod passage;
-mod trouble;
 mod relay;
+mod trouble;
 
 use crate::evidence::Placed;
 use crate::message::{Message, MessageKind};
@@ -198,7 +198,9 @@ impl Call {
     /// What it is.
     pub fn kind(&self) -> CallKind {
         match &self.request {
-            Some(request) if request.message.kind == MessageKind::Notification => CallKind::Notification,
+            Some(request) if request.message.kind == MessageKind::Notification => {
+                CallKind::Notification
+            }
             Some(_) => CallKind::Request,
             None => CallKind::ResponseWithoutRequest,
         }
@@ -223,7 +225,9 @@ impl Call {
 
     /// Its method.
     pub fn method(&self) -> Option<&str> {
-        self.request.as_ref().and_then(|passage| passage.message.method.as_deref())
+        self.request
+            .as_ref()
+            .and_then(|passage| passage.message.method.as_deref())
     }
 }
 

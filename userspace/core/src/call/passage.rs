@@ -81,17 +81,22 @@ pub fn assemble(scene: Scene<'_>) -> Passages {
             }
             continue;
         }
-        if frame.flags.intersects(
-            FrameFlags::INCOMPLETE | FrameFlags::HEAD_MISSING | FrameFlags::TOO_LONG,
-        ) {
+        if frame
+            .flags
+            .intersects(FrameFlags::INCOMPLETE | FrameFlags::HEAD_MISSING | FrameFlags::TOO_LONG)
+        {
             out.oddities.push(Oddity::Incomplete(ix));
             continue;
         }
         match placed.leg {
             Leg::ClientToProxy(at) => legs.entry((at, Way::ToServer)).or_default().read.push(ix),
             Leg::ServerToProxy(at) => legs.entry((at, Way::ToClient)).or_default().read.push(ix),
-            Leg::ProxyToServer(at) => out.side(scene, ix, at, legs.entry((at, Way::ToServer)).or_default()),
-            Leg::ProxyToClient(at) => out.side(scene, ix, at, legs.entry((at, Way::ToClient)).or_default()),
+            Leg::ProxyToServer(at) => {
+                out.side(scene, ix, at, legs.entry((at, Way::ToServer)).or_default())
+            }
+            Leg::ProxyToClient(at) => {
+                out.side(scene, ix, at, legs.entry((at, Way::ToClient)).or_default())
+            }
             Leg::Direct => direct.push(ix),
             Leg::ProxyFile(_) => {}
         }
@@ -107,7 +112,14 @@ pub fn assemble(scene: Scene<'_>) -> Passages {
             out.direct(scene, ix);
         }
     }
-    out.passages.sort_by_key(|passage| (passage.at, passage.primary().map(|sighting| (sighting.placed, sighting.element))));
+    out.passages.sort_by_key(|passage| {
+        (
+            passage.at,
+            passage
+                .primary()
+                .map(|sighting| (sighting.placed, sighting.element)),
+        )
+    });
     out
 }
 
@@ -160,7 +172,10 @@ impl Passages {
         for written in &written {
             let until = scene.placed[written.0 as usize].until;
             while let Some(read) = reads.next_if(|read| scene.placed[read.0 as usize].at <= until) {
-                waiting.entry(hash(bytes(scene, *read))).or_default().push(*read);
+                waiting
+                    .entry(hash(bytes(scene, *read)))
+                    .or_default()
+                    .push(*read);
             }
             let text = bytes(scene, *written);
             let read = waiting.get_mut(&hash(text)).and_then(|stack| {
@@ -181,16 +196,39 @@ impl Passages {
                 continue;
             };
             for message in self.messages(scene, *read) {
-                let sent = Sighting { placed: *read, element: message.element };
-                let received = Sighting { placed: *written, element: message.element };
-                self.push(scene, Route::Proxy(instance), way, message, (Some(sent), Some(received)), Hops::Equal);
+                let sent = Sighting {
+                    placed: *read,
+                    element: message.element,
+                };
+                let received = Sighting {
+                    placed: *written,
+                    element: message.element,
+                };
+                self.push(
+                    scene,
+                    Route::Proxy(instance),
+                    way,
+                    message,
+                    (Some(sent), Some(received)),
+                    Hops::Equal,
+                );
             }
         }
         self.join_loose(scene, instance, way, loose_read, loose_written);
         for ix in joint.foreign {
             for message in self.messages(scene, ix) {
-                let received = Sighting { placed: ix, element: message.element };
-                self.push(scene, Route::Foreign(instance), way, message, (None, Some(received)), Hops::Single);
+                let received = Sighting {
+                    placed: ix,
+                    element: message.element,
+                };
+                self.push(
+                    scene,
+                    Route::Foreign(instance),
+                    way,
+                    message,
+                    (None, Some(received)),
+                    Hops::Single,
+                );
             }
         }
     }
@@ -206,7 +244,11 @@ impl Passages {
     ) {
         type Key = (MessageKind, Option<String>, Option<String>);
         let key = |loose: &Loose| -> Key {
-            (loose.message.kind, loose.message.id_text(), loose.message.method.clone())
+            (
+                loose.message.kind,
+                loose.message.id_text(),
+                loose.message.method.clone(),
+            )
         };
         let mut waiting: HashMap<Key, VecDeque<Loose>> = HashMap::new();
         for loose in written {
@@ -217,7 +259,9 @@ impl Passages {
             let read_at = scene.placed[loose.sighting.placed.0 as usize].at;
             // What was written before is no copy of what was read after.
             let found = waiting.get_mut(&key(&loose)).and_then(|queue| {
-                let at = queue.iter().position(|written| scene.placed[written.sighting.placed.0 as usize].until >= read_at)?;
+                let at = queue.iter().position(|written| {
+                    scene.placed[written.sighting.placed.0 as usize].until >= read_at
+                })?;
                 queue.remove(at)
             });
             let hops = match &found {
@@ -228,7 +272,14 @@ impl Passages {
                 Some(_) => Hops::Changed,
             };
             let received = found.map(|found| found.sighting);
-            self.push(scene, Route::Proxy(instance), way, loose.message, (Some(loose.sighting), received), hops);
+            self.push(
+                scene,
+                Route::Proxy(instance),
+                way,
+                loose.message,
+                (Some(loose.sighting), received),
+                hops,
+            );
         }
         let mut rest: Vec<Loose> = waiting.into_values().flatten().collect();
         rest.sort_by_key(|loose| (loose.sighting.placed, loose.sighting.element));
@@ -258,9 +309,19 @@ impl Passages {
             self.oddities.push(Oddity::ReaderDenies(ix));
         }
         for message in self.messages(scene, ix) {
-            let sighting = Sighting { placed: ix, element: message.element };
+            let sighting = Sighting {
+                placed: ix,
+                element: message.element,
+            };
             let received = (denied || placed.delivery.read.is_some()).then_some(sighting);
-            self.push(scene, route, way, message, (Some(sighting), received), Hops::Single);
+            self.push(
+                scene,
+                route,
+                way,
+                message,
+                (Some(sighting), received),
+                Hops::Single,
+            );
         }
     }
 
@@ -273,12 +334,30 @@ impl Passages {
         (sent, received): (Option<Sighting>, Option<Sighting>),
         hops: Hops,
     ) {
-        let legs = || [sent, received].into_iter().flatten().map(|sighting| &scene.placed[sighting.placed.0 as usize]);
-        let Some(at) = legs().map(|placed| placed.at).min() else { return };
+        let legs = || {
+            [sent, received]
+                .into_iter()
+                .flatten()
+                .map(|sighting| &scene.placed[sighting.placed.0 as usize])
+        };
+        let Some(at) = legs().map(|placed| placed.at).min() else {
+            return;
+        };
         let until = legs().map(|placed| placed.until).max().unwrap_or(at);
         let proved = legs().all(|placed| placed.proved);
         let trouble = trouble::of(scene, sent, received);
-        self.passages.push(Passage { route, way, message, sent, received, hops, at, until, proved, trouble });
+        self.passages.push(Passage {
+            route,
+            way,
+            message,
+            sent,
+            received,
+            hops,
+            at,
+            until,
+            proved,
+            trouble,
+        });
     }
 
     /// The JSON-RPC messages of a delivery; what else it holds becomes an oddity.
@@ -302,7 +381,13 @@ impl Passages {
 
     fn explode(&mut self, scene: Scene<'_>, ix: PlacedIx, into: &mut Vec<Loose>) {
         for message in self.messages(scene, ix) {
-            into.push(Loose { sighting: Sighting { placed: ix, element: message.element }, message });
+            into.push(Loose {
+                sighting: Sighting {
+                    placed: ix,
+                    element: message.element,
+                },
+                message,
+            });
         }
     }
 }
@@ -315,7 +400,10 @@ fn goes_on_watched(scene: Scene<'_>, instance: InstanceIx, way: Way) -> bool {
         Way::ToServer => {
             scene.roles.has_leg(Leg::ProxyToServer(instance))
                 || scene.roles.has_leg(Leg::ServerToProxy(instance))
-                || scene.channels.iter().any(|(_, channel)| channel.creator() == Some(proxy))
+                || scene
+                    .channels
+                    .iter()
+                    .any(|(_, channel)| channel.creator() == Some(proxy))
         }
         Way::ToClient => scene.roles.has_leg(Leg::ProxyToClient(instance)),
     }
@@ -326,7 +414,10 @@ fn goes_on_watched(scene: Scene<'_>, instance: InstanceIx, way: Way) -> bool {
 fn taken(scene: Scene<'_>, placed: &Placed) -> bool {
     let frame = &scene.frames[placed.record.0 as usize];
     let counted = scene.channels.channel(placed.stream.channel).created;
-    let read = scene.streams.get(&placed.stream).map_or(0, StreamFrames::bytes_read);
+    let read = scene
+        .streams
+        .get(&placed.stream)
+        .map_or(0, StreamFrames::bytes_read);
     counted && read >= frame.position.saturating_add(frame.len)
 }
 
@@ -336,7 +427,9 @@ fn same_content(one: &[u8], other: &[u8]) -> bool {
     if one == other {
         return true;
     }
-    let (Ok(one), Ok(other)) = (parse(one), parse(other)) else { return false };
+    let (Ok(one), Ok(other)) = (parse(one), parse(other)) else {
+        return false;
+    };
     ["params", "result", "error"].iter().all(|field| {
         let (one, other) = (one.root().get(field), other.root().get(field));
         compare::optional(one, other, &Redaction::none()) == Comparison::Equal
@@ -346,7 +439,9 @@ fn same_content(one: &[u8], other: &[u8]) -> bool {
 /// Who wrote and who read a delivery: as seen, else the stream's first.
 pub(crate) fn ends(scene: Scene<'_>, placed: &Placed) -> (Option<ProcessIx>, Option<ProcessIx>) {
     let by = |frame: Option<crate::frame::FrameIx>| {
-        frame.and_then(|ix| scene.frames.get(ix.0 as usize)).and_then(|frame| frame.by.first().copied())
+        frame
+            .and_then(|ix| scene.frames.get(ix.0 as usize))
+            .and_then(|frame| frame.by.first().copied())
     };
     let stream = scene.streams.get(&placed.stream);
     let writer = by(placed.delivery.written)

@@ -26,13 +26,21 @@ enum Joint {
 
 /// The direct deliveries, in order of time, that are hops of messages through a proxy.
 pub(super) fn relayed(scene: Scene<'_>, direct: &[PlacedIx]) -> BTreeSet<PlacedIx> {
-    let mut hops = Hops { open: HashMap::new(), relayed: BTreeSet::new(), towards_proxy: BTreeSet::new() };
+    let mut hops = Hops {
+        open: HashMap::new(),
+        relayed: BTreeSet::new(),
+        towards_proxy: BTreeSet::new(),
+    };
     for (placed, ix) in scene.placed.iter().zip(0u32..) {
         let ix = PlacedIx(ix);
         let (writer, reader) = ends(scene, placed);
         match placed.leg {
-            Leg::ClientToProxy(_) | Leg::ServerToProxy(_) => hops.offer(scene, ix, writer.map(Joint::PassedOnBy)),
-            Leg::ProxyToServer(_) | Leg::ProxyToClient(_) => hops.offer(scene, ix, reader.map(Joint::GotBy)),
+            Leg::ClientToProxy(_) | Leg::ServerToProxy(_) => {
+                hops.offer(scene, ix, writer.map(Joint::PassedOnBy))
+            }
+            Leg::ProxyToServer(_) | Leg::ProxyToClient(_) => {
+                hops.offer(scene, ix, reader.map(Joint::GotBy))
+            }
             Leg::ProxyFile(_) | Leg::Direct => {}
         }
     }
@@ -63,7 +71,10 @@ impl Hops {
 
     fn open_at(&mut self, scene: Scene<'_>, ix: PlacedIx, joint: Option<Joint>, from_client: bool) {
         if let Some(joint) = joint {
-            self.open.entry((hash(bytes(scene, ix)), joint)).or_default().push_back((ix, from_client));
+            self.open
+                .entry((hash(bytes(scene, ix)), joint))
+                .or_default()
+                .push_back((ix, from_client));
         }
     }
 
@@ -103,12 +114,18 @@ impl Hops {
         match joint {
             // It must have been passed on after it was got; what was passed on earlier is of no use to later ones either.
             Joint::PassedOnBy(_) => {
-                while queue.front().is_some_and(|(first, _)| placed(*first).until < at.at) {
+                while queue
+                    .front()
+                    .is_some_and(|(first, _)| placed(*first).until < at.at)
+                {
                     queue.pop_front();
                 }
             }
             Joint::GotBy(_) => {
-                if queue.front().is_some_and(|(first, _)| placed(*first).at > at.until) {
+                if queue
+                    .front()
+                    .is_some_and(|(first, _)| placed(*first).at > at.until)
+                {
                     return None;
                 }
             }
@@ -126,8 +143,13 @@ impl Hops {
             return self.relayed;
         }
         let ids = |ix: PlacedIx, answers: bool| -> Vec<String> {
-            let Ok(parsed) = message::parse(bytes(scene, ix)) else { return Vec::new() };
-            let wanted = parsed.messages.into_iter().filter(|message| message.kind.is_response() == answers);
+            let Ok(parsed) = message::parse(bytes(scene, ix)) else {
+                return Vec::new();
+            };
+            let wanted = parsed
+                .messages
+                .into_iter()
+                .filter(|message| message.kind.is_response() == answers);
             wanted.filter_map(|message| message.id).collect()
         };
         let mut answered: BTreeSet<(ProcessIx, String)> = BTreeSet::new();
@@ -139,7 +161,11 @@ impl Hops {
         if !answered.is_empty() {
             let executed = self.towards_proxy.iter().filter(|ix| {
                 let (_, reader) = ends(scene, &scene.placed[ix.0 as usize]);
-                reader.is_some_and(|reader| ids(**ix, false).into_iter().any(|id| answered.contains(&(reader, id))))
+                reader.is_some_and(|reader| {
+                    ids(**ix, false)
+                        .into_iter()
+                        .any(|id| answered.contains(&(reader, id)))
+                })
             });
             for ix in executed {
                 self.relayed.remove(ix);

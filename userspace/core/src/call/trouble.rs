@@ -13,17 +13,27 @@ use crate::process::ProcessIx;
 use crate::role::Leg;
 
 /// The first trouble of a message on its legs.
-pub(super) fn of(scene: Scene<'_>, sent: Option<Sighting>, received: Option<Sighting>) -> Option<Trouble> {
-    let placed = |sighting: Option<Sighting>| sighting.and_then(|sighting| scene.placed.get(sighting.placed.0 as usize));
+pub(super) fn of(
+    scene: Scene<'_>,
+    sent: Option<Sighting>,
+    received: Option<Sighting>,
+) -> Option<Trouble> {
+    let placed = |sighting: Option<Sighting>| {
+        sighting.and_then(|sighting| scene.placed.get(sighting.placed.0 as usize))
+    };
     let (sent, received) = (placed(sent), placed(received));
-    let text = sent.or(received).and_then(|placed| scene.frames.get(placed.record.0 as usize));
+    let text = sent
+        .or(received)
+        .and_then(|placed| scene.frames.get(placed.record.0 as usize));
     if text.is_some_and(|frame| reads_differently(&frame.bytes)) {
         return Some(Trouble::ReadDifferently);
     }
     if sent.is_some_and(|placed| has_foreign_author(scene, placed)) {
         return Some(Trouble::ForeignAuthor);
     }
-    received.is_some_and(|placed| was_taken(scene, placed)).then_some(Trouble::TakenByAnother)
+    received
+        .is_some_and(|placed| was_taken(scene, placed))
+        .then_some(Trouble::TakenByAnother)
 }
 
 /// Some runtimes take a lone carriage return for a line end; to JSON it is white space. Harmless unless a piece is a message.
@@ -33,7 +43,10 @@ fn reads_differently(line: &[u8]) -> bool {
     }
     line.split(|byte| *byte == b'\r').any(|piece| {
         message::parse(piece).is_ok_and(|parsed| {
-            parsed.messages.iter().any(|message| message.kind != MessageKind::NotJsonRpc)
+            parsed
+                .messages
+                .iter()
+                .any(|message| message.kind != MessageKind::NotJsonRpc)
         })
     })
 }
@@ -44,7 +57,9 @@ fn has_foreign_author(scene: Scene<'_>, placed: &Placed) -> bool {
         return false;
     }
     match placed.delivery.written {
-        Some(written) => by(scene, written).iter().any(|process| outsiders.contains(process)),
+        Some(written) => by(scene, written)
+            .iter()
+            .any(|process| outsiders.contains(process)),
         // Nobody was seen to write it, and somebody was there who had no business to.
         None => true,
     }
@@ -56,19 +71,31 @@ fn was_taken(scene: Scene<'_>, placed: &Placed) -> bool {
         return false;
     }
     if let Some(read) = placed.delivery.read {
-        return by(scene, read).iter().all(|process| outsiders.contains(process));
+        return by(scene, read)
+            .iter()
+            .all(|process| outsiders.contains(process));
     }
-    let Some(frame) = scene.frames.get(placed.record.0 as usize) else { return false };
+    let Some(frame) = scene.frames.get(placed.record.0 as usize) else {
+        return false;
+    };
     let end = frame.position.saturating_add(frame.len);
     scene.streams.get(&placed.stream).is_some_and(|stream| {
         stream.gaps.iter().any(|(side, gap)| {
-            let theirs = gap.process.is_some_and(|process| outsiders.contains(&process));
-            let gap_end = gap.len.map_or(u64::MAX, |len| gap.position.saturating_add(len));
+            let theirs = gap
+                .process
+                .is_some_and(|process| outsiders.contains(&process));
+            let gap_end = gap
+                .len
+                .map_or(u64::MAX, |len| gap.position.saturating_add(len));
             *side == End::Reader && theirs && gap.position < end && gap_end > frame.position
         })
     })
 }
 
 fn by(scene: Scene<'_>, frame: FrameIx) -> &[ProcessIx] {
-    scene.frames.get(frame.0 as usize).map(|frame| frame.by.as_slice()).unwrap_or_default()
+    scene
+        .frames
+        .get(frame.0 as usize)
+        .map(|frame| frame.by.as_slice())
+        .unwrap_or_default()
 }

@@ -33,10 +33,17 @@ pub(super) struct Derived {
 
 impl Derived {
     pub(super) fn of(correlator: &Correlator, policies: &[ProxyPolicy]) -> Self {
-        let identities: Vec<_> =
-            correlator.settings.proxies.iter().map(|proxy| proxy.identity.clone()).collect();
-        let wrote =
-            statement::writers_of_logs(&correlator.entries, &correlator.frames, &correlator.channels);
+        let identities: Vec<_> = correlator
+            .settings
+            .proxies
+            .iter()
+            .map(|proxy| proxy.identity.clone())
+            .collect();
+        let wrote = statement::writers_of_logs(
+            &correlator.entries,
+            &correlator.frames,
+            &correlator.channels,
+        );
         let roles = Roles::decide(
             &identities,
             &wrote,
@@ -54,7 +61,9 @@ impl Derived {
         };
         let passages = passage::assemble(scene);
         let calls = exchange::pair(&passages, &roles);
-        let seen_to = correlator.ended_in_order.then(|| correlator.clock.utc(correlator.now).0);
+        let seen_to = correlator
+            .ended_in_order
+            .then(|| correlator.clock.utc(correlator.now).0);
         let statements = statement::statements(
             &correlator.entries,
             seen_to,
@@ -70,7 +79,12 @@ impl Derived {
         }
         let statement_sides = statement_sides(correlator, &statements, policies);
         let assignment = assign::assign(&call_sides, &statement_sides);
-        let gaps = doubt::gaps(&correlator.streams, &correlator.channels, &roles, &correlator.open_tails());
+        let gaps = doubt::gaps(
+            &correlator.streams,
+            &correlator.channels,
+            &roles,
+            &correlator.open_tails(),
+        );
         let mcp = mcp_streams(scene, &passages);
         Self {
             roles,
@@ -86,7 +100,11 @@ impl Derived {
         }
     }
 
-    pub(super) fn case<'a>(&'a self, correlator: &'a Correlator, policies: &'a [ProxyPolicy]) -> Case<'a> {
+    pub(super) fn case<'a>(
+        &'a self,
+        correlator: &'a Correlator,
+        policies: &'a [ProxyPolicy],
+    ) -> Case<'a> {
         Case {
             scene: Scene {
                 frames: &correlator.frames,
@@ -149,7 +167,9 @@ fn call_sides(
             },
             Route::ProxyOwn(_) | Route::Direct(..) => continue,
         };
-        let Some(instance) = call.route.instance() else { continue };
+        let Some(instance) = call.route.instance() else {
+            continue;
+        };
         let call = stand_in.as_ref().unwrap_or(call);
         sides.push(call_side(correlator, scene, call, instance, policies));
         call_of_side.push(ix);
@@ -165,7 +185,10 @@ fn call_side(
     policies: &[ProxyPolicy],
 ) -> CallSide {
     let proxy = scene.roles.instance(instance).proxy;
-    let redaction = policies.get(proxy).map(|policy| policy.redaction.clone()).unwrap_or_default();
+    let redaction = policies
+        .get(proxy)
+        .map(|policy| policy.redaction.clone())
+        .unwrap_or_default();
     let bytes = |passage: &Option<crate::call::Passage>| {
         let sighting = passage.as_ref()?.primary()?;
         bytes_of(scene.placed, scene.frames, sighting)
@@ -182,7 +205,14 @@ fn call_side(
         proxy,
         instance,
         from: correlator.clock.utc(call.at()).0,
-        to: correlator.clock.utc(if unanswered { correlator.now } else { call.until() }).0,
+        to: correlator
+            .clock
+            .utc(if unanswered {
+                correlator.now
+            } else {
+                call.until()
+            })
+            .0,
         content: content::of_call(call, &wire, &redaction),
         id: call.subject().and_then(|passage| passage.message.id_text()),
         method: message.map_or_else(
@@ -201,18 +231,26 @@ fn statement_sides(
     statements
         .iter()
         .map(|statement| {
-            let redaction =
-                policies.get(statement.proxy).map(|policy| policy.redaction.clone()).unwrap_or_default();
+            let redaction = policies
+                .get(statement.proxy)
+                .map(|policy| policy.redaction.clone())
+                .unwrap_or_default();
             let said = statement.said(&correlator.entries);
             StatementSide {
                 proxy: statement.proxy,
                 instance: statement.written.as_ref().map(|written| written.instance),
                 // A repetition can never stand for a call: the line that it repeats does.
-                at: said.filter(|_| statement.repeats.is_none()).and_then(|entry| entry.utc_ns),
-                content: said.map_or_else(content::nothing, |entry| content::of_entry(entry, &redaction)),
+                at: said
+                    .filter(|_| statement.repeats.is_none())
+                    .and_then(|entry| entry.utc_ns),
+                content: said.map_or_else(content::nothing, |entry| {
+                    content::of_entry(entry, &redaction)
+                }),
                 id: said.and_then(|entry| entry.request_id.clone()),
                 method: said.map(|entry| entry.method.clone()).unwrap_or_default(),
-                tool_name: said.and_then(|entry| entry.tool_name.clone()).unwrap_or_default(),
+                tool_name: said
+                    .and_then(|entry| entry.tool_name.clone())
+                    .unwrap_or_default(),
                 exact_only: statement.third_view == ThirdView::NotWritten,
             }
         })

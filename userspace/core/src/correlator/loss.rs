@@ -43,7 +43,10 @@ impl Numbers {
         let at = BootNs(header.boot_ns);
         let cpu = self.cpus.entry(header.cpu).or_default();
         if cpu.generation != header.generation {
-            *cpu = Cpu { generation: header.generation, ..Cpu::default() };
+            *cpu = Cpu {
+                generation: header.generation,
+                ..Cpu::default()
+            };
         }
         let number = header.cpu_seq;
         if number >= cpu.next {
@@ -65,7 +68,11 @@ impl Numbers {
 
     /// Records that never arrived.
     pub(super) fn lost(&self) -> u64 {
-        let open = self.cpus.values().flat_map(|cpu| &cpu.holes).map(|(first, (end, ..))| end - first);
+        let open = self
+            .cpus
+            .values()
+            .flat_map(|cpu| &cpu.holes)
+            .map(|(first, (end, ..))| end - first);
         open.fold(self.lost, u64::saturating_add)
     }
 
@@ -82,7 +89,11 @@ impl Numbers {
 impl Cpu {
     /// A record that arrived late: numbers are given just after the place in the ring is, so neighbours can be swapped.
     fn fill(&mut self, number: u64) {
-        let Some((first, (end, since, until))) = self.holes.range(..=number).next_back().map(|(at, hole)| (*at, *hole))
+        let Some((first, (end, since, until))) = self
+            .holes
+            .range(..=number)
+            .next_back()
+            .map(|(at, hole)| (*at, *hole))
         else {
             return;
         };
@@ -108,8 +119,13 @@ fn widen(times: &mut Option<(BootNs, BootNs)>, since: BootNs, until: BootNs) {
 impl Correlator {
     /// Ends of streams that the kernel's totals did not close, where records were lost after the last operation.
     pub(super) fn open_tails(&self) -> Vec<OpenTail> {
-        let Some((since, until)) = self.numbers.times() else { return Vec::new() };
-        let open = self.ends.iter().filter(|(_, state)| !state.log.is_closed() && state.log.last_exit() <= until);
+        let Some((since, until)) = self.numbers.times() else {
+            return Vec::new();
+        };
+        let open = self
+            .ends
+            .iter()
+            .filter(|(_, state)| !state.log.is_closed() && state.log.last_exit() <= until);
         open.map(|((stream, end), state)| OpenTail {
             stream: *stream,
             end: *end,

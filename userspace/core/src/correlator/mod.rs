@@ -19,8 +19,8 @@ use crate::process::ProcessTable;
 use crate::proxylog::LogItem;
 use crate::record::{self, Direction, GapReason, Record};
 use crate::role::ProxyIdentity;
-use crate::row::ids::CaptureId;
 use crate::row::Row;
+use crate::row::ids::CaptureId;
 use crate::stream::{EndLog, Gap, Item, Op, Payload};
 use crate::time::{BootNs, Clock, UtcNs};
 use crate::verdict::{AllowDirect, ProxyPolicy};
@@ -216,7 +216,11 @@ impl Correlator {
     pub fn handle_entry(&mut self, file: FileIx, item: LogItem) {
         let proxy = self.files.get(file.0 as usize).map_or(0, |file| file.proxy);
         match item {
-            LogItem::Entry(entry) => self.entries.push(LogEntry { proxy, file, entry: *entry }),
+            LogItem::Entry(entry) => self.entries.push(LogEntry {
+                proxy,
+                file,
+                entry: *entry,
+            }),
             LogItem::Bad(bad) => self.bad_lines.push(LogBad { proxy, file, bad }),
         }
     }
@@ -234,7 +238,11 @@ impl Correlator {
         if self.notes.iter().any(|note| note.kind == "loss") {
             self.ended_in_order = false;
         } else if !self.ended_in_order {
-            self.handle_loss("end_missing", "the recording has no end: what came after its last record was not seen".to_owned(), 0);
+            self.handle_loss(
+                "end_missing",
+                "the recording has no end: what came after its last record was not seen".to_owned(),
+                0,
+            );
         }
         rows::write(self, out);
     }
@@ -263,7 +271,9 @@ impl Correlator {
             }
             Record::ChannelEnd(end) => {
                 self.advance(end.header.boot_ns);
-                let process = self.processes.of_task(&end.task, BootNs(end.header.boot_ns));
+                let process = self
+                    .processes
+                    .of_task(&end.task, BootNs(end.header.boot_ns));
                 self.channels.got_end(&end, process);
             }
             Record::FileOpen(open) => {
@@ -289,8 +299,11 @@ impl Correlator {
             return;
         }
         let process = self.processes.of_task(&transfer.task, at);
-        self.processes.acted(process, at, transfer.flags & flags::BY_PROXY != 0);
-        let Some((channel, end)) = self.channels.resolve(&transfer.channel, at) else { return };
+        self.processes
+            .acted(process, at, transfer.flags & flags::BY_PROXY != 0);
+        let Some((channel, end)) = self.channels.resolve(&transfer.channel, at) else {
+            return;
+        };
         self.channels.used(channel, end, process, direction, at);
         let (stream, side) = self.channels.stream_of(channel, end, direction);
         let op = Op {
@@ -330,7 +343,12 @@ impl Correlator {
         let mut gaps = Vec::new();
         let lines = &mut state.framer;
         step(&mut state.log, &mut |item| match item {
-            Item::Bytes { op, offset, position, data } => {
+            Item::Bytes {
+                op,
+                offset,
+                position,
+                data,
+            } => {
                 lines.bytes(op, offset, position, data, &mut |frame| frames.push(frame));
             }
             Item::Gap(gap) => {
@@ -354,7 +372,9 @@ impl Correlator {
 
     fn keep(&mut self, mut frame: Frame) {
         let (stream, side) = (frame.stream, frame.end);
-        let Ok(ix) = u32::try_from(self.frames.len()) else { return };
+        let Ok(ix) = u32::try_from(self.frames.len()) else {
+            return;
+        };
         let len = frame.bytes.len() as u64;
         let of_stream = self.streams.entry(stream).or_default();
         if self.retained.saturating_add(len + FRAME_COST_BYTES) > RETAINED_BYTES_MAX {
@@ -384,7 +404,10 @@ impl Correlator {
 
     fn advance(&mut self, boot_ns: u64) {
         self.now = self.now.max(BootNs(boot_ns));
-        self.first = Some(self.first.map_or(BootNs(boot_ns), |first| first.min(BootNs(boot_ns))));
+        self.first = Some(
+            self.first
+                .map_or(BootNs(boot_ns), |first| first.min(BootNs(boot_ns))),
+        );
     }
 
     fn note(&mut self, note: Note) {
@@ -397,5 +420,12 @@ impl Correlator {
 }
 
 fn limit_gap(now: BootNs) -> Gap {
-    Gap { position: 0, len: None, reason: GapReason::MemoryLimit, process: None, since: now, until: now }
+    Gap {
+        position: 0,
+        len: None,
+        reason: GapReason::MemoryLimit,
+        process: None,
+        since: now,
+        until: now,
+    }
 }

@@ -166,10 +166,15 @@ impl Correlator {
                 self.observed = UtcNs(note.utc_ns);
             }),
             abi::kind::LEDGER => serde_json::from_slice(json).map(|note| self.ledger(note, at)),
-            abi::kind::CHANNEL_TOTALS => serde_json::from_slice(json).map(|note| self.totals(&note, at)),
+            abi::kind::CHANNEL_TOTALS => {
+                serde_json::from_slice(json).map(|note| self.totals(&note, at))
+            }
             abi::kind::PROCESS_SCAN => serde_json::from_slice(json).map(|note| self.scan(note, at)),
             abi::kind::CAPTURE => serde_json::from_slice(json).map(|note: serde_json::Value| {
-                let event = note.get("event").and_then(serde_json::Value::as_str).unwrap_or("capture");
+                let event = note
+                    .get("event")
+                    .and_then(serde_json::Value::as_str)
+                    .unwrap_or("capture");
                 match event {
                     "proxy_exes" => return self.proxy_exes(&note),
                     "log_opened" => self.log_opened(&note),
@@ -184,7 +189,10 @@ impl Correlator {
             }),
             abi::kind::LOSS => serde_json::from_slice(json).map(|note: serde_json::Value| {
                 let number = |key: &str| note.get(key).and_then(serde_json::Value::as_u64);
-                let what = note.get("what").and_then(serde_json::Value::as_str).unwrap_or("spool");
+                let what = note
+                    .get("what")
+                    .and_then(serde_json::Value::as_str)
+                    .unwrap_or("spool");
                 let mut row = Note::loss(at, what, note.to_string(), number("bytes").unwrap_or(0));
                 row.lost_records = number("records");
                 self.note(row);
@@ -253,7 +261,9 @@ impl Correlator {
             if ops == 0 && bytes == 0 {
                 continue;
             }
-            let Some((channel, end)) = self.channels.resolve(&id, at) else { return };
+            let Some((channel, end)) = self.channels.resolve(&id, at) else {
+                return;
+            };
             let (stream, side) = self.channels.stream_of(channel, end, direction);
             self.with_end(stream, side, |log, out| {
                 log.finish(&mut |item| out(item));
@@ -266,9 +276,14 @@ impl Correlator {
 
     /// The executables that were taken for proxies while recording: what lies at their paths now may be something else.
     fn proxy_exes(&mut self, note: &serde_json::Value) {
-        let exes = note.get("exes").and_then(|exes| serde_json::from_value::<Vec<ExeNote>>(exes.clone()).ok());
+        let exes = note
+            .get("exes")
+            .and_then(|exes| serde_json::from_value::<Vec<ExeNote>>(exes.clone()).ok());
         for exe in exes.into_iter().flatten() {
-            let file = FileId { dev: exe.dev, inode: exe.inode };
+            let file = FileId {
+                dev: exe.dev,
+                inode: exe.inode,
+            };
             let last = self.settings.proxies.len().saturating_sub(1);
             for (ix, proxy) in self.settings.proxies.iter_mut().enumerate() {
                 let identity = &mut proxy.identity;
@@ -284,12 +299,17 @@ impl Correlator {
     /// What a log's name led to while recording.
     fn log_opened(&mut self, note: &serde_json::Value) {
         let number = |key: &str| note.get(key).and_then(serde_json::Value::as_u64);
-        let (Some(proxy), Some(dev), Some(inode)) = (number("proxy"), number("dev"), number("inode")) else {
+        let (Some(proxy), Some(dev), Some(inode)) =
+            (number("proxy"), number("dev"), number("inode"))
+        else {
             return;
         };
         let last = self.settings.proxies.len().saturating_sub(1);
         let proxy = usize::try_from(proxy).map_or(last, |proxy| proxy.min(last));
-        let log = FileId { dev: u32::try_from(dev).unwrap_or(0), inode };
+        let log = FileId {
+            dev: u32::try_from(dev).unwrap_or(0),
+            inode,
+        };
         if let Some(proxy) = self.settings.proxies.get_mut(proxy)
             && proxy.identity.logs.len() < LOGS_MAX
             && !proxy.identity.logs.contains(&log)
@@ -307,18 +327,36 @@ impl Correlator {
     fn scan(&mut self, scan: ScanNote, at: BootNs) {
         let execution = (scan.exe_inode != 0).then(|| Execution {
             at,
-            exe: FileId { dev: scan.exe_dev, inode: scan.exe_inode },
+            exe: FileId {
+                dev: scan.exe_dev,
+                inode: scan.exe_inode,
+            },
             filename: scan.exe.into_bytes(),
             args: Vec::new(),
             inherited: false,
         });
-        let incarnation = Incarnation { tgid: scan.pid, start: BootNs(scan.start_boot_ns) };
-        let facts =
-            ScannedFacts { uid: scan.uid, execution, parent: scan.ppid, tick_ns: scan.tick_ns, tag: scan.tag };
+        let incarnation = Incarnation {
+            tgid: scan.pid,
+            start: BootNs(scan.start_boot_ns),
+        };
+        let facts = ScannedFacts {
+            uid: scan.uid,
+            execution,
+            parent: scan.ppid,
+            tick_ns: scan.tick_ns,
+            tag: scan.tag,
+        };
         let process = self.processes.scanned(incarnation, at, facts);
         for fd in scan.fds {
             let (reads, writes) = (fd.mode & 1 != 0, fd.mode & 2 != 0);
-            self.channels.found(Found { process, dev: fd.dev, inode: fd.inode, reads, writes, at });
+            self.channels.found(Found {
+                process,
+                dev: fd.dev,
+                inode: fd.inode,
+                reads,
+                writes,
+                at,
+            });
         }
     }
 }

@@ -9,8 +9,8 @@ use crate::channel::{End, StreamIx};
 use crate::frame::{FRAME_MAX_BYTES, Frame, FrameFlags};
 use crate::json::{Document, Kind as JsonKind, Limits};
 use crate::process::ProcessIx;
-use crate::time::BootNs;
 use crate::stream::Op;
+use crate::time::BootNs;
 
 use countersign_common::transfer_flags;
 
@@ -64,7 +64,11 @@ impl LineFramer {
             stream,
             end,
             line: None,
-            next_flags: if attached { FrameFlags::FIRST_OF_ATTACHED } else { FrameFlags::empty() },
+            next_flags: if attached {
+                FrameFlags::FIRST_OF_ATTACHED
+            } else {
+                FrameFlags::empty()
+            },
             last_exit: BootNs(0),
             last_by: None,
             current_op_overlaps: false,
@@ -103,7 +107,9 @@ impl LineFramer {
         }
         let op_is_over = offset.saturating_add(data.len() as u64) >= op.returned;
         if op_is_over {
-            if self.current_op_overlaps && let Some(line) = &mut self.line {
+            if self.current_op_overlaps
+                && let Some(line) = &mut self.line
+            {
                 line.flags |= FrameFlags::ORDER_AMBIGUOUS;
             }
             self.current_op_overlaps = false;
@@ -131,9 +137,12 @@ impl LineFramer {
 
     fn begin_op(&mut self, op: &Op) {
         let same_thread = self.last_by == Some((op.process, op.tid));
-        self.current_op_overlaps = !same_thread && self.last_by.is_some() && op.enter < self.last_exit;
+        self.current_op_overlaps =
+            !same_thread && self.last_by.is_some() && op.enter < self.last_exit;
         // Whole lines can be swapped without changing any of them; only a line in progress is in doubt.
-        if self.current_op_overlaps && let Some(line) = &mut self.line {
+        if self.current_op_overlaps
+            && let Some(line) = &mut self.line
+        {
             line.flags |= FrameFlags::ORDER_AMBIGUOUS;
         }
     }
@@ -161,9 +170,15 @@ impl LineFramer {
         let mut data = data;
         if line.kind == Kind::Blank {
             // Servers skip blanks before a message, however many: so they are not kept, and hide nothing.
-            let Some(first) = data.iter().position(|byte| !is_blank(*byte)) else { return };
+            let Some(first) = data.iter().position(|byte| !is_blank(*byte)) else {
+                return;
+            };
             data = &data[first..];
-            line.kind = if matches!(data[0], b'{' | b'[') { Kind::Json } else { Kind::Opaque };
+            line.kind = if matches!(data[0], b'{' | b'[') {
+                Kind::Json
+            } else {
+                Kind::Opaque
+            };
         }
         match line.kind {
             Kind::Opaque => {
@@ -210,7 +225,10 @@ impl LineFramer {
                 // a line of its own.
                 let tail = FrameFlags::HEAD_MISSING;
                 let cut = FrameFlags::INCOMPLETE | FrameFlags::TOO_LONG;
-                if line.flags.contains(tail) && !line.flags.intersects(cut) && is_object(&line.bytes) {
+                if line.flags.contains(tail)
+                    && !line.flags.intersects(cut)
+                    && is_object(&line.bytes)
+                {
                     line.flags.remove(tail);
                 }
             }
@@ -231,7 +249,8 @@ impl LineFramer {
 }
 
 fn is_object(text: &[u8]) -> bool {
-    Document::parse(text, Limits::default()).is_ok_and(|document| document.root().kind() == JsonKind::Object)
+    Document::parse(text, Limits::default())
+        .is_ok_and(|document| document.root().kind() == JsonKind::Object)
 }
 
 /// White space, or a byte of the mark that some writers put before UTF-8.
@@ -244,7 +263,10 @@ mod tests {
     use super::*;
     use crate::channel::ChannelIx;
 
-    const STREAM: StreamIx = StreamIx { channel: ChannelIx(0), from_end: 0 };
+    const STREAM: StreamIx = StreamIx {
+        channel: ChannelIx(0),
+        from_end: 0,
+    };
 
     #[test]
     fn a_gap_makes_the_line_in_progress_and_the_next_one_suspect() {
@@ -308,7 +330,12 @@ mod tests {
         let mut frames = Vec::new();
         for pair in cuts.windows(2) {
             if pair[0] < pair[1] {
-                feed(&mut lines, &text[pair[0]..pair[1]], pair[0] as u64, &mut frames);
+                feed(
+                    &mut lines,
+                    &text[pair[0]..pair[1]],
+                    pair[0] as u64,
+                    &mut frames,
+                );
             }
         }
         frames

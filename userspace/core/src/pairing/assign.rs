@@ -109,11 +109,15 @@ pub fn assign(calls: &[CallSide], statements: &[StatementSide]) -> Assignment {
         ..Assignment::default()
     };
     out.by_content(calls, statements, Likeness::Full, |content| content.full);
-    out.by_content(calls, statements, Likeness::Redacted, |content| content.redacted);
+    out.by_content(calls, statements, Likeness::Redacted, |content| {
+        content.redacted
+    });
     out.by_key(calls, statements, Likeness::IdAndMethod, |id, method, _| {
         id.map(|id| (id.to_owned(), method.to_owned()))
     });
-    out.by_key(calls, statements, Likeness::Id, |id, _, _| id.map(|id| (id.to_owned(), String::new())));
+    out.by_key(calls, statements, Likeness::Id, |id, _, _| {
+        id.map(|id| (id.to_owned(), String::new()))
+    });
     out.by_key(calls, statements, Likeness::Method, |_, method, tool| {
         Some((method.to_owned(), tool.to_owned()))
     });
@@ -130,14 +134,21 @@ impl Assignment {
     ) {
         let mut groups: HashMap<(usize, Fingerprint), (Vec<usize>, Vec<usize>)> = HashMap::new();
         for (ix, call) in self.free_calls(calls) {
-            groups.entry((call.proxy, of(&call.content))).or_default().0.push(ix);
+            groups
+                .entry((call.proxy, of(&call.content)))
+                .or_default()
+                .0
+                .push(ix);
         }
         for (ix, statement) in self.free_statements(statements) {
             if let Some(group) = groups.get_mut(&(statement.proxy, of(&statement.content))) {
                 group.1.push(ix);
             }
         }
-        let mut groups: Vec<_> = groups.into_values().filter(|(_, statements)| !statements.is_empty()).collect();
+        let mut groups: Vec<_> = groups
+            .into_values()
+            .filter(|(_, statements)| !statements.is_empty())
+            .collect();
         groups.sort_unstable();
         for (group_calls, group_statements) in groups {
             self.pair_group(calls, statements, likeness, group_calls, group_statements);
@@ -156,22 +167,44 @@ impl Assignment {
         let interchangeable = size > 1;
         group_calls.sort_by_key(|ix| (calls[*ix].to, *ix));
         group_statements.sort_by_key(|ix| (statements[*ix].at, *ix));
-        let mut instances: Vec<InstanceIx> = group_calls.iter().map(|ix| calls[*ix].instance).collect();
+        let mut instances: Vec<InstanceIx> =
+            group_calls.iter().map(|ix| calls[*ix].instance).collect();
         instances.sort_unstable();
         instances.dedup();
         // A statement whose writer was seen belongs to a call of that writer.
         for instance in &instances {
             let of_instance = |ix: &&usize| statements[**ix].instance == Some(*instance);
-            let own: Vec<usize> = group_statements.iter().filter(of_instance).copied().collect();
-            let theirs: Vec<usize> =
-                group_calls.iter().filter(|ix| calls[**ix].instance == *instance).copied().collect();
-            self.pair_in_order(calls, statements, likeness, &theirs, &own, (size, interchangeable));
+            let own: Vec<usize> = group_statements
+                .iter()
+                .filter(of_instance)
+                .copied()
+                .collect();
+            let theirs: Vec<usize> = group_calls
+                .iter()
+                .filter(|ix| calls[**ix].instance == *instance)
+                .copied()
+                .collect();
+            self.pair_in_order(
+                calls,
+                statements,
+                likeness,
+                &theirs,
+                &own,
+                (size, interchangeable),
+            );
         }
-        let rest: Vec<usize> =
-            group_statements.iter().filter(|ix| statements[**ix].instance.is_none()).copied().collect();
-        let open: Vec<usize> =
-            group_calls.iter().filter(|ix| self.of_call[**ix].is_none()).copied().collect();
-        let mut open_instances: Vec<InstanceIx> = open.iter().map(|ix| calls[*ix].instance).collect();
+        let rest: Vec<usize> = group_statements
+            .iter()
+            .filter(|ix| statements[**ix].instance.is_none())
+            .copied()
+            .collect();
+        let open: Vec<usize> = group_calls
+            .iter()
+            .filter(|ix| self.of_call[**ix].is_none())
+            .copied()
+            .collect();
+        let mut open_instances: Vec<InstanceIx> =
+            open.iter().map(|ix| calls[*ix].instance).collect();
         open_instances.sort_unstable();
         open_instances.dedup();
         if open_instances.len() > 1 && !rest.is_empty() && rest.len() < open.len() {
@@ -180,7 +213,14 @@ impl Assignment {
             }
             return;
         }
-        self.pair_in_order(calls, statements, likeness, &open, &rest, (size, interchangeable));
+        self.pair_in_order(
+            calls,
+            statements,
+            likeness,
+            &open,
+            &rest,
+            (size, interchangeable),
+        );
         for ix in group_calls.iter().filter(|ix| self.of_call[**ix].is_none()) {
             self.surplus_calls.insert(*ix, size);
         }
@@ -225,7 +265,9 @@ impl Assignment {
         let mut free: HashMap<_, BTreeSet<(i64, usize)>> = HashMap::new();
         for (ix, call) in self.free_calls(calls) {
             if let Some(key) = key(call.id.as_deref(), &call.method, &call.tool_name) {
-                free.entry((call.proxy, key)).or_default().insert((call.to, ix));
+                free.entry((call.proxy, key))
+                    .or_default()
+                    .insert((call.to, ix));
             }
         }
         let mut order: Vec<usize> = self
@@ -237,10 +279,16 @@ impl Assignment {
         for ix in order {
             let statement = &statements[ix];
             let Some(at) = statement.at else { continue };
-            let Some(key) = key(statement.id.as_deref(), &statement.method, &statement.tool_name) else {
+            let Some(key) = key(
+                statement.id.as_deref(),
+                &statement.method,
+                &statement.tool_name,
+            ) else {
                 continue;
             };
-            let Some(candidates) = free.get_mut(&(statement.proxy, key)) else { continue };
+            let Some(candidates) = free.get_mut(&(statement.proxy, key)) else {
+                continue;
+            };
             let before = candidates.range(..=(at, usize::MAX)).next_back().copied();
             let after = candidates.range((at, usize::MAX)..).next().copied();
             let nearest = [before, after]
@@ -258,12 +306,32 @@ impl Assignment {
         }
     }
 
-    fn tie(&mut self, call: usize, statement: usize, likeness: Likeness, group: u32, interchangeable: bool) {
-        self.of_call[call] = Some(Pair { with: statement, likeness, group, interchangeable });
-        self.of_statement[statement] = Some(Pair { with: call, likeness, group, interchangeable });
+    fn tie(
+        &mut self,
+        call: usize,
+        statement: usize,
+        likeness: Likeness,
+        group: u32,
+        interchangeable: bool,
+    ) {
+        self.of_call[call] = Some(Pair {
+            with: statement,
+            likeness,
+            group,
+            interchangeable,
+        });
+        self.of_statement[statement] = Some(Pair {
+            with: call,
+            likeness,
+            group,
+            interchangeable,
+        });
     }
 
-    fn free_calls<'a>(&'a self, calls: &'a [CallSide]) -> impl Iterator<Item = (usize, &'a CallSide)> {
+    fn free_calls<'a>(
+        &'a self,
+        calls: &'a [CallSide],
+    ) -> impl Iterator<Item = (usize, &'a CallSide)> {
         calls
             .iter()
             .enumerate()
@@ -274,7 +342,10 @@ impl Assignment {
         &'a self,
         statements: &'a [StatementSide],
     ) -> impl Iterator<Item = (usize, &'a StatementSide)> {
-        statements.iter().enumerate().filter(|(ix, _)| self.of_statement[*ix].is_none())
+        statements
+            .iter()
+            .enumerate()
+            .filter(|(ix, _)| self.of_statement[*ix].is_none())
     }
 }
 
@@ -286,7 +357,9 @@ enum Fit {
 }
 
 fn fit(call: &CallSide, statement: &StatementSide) -> Fit {
-    let Some(at) = statement.at else { return Fit::CallTooLate };
+    let Some(at) = statement.at else {
+        return Fit::CallTooLate;
+    };
     if at > call.to.saturating_add(LATE_NS) {
         Fit::CallTooEarly
     } else if at < call.from.saturating_sub(EARLY_NS) {

@@ -36,7 +36,10 @@ pub struct WireContent<'a> {
 
 impl<'a> WireContent<'a> {
     /// Cuts the values out of the frames that carry a call.
-    pub fn of(request: Option<(&Passage, &'a [u8])>, response: Option<(&Passage, &'a [u8])>) -> Self {
+    pub fn of(
+        request: Option<(&Passage, &'a [u8])>,
+        response: Option<(&Passage, &'a [u8])>,
+    ) -> Self {
         let cut = |bytes: &'a [u8], span: &Option<std::ops::Range<usize>>| {
             span.clone().and_then(|span| bytes.get(span))
         };
@@ -57,8 +60,12 @@ pub fn of_call(call: &Call, wire: &WireContent<'_>, redaction: &Redaction) -> Fi
             direction: expected_direction(call),
             notification: call.kind() == CallKind::Notification,
             id: id.as_deref(),
-            method: message.map_or(own::UNMATCHED_RESPONSE, |message| message.method.as_deref().unwrap_or("")),
-            tool_name: message.and_then(|message| message.tool_name.as_deref()).unwrap_or(""),
+            method: message.map_or(own::UNMATCHED_RESPONSE, |message| {
+                message.method.as_deref().unwrap_or("")
+            }),
+            tool_name: message
+                .and_then(|message| message.tool_name.as_deref())
+                .unwrap_or(""),
         },
         wire,
         redaction,
@@ -71,7 +78,10 @@ pub fn of_entry(entry: &Entry, redaction: &Redaction) -> Fingerprints {
         params: entry.params.as_deref(),
         result: entry.result.as_deref(),
         // Of a request that was never answered there is no error on the wire.
-        error: entry.error.as_deref().filter(|error| !own::says_unanswered(Some(error))),
+        error: entry
+            .error
+            .as_deref()
+            .filter(|error| !own::says_unanswered(Some(error))),
     };
     fingerprints(
         Head {
@@ -88,7 +98,10 @@ pub fn of_entry(entry: &Entry, redaction: &Redaction) -> Fingerprints {
 
 /// Fingerprints of nothing at all: equal to no call's and no entry's.
 pub fn nothing() -> Fingerprints {
-    Fingerprints { full: Fingerprint([0; 32]), redacted: Fingerprint([0; 32]) }
+    Fingerprints {
+        full: Fingerprint([0; 32]),
+        redacted: Fingerprint([0; 32]),
+    }
 }
 
 /// The direction that an entry about this call has: the way of the message that completed it.
@@ -154,7 +167,9 @@ fn canonical_value(raw: Option<&[u8]>, redaction: &Redaction) -> Vec<u8> {
 /// Logs keep `code`, `message` and `data` of an error, nothing else.
 fn canonical_error(raw: Option<&[u8]>, redaction: &Redaction) -> Vec<u8> {
     let Some(raw) = raw else { return Vec::new() };
-    let Ok(document) = Document::parse(raw, Limits::default()) else { return raw.to_vec() };
+    let Ok(document) = Document::parse(raw, Limits::default()) else {
+        return raw.to_vec();
+    };
     let root = document.root();
     if root.kind() != Kind::Object {
         return canonical_value(Some(raw), redaction);

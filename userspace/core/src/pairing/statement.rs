@@ -7,16 +7,16 @@ use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 
 use sha2::{Digest, Sha256};
 
+use crate::channel::StreamIx;
 use crate::channel::{ChannelKind, ChannelTable, End};
 use crate::delivery::StreamFrames;
 use crate::evidence::Placed;
 use crate::frame::Frame;
 use crate::pairing::{FileIx, LogEntry};
+use crate::process::ProcessIx;
 use crate::proxylog::mcp_audit::Reader;
 use crate::proxylog::{Entry, LogItem};
-use crate::process::ProcessIx;
 use crate::role::{InstanceIx, Leg, Roles};
-use crate::channel::StreamIx;
 use crate::time::BootNs;
 
 /// Index of an entry among all entries.
@@ -100,7 +100,10 @@ pub fn statements(
     let mut by_line: HashMap<[u8; 32], VecDeque<usize>> = HashMap::new();
     let mut by_id: HashMap<&str, VecDeque<usize>> = HashMap::new();
     for (ix, line) in written.iter().enumerate() {
-        by_line.entry(line.entry.line.sha256).or_default().push_back(ix);
+        by_line
+            .entry(line.entry.line.sha256)
+            .or_default()
+            .push_back(ix);
         by_id.entry(&line.entry.id).or_default().push_back(ix);
     }
     let mut used = vec![false; written.len()];
@@ -116,7 +119,8 @@ pub fn statements(
     let complete = complete_third_view(entries, &written, &exact, streams, roles);
     let mut out: Vec<Statement> = Vec::with_capacity(entries.len());
     let mut seen_in: BTreeSet<FileIx> = BTreeSet::new();
-    for ((entry, repeat), (exact, ix)) in entries.iter().zip(repeats).zip(exact.iter().zip(0u32..)) {
+    for ((entry, repeat), (exact, ix)) in entries.iter().zip(repeats).zip(exact.iter().zip(0u32..))
+    {
         let same_id = exact.is_none().then(|| {
             let candidates = by_id.get(entry.entry.id.as_str())?;
             candidates.iter().copied().find(|at| !used[*at])
@@ -134,7 +138,9 @@ pub fn statements(
             (None, Some(_)) => ThirdView::Changed,
             (None, None)
                 if complete.contains(&entry.proxy)
-                    && seen_to.zip(entry.entry.utc_ns).is_some_and(|(seen, at)| at <= seen) =>
+                    && seen_to
+                        .zip(entry.entry.utc_ns)
+                        .is_some_and(|(seen, at)| at <= seen) =>
             {
                 ThirdView::NotWritten
             }
@@ -164,7 +170,11 @@ pub fn statements(
 }
 
 /// Which processes wrote lines, into any file, that stand in which proxy's log.
-pub fn writers_of_logs(entries: &[LogEntry], frames: &[Frame], channels: &ChannelTable) -> BTreeMap<ProcessIx, BTreeSet<usize>> {
+pub fn writers_of_logs(
+    entries: &[LogEntry],
+    frames: &[Frame],
+    channels: &ChannelTable,
+) -> BTreeMap<ProcessIx, BTreeSet<usize>> {
     let mut proxies: HashMap<[u8; 32], usize> = HashMap::new();
     for entry in entries {
         proxies.insert(entry.entry.line.sha256, entry.proxy);
@@ -190,18 +200,28 @@ fn written_lines(placed: &[Placed], frames: &[Frame], roles: &Roles) -> Vec<Writ
     placed
         .iter()
         .filter_map(|placed| {
-            let Leg::ProxyFile(_) = placed.leg else { return None };
+            let Leg::ProxyFile(_) = placed.leg else {
+                return None;
+            };
             let frame = frames.get(placed.record.0 as usize)?;
             if !frame.is_whole() || frame.bytes.is_empty() {
                 return None;
             }
             // Several instances can share a file; whose line it is, its own writer says.
             let instance = roles.instance_at(*frame.by.first()?, frame.first_exit)?;
-            if frame.by.iter().any(|process| roles.instance_at(*process, frame.last_exit) != Some(instance)) {
+            if frame
+                .by
+                .iter()
+                .any(|process| roles.instance_at(*process, frame.last_exit) != Some(instance))
+            {
                 return None;
             }
             let entry = read_line(&frame.bytes)?;
-            Some(Written { instance, at: placed.until, entry })
+            Some(Written {
+                instance,
+                at: placed.until,
+                entry,
+            })
         })
         .collect()
 }
@@ -230,7 +250,9 @@ fn repeats(entries: &[LogEntry]) -> Vec<Option<EntryIx>> {
         .map(|(entry, ix)| {
             let ix = EntryIx(ix);
             let by_id = *ids.entry((entry.proxy, &entry.entry.id)).or_insert(ix);
-            let by_line = *lines.entry((entry.proxy, entry.entry.line.sha256)).or_insert(ix);
+            let by_line = *lines
+                .entry((entry.proxy, entry.entry.line.sha256))
+                .or_insert(ix);
             [by_id, by_line].into_iter().find(|first| *first != ix)
         })
         .collect()
@@ -247,7 +269,9 @@ fn complete_third_view(
 ) -> Vec<usize> {
     let mut seen: Vec<usize> = Vec::new();
     for (entry, exact) in entries.iter().zip(exact) {
-        let Some(line) = exact.and_then(|at| written.get(at)) else { continue };
+        let Some(line) = exact.and_then(|at| written.get(at)) else {
+            continue;
+        };
         if roles.instance(line.instance).proxy == entry.proxy && !seen.contains(&entry.proxy) {
             seen.push(entry.proxy);
         }
@@ -255,7 +279,10 @@ fn complete_third_view(
     let gap_free = |instance: InstanceIx| {
         streams.iter().all(|(stream, frames)| {
             let writes_here = matches!(roles.leg(*stream), Leg::ProxyFile(_))
-                && frames.writers.iter().any(|(process, _)| roles.instance_of(*process) == Some(instance));
+                && frames
+                    .writers
+                    .iter()
+                    .any(|(process, _)| roles.instance_of(*process) == Some(instance));
             !writes_here || !frames.gaps.iter().any(|(end, _)| *end == End::Writer)
         })
     };

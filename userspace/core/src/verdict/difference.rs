@@ -17,7 +17,9 @@ pub(super) fn content_difference(
     basis: &mut Vec<&'static str>,
 ) -> Option<(&'static str, Option<String>)> {
     let request = call.request.as_ref().map(|request| &request.message);
-    let method = request.map_or(own::UNMATCHED_RESPONSE, |message| message.method.as_deref().unwrap_or(""));
+    let method = request.map_or(own::UNMATCHED_RESPONSE, |message| {
+        message.method.as_deref().unwrap_or("")
+    });
     if entry.method != method {
         return Some(("method", None));
     }
@@ -40,7 +42,11 @@ pub(super) fn content_difference(
         ("error", wire.error, entry.error.as_deref()),
     ];
     for (field, wire, log) in values {
-        if field == "error" && wire.is_none() && call.response.is_none() && own::says_unanswered(log) {
+        if field == "error"
+            && wire.is_none()
+            && call.response.is_none()
+            && own::says_unanswered(log)
+        {
             basis.push("unanswered");
             continue;
         }
@@ -56,7 +62,12 @@ pub(super) fn content_difference(
     None
 }
 
-fn compare_field(field: &str, wire: Option<&[u8]>, log: Option<&[u8]>, redaction: &Redaction) -> Comparison {
+fn compare_field(
+    field: &str,
+    wire: Option<&[u8]>,
+    log: Option<&[u8]>,
+    redaction: &Redaction,
+) -> Comparison {
     let wire = wire.map(|raw| Document::parse(raw, Limits::default()));
     let log = log.map(|raw| Document::parse(raw, Limits::default()));
     let root = |document: &'_ Option<Result<Document<'_>, crate::json::Error>>| -> bool {

@@ -52,12 +52,25 @@ pub fn gaps(
     let mut out = Vec::new();
     for tail in open_tails {
         let leg = roles.leg(tail.stream);
-        let of_record = if leg == Leg::Direct { tail.end == End::Reader } else { tail.end == end_of_proxy(leg) };
-        out.push(PlacedGap { stream: tail.stream, leg, end: tail.end, gap: tail.gap, of_record, anybodys: false });
+        let of_record = if leg == Leg::Direct {
+            tail.end == End::Reader
+        } else {
+            tail.end == end_of_proxy(leg)
+        };
+        out.push(PlacedGap {
+            stream: tail.stream,
+            leg,
+            end: tail.end,
+            gap: tail.gap,
+            of_record,
+            anybodys: false,
+        });
     }
     for (stream, frames) in streams {
         let leg = roles.leg(*stream);
-        let counted: Vec<Gap> = evidence::gaps_at_proxy_end(frames, roles, leg).copied().collect();
+        let counted: Vec<Gap> = evidence::gaps_at_proxy_end(frames, roles, leg)
+            .copied()
+            .collect();
         for (end, gap) in &frames.gaps {
             let of_record = match leg {
                 Leg::Direct => *end == End::Reader,
@@ -72,15 +85,31 @@ pub fn gaps(
                 End::Reader => &frames.readers,
             };
             let anybodys = leg == Leg::Direct && gap.process.is_none() && seen.is_empty();
-            out.push(PlacedGap { stream: *stream, leg, end: *end, gap: *gap, of_record, anybodys });
+            out.push(PlacedGap {
+                stream: *stream,
+                leg,
+                end: *end,
+                gap: *gap,
+                of_record,
+                anybodys,
+            });
         }
         // Of a proxy that ran before the capture, what it moved before is lost, unless the channel is younger.
         let channel = channels.channel(stream.channel);
         let moved = !frames.writers.is_empty() || !frames.readers.is_empty();
-        let older = leg.instance().is_some_and(|instance| !roles.instance(instance).from_birth);
+        let older = leg
+            .instance()
+            .is_some_and(|instance| !roles.instance(instance).from_birth);
         if !channel.created && moved && older && !matches!(leg, Leg::ProxyFile(_)) {
             let attached = attached_gap(channel.watched_from());
-            out.push(PlacedGap { stream: *stream, leg, end: end_of_proxy(leg), gap: attached, of_record: true, anybodys: false });
+            out.push(PlacedGap {
+                stream: *stream,
+                leg,
+                end: end_of_proxy(leg),
+                gap: attached,
+                of_record: true,
+                anybodys: false,
+            });
         }
     }
     out
@@ -99,21 +128,23 @@ pub fn at_proxy(
             && gap.leg.instance() == Some(instance)
             && !matches!(gap.leg, Leg::ProxyFile(_))
             && legs(gap.leg);
-        (of_its_leg || gap.anybodys)
-            && gap.gap.since <= to
-            && gap.gap.until >= from
+        (of_its_leg || gap.anybodys) && gap.gap.since <= to && gap.gap.until >= from
     })
 }
 
 /// The first gap of record in one stream up to a moment.
 pub fn in_stream(gaps: &[PlacedGap], stream: StreamIx, until: BootNs) -> Option<usize> {
-    gaps.iter().position(|gap| gap.of_record && gap.stream == stream && gap.gap.since <= until)
+    gaps.iter()
+        .position(|gap| gap.of_record && gap.stream == stream && gap.gap.since <= until)
 }
 
 /// The first gap at the writers' end of one stream up to a moment that no known process made.
 pub fn at_writer(gaps: &[PlacedGap], stream: StreamIx, until: BootNs) -> Option<usize> {
     gaps.iter().position(|gap| {
-        gap.stream == stream && gap.end == End::Writer && gap.gap.process.is_none() && gap.gap.since <= until
+        gap.stream == stream
+            && gap.end == End::Writer
+            && gap.gap.process.is_none()
+            && gap.gap.since <= until
     })
 }
 
@@ -121,11 +152,18 @@ pub fn at_writer(gaps: &[PlacedGap], stream: StreamIx, until: BootNs) -> Option<
 pub fn self_inflicted(gap: &PlacedGap, roles: &Roles) -> bool {
     let untrusted = |process: ProcessIx| roles.instance_of(process).is_none();
     gap.gap.process.is_some_and(untrusted)
-        && matches!(gap.gap.reason, GapReason::Limit | GapReason::Fault | GapReason::Splice | GapReason::Vectors)
+        && matches!(
+            gap.gap.reason,
+            GapReason::Limit | GapReason::Fault | GapReason::Splice | GapReason::Vectors
+        )
 }
 
 fn end_of_proxy(leg: Leg) -> End {
-    if leg.proxy_writes() { End::Writer } else { End::Reader }
+    if leg.proxy_writes() {
+        End::Writer
+    } else {
+        End::Reader
+    }
 }
 
 fn attached_gap(until: BootNs) -> Gap {

@@ -68,10 +68,17 @@ fn proxied(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Judg
     if let Some(candidates) = side.and_then(|side| case.assignment.which.get(&side)) {
         let mut judgement = base(Verdict::Undecided);
         judgement.reason = Some("which");
-        judgement.candidates = candidates.iter().filter_map(|at| case.statements[*at].on_disk).collect();
+        judgement.candidates = candidates
+            .iter()
+            .filter_map(|at| case.statements[*at].on_disk)
+            .collect();
         return judgement;
     }
-    if cut_off(case, call, pair.and_then(|pair| case.statements[pair.with].on_disk)) {
+    if cut_off(
+        case,
+        call,
+        pair.and_then(|pair| case.statements[pair.with].on_disk),
+    ) {
         let mut judgement = base(Verdict::Undecided);
         judgement.reason = Some("after_end");
         attach_entry(case, ix, pair.map(|pair| pair.with), &mut judgement);
@@ -99,12 +106,22 @@ fn proxied(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Judg
     judgement.group_size = pair.group;
     judgement.third_view = Some(statement.third_view);
     judgement.key_reach = Some(case.key_reach(instance));
-    compare_with_entry(case, call, instance, entry_ix, pair.likeness, &mut judgement);
+    compare_with_entry(
+        case,
+        call,
+        instance,
+        entry_ix,
+        pair.likeness,
+        &mut judgement,
+    );
     // What is wrong with the entry itself is wrong whatever was missed; what is wrong with the call may be that its answer, or
     // its forwarding, is another one's of the same id.
     let of_the_call = judgement.verdict == Verdict::Blocked
-        || (judgement.verdict == Verdict::Altered && !matches!(judgement.field, Some("signature" | "line")));
-    if of_the_call && let Some(gap) = doubt::at_proxy(case.gaps, instance, call.at(), call.until(), |_| true) {
+        || (judgement.verdict == Verdict::Altered
+            && !matches!(judgement.field, Some("signature" | "line")));
+    if of_the_call
+        && let Some(gap) = doubt::at_proxy(case.gaps, instance, call.at(), call.until(), |_| true)
+    {
         undecided(&mut judgement, "gap", Some(gap));
     }
     judgement
@@ -116,7 +133,10 @@ fn cut_off(case: Case<'_>, call: &Call, entry: Option<EntryIx>) -> bool {
     let complete = match (call.kind(), &call.response) {
         (CallKind::Request, None) => false,
         (CallKind::Request | CallKind::Notification | CallKind::ResponseWithoutRequest, _) => {
-            [&call.request, &call.response].into_iter().flatten().all(|passage| passage.hops != Hops::Missing)
+            [&call.request, &call.response]
+                .into_iter()
+                .flatten()
+                .all(|passage| passage.hops != Hops::Missing)
         }
     };
     let end = case.clock.utc(case.end).0;
@@ -125,7 +145,9 @@ fn cut_off(case: Case<'_>, call: &Call, entry: Option<EntryIx>) -> bool {
         .route
         .instance()
         .is_some_and(|instance| case.scene.roles.instance(instance).to.is_none());
-    let later = entry.and_then(|ix| case.entries[ix.0 as usize].entry.utc_ns).is_some_and(|at| at > end);
+    let later = entry
+        .and_then(|ix| case.entries[ix.0 as usize].entry.utc_ns)
+        .is_some_and(|at| at > end);
     !complete && (later || alive && entry.is_none() || !case.ended_in_order)
 }
 
@@ -141,8 +163,14 @@ fn compare_with_entry(
     let entry = &case.entries[entry_ix.0 as usize].entry;
     let wire = wire_content(case, call);
     let policy = case.policy_of(instance).map(|(_, policy)| policy);
-    let redaction = policy.map(|policy| policy.redaction.clone()).unwrap_or_default();
-    let state = signature::verify(entry, policy.and_then(|policy| policy.key.as_ref()), wire.params);
+    let redaction = policy
+        .map(|policy| policy.redaction.clone())
+        .unwrap_or_default();
+    let state = signature::verify(
+        entry,
+        policy.and_then(|policy| policy.key.as_ref()),
+        wire.params,
+    );
     judgement.signature = Some(state);
     let difference = content_difference(call, entry, &wire, &redaction, &mut judgement.basis);
     let alter = |judgement: &mut Judgement, field, pointer: Option<String>, side| {
@@ -151,12 +179,22 @@ fn compare_with_entry(
         judgement.pointer = pointer;
         judgement.side = Some(side);
     };
-    let trouble = [call.request.as_ref(), call.response.as_ref()].into_iter().flatten().find_map(|passage| {
-        passage.trouble.map(|trouble| (trouble, passage.way))
-    });
+    let trouble = [call.request.as_ref(), call.response.as_ref()]
+        .into_iter()
+        .flatten()
+        .find_map(|passage| passage.trouble.map(|trouble| (trouble, passage.way)));
     if let Some((trouble, way)) = trouble {
         // The log tells what the proxy saw; it is not what the other side had.
-        alter(judgement, "delivery", None, if way == Way::ToServer { "proxy_to_server" } else { "server_to_proxy" });
+        alter(
+            judgement,
+            "delivery",
+            None,
+            if way == Way::ToServer {
+                "proxy_to_server"
+            } else {
+                "server_to_proxy"
+            },
+        );
         judgement.reason = Some(trouble.as_str());
         return;
     }
@@ -164,12 +202,21 @@ fn compare_with_entry(
         alter(judgement, field, pointer, "log");
         return;
     }
-    if matches!(state, SignatureState::Bad | SignatureState::Absent) && policy.is_some_and(|policy| policy.key.is_some()) {
+    if matches!(state, SignatureState::Bad | SignatureState::Absent)
+        && policy.is_some_and(|policy| policy.key.is_some())
+    {
         alter(judgement, "signature", None, "log");
-        judgement.reason = Some(if state == SignatureState::Bad { "signature_bad" } else { "signature_absent" });
+        judgement.reason = Some(if state == SignatureState::Bad {
+            "signature_bad"
+        } else {
+            "signature_absent"
+        });
         return;
     }
-    if matches!(judgement.third_view, Some(ThirdView::Changed | ThirdView::NotWritten)) {
+    if matches!(
+        judgement.third_view,
+        Some(ThirdView::Changed | ThirdView::NotWritten)
+    ) {
         alter(judgement, "line", None, "log");
         judgement.reason = Some("rewritten_on_disk");
         return;
@@ -188,18 +235,37 @@ fn compare_with_entry(
     }
     let refused = call.response.as_ref().is_some_and(|response| {
         matches!(response.route, Route::ProxyOwn(_))
-            && response.message.error_code.is_some_and(|code| REFUSALS.contains(&code))
+            && response
+                .message
+                .error_code
+                .is_some_and(|code| REFUSALS.contains(&code))
     });
-    let forwarded = call.request.as_ref().is_none_or(|request| request.received.is_some());
+    let forwarded = call
+        .request
+        .as_ref()
+        .is_none_or(|request| request.received.is_some());
     match hops(call) {
         Hops::Changed => {
             let side = changed_side(call);
-            alter(judgement, if side == "proxy_to_server" { "params" } else { "result" }, None, side);
+            alter(
+                judgement,
+                if side == "proxy_to_server" {
+                    "params"
+                } else {
+                    "result"
+                },
+                None,
+                side,
+            );
             judgement.reason = Some("legs_differ");
         }
         Hops::Missing if !forwarded && refused => judgement.verdict = Verdict::Blocked,
         Hops::Missing => {
-            let side = if forwarded { "proxy_to_client" } else { "proxy_to_server" };
+            let side = if forwarded {
+                "proxy_to_client"
+            } else {
+                "proxy_to_server"
+            };
             alter(judgement, "delivery", None, side);
             judgement.reason = Some("not_forwarded");
         }
@@ -217,7 +283,12 @@ fn compare_with_entry(
 }
 
 /// What the log lacks. A known silence explains it and says whether the agent could have provoked it.
-fn unlogged(case: Case<'_>, call: &Call, instance: InstanceIx, mut judgement: Judgement) -> Judgement {
+fn unlogged(
+    case: Case<'_>,
+    call: &Call,
+    instance: InstanceIx,
+    mut judgement: Judgement,
+) -> Judgement {
     judgement.key_reach = Some(case.key_reach(instance));
     if case.scene.roles.instance(instance).own {
         return judgement;
@@ -225,12 +296,19 @@ fn unlogged(case: Case<'_>, call: &Call, instance: InstanceIx, mut judgement: Ju
     // mcp-audit's silences; which proxy it is shows from the log's format, and this is the only one read so far.
     judgement.expected = match (&call.request, &call.response) {
         (Some(_), None) if call.kind() == CallKind::Request => Some(("unanswered", true)),
-        (Some(request), Some(response)) if response.until.0.saturating_sub(request.at.0) > LATE_ANSWER_NS => {
+        (Some(request), Some(response))
+            if response.until.0.saturating_sub(request.at.0) > LATE_ANSWER_NS =>
+        {
             Some(("answered_after_30_s", true))
         }
         (None, Some(_)) => Some(("answer_without_request", true)),
         (Some(_), _) if call.duplicate_in_flight => Some(("duplicate_id_in_flight", true)),
-        (Some(request), _) if request.message.leniency.contains(crate::json::Leniency::NON_FINITE) => {
+        (Some(request), _)
+            if request
+                .message
+                .leniency
+                .contains(crate::json::Leniency::NON_FINITE) =>
+        {
             Some(("unparsable_for_the_proxy", true))
         }
         (Some(request), _) if request.message.error.is_some() => Some(("error_in_request", true)),
@@ -245,8 +323,12 @@ fn foreign(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Judg
     judgement.proxy = Some(case.scene.roles.instance(instance).proxy);
     judgement.via = Some(Via::ForeignWriter);
     judgement.hops = Some(Hops::Single);
-    let Some(passage) = call.subject() else { return judgement };
-    let Some(placed) = primary(case, passage) else { return judgement };
+    let Some(passage) = call.subject() else {
+        return judgement;
+    };
+    let Some(placed) = primary(case, passage) else {
+        return judgement;
+    };
     if let Some(gap) = doubt::in_stream(case.gaps, placed.stream, placed.until)
         && passage.route == Route::Foreign(instance)
         && placed.delivery.written.is_none()
@@ -265,7 +347,12 @@ fn foreign(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Judg
     {
         judgement.via = Some(Via::HandedOver);
     }
-    let statement = case.side_of_call.get(ix).copied().flatten().and_then(|side| case.assignment.of_call[side]);
+    let statement = case
+        .side_of_call
+        .get(ix)
+        .copied()
+        .flatten()
+        .and_then(|side| case.assignment.of_call[side]);
     attach_entry(case, ix, statement.map(|pair| pair.with), &mut judgement);
     judgement
 }
@@ -273,21 +360,36 @@ fn foreign(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Judg
 /// Between two processes without a proxy.
 fn direct(case: Case<'_>, ix: usize, call: &Call) -> Judgement {
     let mut judgement = Judgement::new(Subject::Call(ix), Verdict::Bypassed);
-    let Some(passage) = call.subject() else { return judgement };
-    let Some(placed) = primary(case, passage) else { return judgement };
+    let Some(passage) = call.subject() else {
+        return judgement;
+    };
+    let Some(placed) = primary(case, passage) else {
+        return judgement;
+    };
     let (writer, reader) = ends(case.scene, placed);
     judgement.via = Some(via_of(case, placed));
     if !passage.message.is_mcp {
         judgement.verdict = Verdict::OutOfScope;
-        judgement.reason =
-            Some(if call.request.is_some() { "unknown_method" } else { "answer_without_request" });
+        judgement.reason = Some(if call.request.is_some() {
+            "unknown_method"
+        } else {
+            "answer_without_request"
+        });
         judgement.via = None;
         return judgement;
     }
     if passage.received.is_some() && placed.delivery.read.is_none() {
         judgement.confidence.push("reader_denies");
     } else if placed.delivery.read.is_none() {
-        undecided(&mut judgement, if reader.is_none() { "peer_unmarked" } else { "not_read" }, None);
+        undecided(
+            &mut judgement,
+            if reader.is_none() {
+                "peer_unmarked"
+            } else {
+                "not_read"
+            },
+            None,
+        );
         return judgement;
     }
     if !passage.proved {
@@ -303,10 +405,14 @@ fn direct(case: Case<'_>, ix: usize, call: &Call) -> Judgement {
     }
     let method = passage.message.method.as_deref().unwrap_or("");
     let allowed = case.allow_direct.iter().find(|rule| {
-        rule.methods.as_ref().is_none_or(|methods| methods.iter().any(|allowed| allowed == method))
+        rule.methods
+            .as_ref()
+            .is_none_or(|methods| methods.iter().any(|allowed| allowed == method))
             && [reader, writer].into_iter().flatten().any(|process| {
                 let executions = &case.processes.process(process).executions;
-                executions.last().is_some_and(|execution| execution.exe == rule.server)
+                executions
+                    .last()
+                    .is_some_and(|execution| execution.exe == rule.server)
             })
     });
     if allowed.is_some() {
@@ -324,7 +430,9 @@ fn proxy_own(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Ju
         Some("initialize" | "ping") | None => true,
         Some(method) => method.starts_with("notifications/"),
     };
-    let unseen = doubt::at_proxy(case.gaps, instance, BootNs(0), call.until(), |leg| !leg.proxy_writes());
+    let unseen = doubt::at_proxy(case.gaps, instance, BootNs(0), call.until(), |leg| {
+        !leg.proxy_writes()
+    });
     if let Some(gap) = unseen {
         // What it read may not have been seen: then this is no invention.
         undecided(&mut judgement, "gap", Some(gap));
@@ -358,17 +466,31 @@ type Legs = fn(Leg) -> bool;
 fn doubt_of(case: Case<'_>, call: &Call, instance: InstanceIx) -> Option<Doubt> {
     let passages = [call.request.as_ref(), call.response.as_ref()];
     if passages.iter().flatten().any(|passage| !passage.proved) {
-        return Some(Doubt { reason: "order_ambiguous", gap: None });
+        return Some(Doubt {
+            reason: "order_ambiguous",
+            gap: None,
+        });
     }
     // Written to the proxy, but not seen to be read by it.
-    let unread = passages.iter().flatten().filter_map(|passage| primary(case, passage)).find(|placed| {
-        placed.source == Source::WriterEnd && matches!(placed.leg, Leg::ClientToProxy(_) | Leg::ServerToProxy(_))
-    });
+    let unread = passages
+        .iter()
+        .flatten()
+        .filter_map(|passage| primary(case, passage))
+        .find(|placed| {
+            placed.source == Source::WriterEnd
+                && matches!(placed.leg, Leg::ClientToProxy(_) | Leg::ServerToProxy(_))
+        });
     if let Some(placed) = unread {
-        return Some(Doubt { reason: "not_read", gap: doubt::in_stream(case.gaps, placed.stream, case.end) });
+        return Some(Doubt {
+            reason: "not_read",
+            gap: doubt::in_stream(case.gaps, placed.stream, case.end),
+        });
     }
     let gap = |from, to, legs: Legs| {
-        doubt::at_proxy(case.gaps, instance, from, to, legs).map(|gap| Doubt { reason: "gap", gap: Some(gap) })
+        doubt::at_proxy(case.gaps, instance, from, to, legs).map(|gap| Doubt {
+            reason: "gap",
+            gap: Some(gap),
+        })
     };
     let to_client = |leg: Leg| matches!(leg, Leg::ServerToProxy(_) | Leg::ProxyToClient(_));
     let to_server = |leg: Leg| matches!(leg, Leg::ClientToProxy(_) | Leg::ProxyToServer(_));
@@ -383,14 +505,23 @@ fn doubt_of(case: Case<'_>, call: &Call, instance: InstanceIx) -> Option<Doubt> 
         (Some(request), _) if matches!(request.hops, Hops::Missing | Hops::Changed) => {
             gap(request.at, case.end, forth).or_else(|| gap(request.at, case.end, back))
         }
-        (Some(request), None) if call.kind() == CallKind::Request => gap(request.at, case.end, back),
-        (Some(_), Some(response)) if matches!(response.hops, Hops::Missing | Hops::Changed) => gap(response.at, case.end, back),
+        (Some(request), None) if call.kind() == CallKind::Request => {
+            gap(request.at, case.end, back)
+        }
+        (Some(_), Some(response)) if matches!(response.hops, Hops::Missing | Hops::Changed) => {
+            gap(response.at, case.end, back)
+        }
         (Some(_) | None, _) => None,
     }
 }
 
 /// A gap because of which the entry that is least unlike a call can be that of another one.
-fn unlike_by_loss(case: Case<'_>, call: &Call, instance: InstanceIx, likeness: Likeness) -> Option<usize> {
+fn unlike_by_loss(
+    case: Case<'_>,
+    call: &Call,
+    instance: InstanceIx,
+    likeness: Likeness,
+) -> Option<usize> {
     match likeness {
         Likeness::Full | Likeness::Redacted => None,
         Likeness::IdAndMethod | Likeness::Id | Likeness::Method => {
@@ -407,7 +538,9 @@ fn third_view_gap(case: Case<'_>, call: &Call, instance: InstanceIx) -> Option<u
     let from = BootNs(call.at().0.saturating_sub(EARLY_NS.unsigned_abs()));
     let to = BootNs(call.until().0.saturating_add(LATE_NS.unsigned_abs()));
     case.gaps.iter().position(|gap| {
-        let Leg::ProxyFile(writer) = gap.leg else { return false };
+        let Leg::ProxyFile(writer) = gap.leg else {
+            return false;
+        };
         gap.end == End::Writer
             && case.scene.roles.instance(writer).proxy == proxy
             && gap.gap.since <= to
@@ -439,12 +572,21 @@ fn undecided(judgement: &mut Judgement, reason: &'static str, gap: Option<usize>
 
 /// Gives the statement of a paired call its place in the verdict.
 fn attach_entry(case: Case<'_>, ix: usize, statement: Option<usize>, judgement: &mut Judgement) {
-    let Some(statement) = statement.and_then(|at| case.statements.get(at)) else { return };
+    let Some(statement) = statement.and_then(|at| case.statements.get(at)) else {
+        return;
+    };
     judgement.third_view = Some(statement.third_view);
     if let Some(entry) = statement.on_disk {
         judgement.subject = Subject::CallAndEntry(ix, entry);
-        let key = case.proxies.get(statement.proxy).and_then(|policy| policy.key.as_ref());
-        judgement.signature = Some(signature::verify(&case.entries[entry.0 as usize].entry, key, None));
+        let key = case
+            .proxies
+            .get(statement.proxy)
+            .and_then(|policy| policy.key.as_ref());
+        judgement.signature = Some(signature::verify(
+            &case.entries[entry.0 as usize].entry,
+            key,
+            None,
+        ));
     }
 }
 
@@ -452,7 +594,10 @@ fn attach_entry(case: Case<'_>, ix: usize, statement: Option<usize>, judgement: 
 pub(crate) fn wire_content<'a>(case: Case<'a>, call: &'a Call) -> WireContent<'a> {
     let with_bytes = |passage: &'a Passage| {
         let sighting = passage.primary()?;
-        Some((passage, bytes_of(case.scene.placed, case.scene.frames, sighting)?))
+        Some((
+            passage,
+            bytes_of(case.scene.placed, case.scene.frames, sighting)?,
+        ))
     };
     WireContent::of(
         call.request.as_ref().and_then(with_bytes),
@@ -461,12 +606,16 @@ pub(crate) fn wire_content<'a>(case: Case<'a>, call: &'a Call) -> WireContent<'a
 }
 
 fn primary<'a>(case: Case<'a>, passage: &Passage) -> Option<&'a Placed> {
-    passage.primary().and_then(|sighting| case.scene.placed.get(sighting.placed.0 as usize))
+    passage
+        .primary()
+        .and_then(|sighting| case.scene.placed.get(sighting.placed.0 as usize))
 }
 
 /// The worst that the legs of request and answer tell.
 fn hops(call: &Call) -> Hops {
-    let each = [call.request.as_ref(), call.response.as_ref()].into_iter().flatten();
+    let each = [call.request.as_ref(), call.response.as_ref()]
+        .into_iter()
+        .flatten();
     let all: Vec<Hops> = each.map(|passage| passage.hops).collect();
     for worst in [Hops::Changed, Hops::Missing, Hops::Equal] {
         if all.contains(&worst) {
@@ -477,10 +626,17 @@ fn hops(call: &Call) -> Hops {
 }
 
 fn changed_side(call: &Call) -> &'static str {
-    let request_changed = call.request.as_ref().is_some_and(|request| request.hops == Hops::Changed);
+    let request_changed = call
+        .request
+        .as_ref()
+        .is_some_and(|request| request.hops == Hops::Changed);
     match (request_changed, call.way) {
-        (true, crate::call::Way::ToServer) | (false, crate::call::Way::ToClient) => "proxy_to_server",
-        (true, crate::call::Way::ToClient) | (false, crate::call::Way::ToServer) => "proxy_to_client",
+        (true, crate::call::Way::ToServer) | (false, crate::call::Way::ToClient) => {
+            "proxy_to_server"
+        }
+        (true, crate::call::Way::ToClient) | (false, crate::call::Way::ToServer) => {
+            "proxy_to_client"
+        }
     }
 }
 
@@ -492,21 +648,34 @@ fn via_of(case: Case<'_>, placed: &Placed) -> Via {
         .flatten()
         .filter_map(|process| holder_got(channel, process))
         .collect();
-    if got.iter().any(|got| matches!(got, Got::ScmRights | Got::PidfdGetfd)) {
+    if got
+        .iter()
+        .any(|got| matches!(got, Got::ScmRights | Got::PidfdGetfd))
+    {
         return Via::HandedOver;
     }
     if channel.kind == ChannelKind::Fifo
-        || got.iter().any(|got| matches!(got, Got::Connected | Got::Accepted | Got::Opened))
+        || got
+            .iter()
+            .any(|got| matches!(got, Got::Connected | Got::Accepted | Got::Opened))
     {
         return Via::DirectConnect;
     }
     Via::OwnServer
 }
 
-fn how_it_got_there(case: Case<'_>, placed: &Placed, process: crate::process::ProcessIx) -> Option<Got> {
+fn how_it_got_there(
+    case: Case<'_>,
+    placed: &Placed,
+    process: crate::process::ProcessIx,
+) -> Option<Got> {
     holder_got(case.scene.channels.channel(placed.stream.channel), process)
 }
 
 fn holder_got(channel: &Channel, process: crate::process::ProcessIx) -> Option<Got> {
-    channel.holders.iter().find(|holder| holder.process == process).map(|holder| holder.got)
+    channel
+        .holders
+        .iter()
+        .find(|holder| holder.process == process)
+        .map(|holder| holder.got)
 }

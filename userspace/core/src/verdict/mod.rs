@@ -297,7 +297,9 @@ impl Case<'_> {
     fn key_reach(&self, instance: InstanceIx) -> KeyReach {
         let holder = self.scene.roles.instance(instance).process;
         let uid = self.processes.process(holder).uid;
-        let readable = self.policy_of(instance).is_some_and(|(_, policy)| policy.key_readable_by_agent);
+        let readable = self
+            .policy_of(instance)
+            .is_some_and(|(_, policy)| policy.key_readable_by_agent);
         let agent_uid = self.agent_uid(holder);
         // Whoever runs under the proxy's uid can read its memory, its environment and its key file; root can read all.
         if readable || agent_uid == Some(0) || (uid.is_some() && agent_uid == uid) {
@@ -308,7 +310,11 @@ impl Case<'_> {
                 && self.processes.descends_from(ix, holder)
                 && (process.uid == Some(0) || (process.uid.is_some() && process.uid == uid))
         });
-        if server_reads { KeyReach::Server } else { KeyReach::NoneKnown }
+        if server_reads {
+            KeyReach::Server
+        } else {
+            KeyReach::NoneKnown
+        }
     }
 
     /// Uid of the first ancestor of the proxy that was watched.

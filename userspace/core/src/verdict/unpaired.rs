@@ -23,22 +23,31 @@ pub fn entries(case: Case<'_>, paired: &[bool]) -> Vec<Judgement> {
         .iter()
         .filter_map(|statement| {
             let entry = statement.on_disk?;
-            (!paired.get(entry.0 as usize).copied().unwrap_or(false)).then(|| judge(case, statement, entry))
+            (!paired.get(entry.0 as usize).copied().unwrap_or(false))
+                .then(|| judge(case, statement, entry))
         })
         .collect()
 }
 
 /// Judges every gap that is one of record on an MCP stream.
-pub fn gaps(case: Case<'_>, carries_mcp: impl Fn(crate::channel::StreamIx) -> bool) -> Vec<Judgement> {
+pub fn gaps(
+    case: Case<'_>,
+    carries_mcp: impl Fn(crate::channel::StreamIx) -> bool,
+) -> Vec<Judgement> {
     case.gaps
         .iter()
         .enumerate()
-        .filter(|(_, gap)| gap.of_record && !matches!(gap.leg, Leg::ProxyFile(_)) && carries_mcp(gap.stream))
+        .filter(|(_, gap)| {
+            gap.of_record && !matches!(gap.leg, Leg::ProxyFile(_)) && carries_mcp(gap.stream)
+        })
         .map(|(ix, gap)| {
             let mut judgement = Judgement::new(Subject::Gap(ix), Verdict::Undecided);
             judgement.reason = Some(gap.gap.reason.as_str());
             judgement.gap = Some(ix);
-            judgement.proxy = gap.leg.instance().map(|instance| case.scene.roles.instance(instance).proxy);
+            judgement.proxy = gap
+                .leg
+                .instance()
+                .map(|instance| case.scene.roles.instance(instance).proxy);
             judgement
         })
         .collect()
@@ -46,7 +55,10 @@ pub fn gaps(case: Case<'_>, carries_mcp: impl Fn(crate::channel::StreamIx) -> bo
 
 fn judge(case: Case<'_>, statement: &Statement, ix: EntryIx) -> Judgement {
     let entry = &case.entries[ix.0 as usize].entry;
-    let key = case.proxies.get(statement.proxy).and_then(|policy| policy.key.as_ref());
+    let key = case
+        .proxies
+        .get(statement.proxy)
+        .and_then(|policy| policy.key.as_ref());
     let state = signature::verify(entry, key, None);
     let mut judgement = Judgement::new(Subject::Entry(ix), Verdict::Unobserved);
     judgement.proxy = Some(statement.proxy);
@@ -63,7 +75,11 @@ fn judge(case: Case<'_>, statement: &Statement, ix: EntryIx) -> Judgement {
     }
     if began_before_attaching(case, &instances, entry) {
         let seen = statement.third_view == ThirdView::SeenWritten;
-        judgement.verdict = if seen { Verdict::Undecided } else { Verdict::Outside };
+        judgement.verdict = if seen {
+            Verdict::Undecided
+        } else {
+            Verdict::Outside
+        };
         judgement.reason = seen.then_some("attached");
         return judgement;
     }
@@ -75,7 +91,9 @@ fn judge(case: Case<'_>, statement: &Statement, ix: EntryIx) -> Judgement {
         judgement.gap = Some(gap);
         return judgement;
     }
-    judgement.key_reach = instances.first().map(|(instance, ..)| case.key_reach(*instance));
+    judgement.key_reach = instances
+        .first()
+        .map(|(instance, ..)| case.key_reach(*instance));
     let bad = match state {
         SignatureState::Bad => Some("signature_bad"),
         SignatureState::Absent if key.is_some() => Some("signature_absent"),
@@ -105,18 +123,39 @@ fn judge(case: Case<'_>, statement: &Statement, ix: EntryIx) -> Judgement {
 
 /// Instances of the proxy that lived when the entry claims to have been written, with the time in which its call can lie. An
 /// entry that cannot say when, or that stands behind what the proxy was seen to write, is not excused by the time it claims.
-fn covering(case: Case<'_>, statement: &Statement, entry: &Entry) -> Vec<(InstanceIx, BootNs, BootNs)> {
+fn covering(
+    case: Case<'_>,
+    statement: &Statement,
+    entry: &Entry,
+) -> Vec<(InstanceIx, BootNs, BootNs)> {
     let proxy = statement.proxy;
-    let claimed = entry.utc_ns.map(|at| living(case, proxy, entry, at)).unwrap_or_default();
+    let claimed = entry
+        .utc_ns
+        .map(|at| living(case, proxy, entry, at))
+        .unwrap_or_default();
     if !claimed.is_empty() || (entry.utc_ns.is_some() && !statement.after_seen) {
         return claimed;
     }
-    let instances = case.scene.roles.instances().filter(|(_, instance)| instance.proxy == proxy);
-    instances.map(|(ix, instance)| (ix, instance.from, instance.to.unwrap_or(case.end))).collect()
+    let instances = case
+        .scene
+        .roles
+        .instances()
+        .filter(|(_, instance)| instance.proxy == proxy);
+    instances
+        .map(|(ix, instance)| (ix, instance.from, instance.to.unwrap_or(case.end)))
+        .collect()
 }
 
-fn living(case: Case<'_>, proxy: usize, entry: &Entry, at: i64) -> Vec<(InstanceIx, BootNs, BootNs)> {
-    let from = entry.request_utc_ns().unwrap_or(at).saturating_sub(GAP_SLACK_NS);
+fn living(
+    case: Case<'_>,
+    proxy: usize,
+    entry: &Entry,
+    at: i64,
+) -> Vec<(InstanceIx, BootNs, BootNs)> {
+    let from = entry
+        .request_utc_ns()
+        .unwrap_or(at)
+        .saturating_sub(GAP_SLACK_NS);
     let to = at.saturating_add(GAP_SLACK_NS);
     case.scene
         .roles
@@ -132,21 +171,38 @@ fn living(case: Case<'_>, proxy: usize, entry: &Entry, at: i64) -> Vec<(Instance
 }
 
 /// Whether the call that an entry tells of began before its proxy was watched, which then ran already.
-fn began_before_attaching(case: Case<'_>, instances: &[(InstanceIx, BootNs, BootNs)], entry: &Entry) -> bool {
-    let Some(began) = entry.request_utc_ns().or(entry.utc_ns) else { return false };
+fn began_before_attaching(
+    case: Case<'_>,
+    instances: &[(InstanceIx, BootNs, BootNs)],
+    entry: &Entry,
+) -> bool {
+    let Some(began) = entry.request_utc_ns().or(entry.utc_ns) else {
+        return false;
+    };
     let before = |ix: InstanceIx| {
         let instance = case.scene.roles.instance(ix);
-        !instance.from_birth && began.saturating_sub(ATTACH_SLACK_NS) <= case.clock.utc(instance.from).0
+        !instance.from_birth
+            && began.saturating_sub(ATTACH_SLACK_NS) <= case.clock.utc(instance.from).0
     };
     !instances.is_empty() && instances.iter().all(|(ix, ..)| before(*ix))
 }
 
 /// The boot-clock moment of a UTC one, near the capture: through the offset that held at its end.
 fn boot_of(case: Case<'_>, utc: i64) -> BootNs {
-    let offset = case.clock.utc(case.end).0.wrapping_sub(case.end.0.cast_signed());
+    let offset = case
+        .clock
+        .utc(case.end)
+        .0
+        .wrapping_sub(case.end.0.cast_signed());
     BootNs(u64::try_from(utc.saturating_sub(offset)).unwrap_or(0))
 }
 
 fn is_own_fact(entry: &Entry) -> bool {
-    [own::UNPARSEABLE, own::NOT_A_MESSAGE, own::OVERSIZED, own::DROPPED].contains(&entry.method.as_str())
+    [
+        own::UNPARSEABLE,
+        own::NOT_A_MESSAGE,
+        own::OVERSIZED,
+        own::DROPPED,
+    ]
+    .contains(&entry.method.as_str())
 }

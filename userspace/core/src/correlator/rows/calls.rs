@@ -25,9 +25,18 @@ impl Writer<'_> {
         let subject = call.subject()?;
         let primary = subject.primary()?;
         let placed = &self.derived.placed[primary.placed.0 as usize];
-        let proxy = call.route.instance().map(|instance| self.derived.roles.instance(instance).proxy);
-        let out_of_scope = (judgement.verdict == Verdict::OutOfScope).then_some(judgement.reason).flatten();
-        let wire = if out_of_scope.is_some() { WireContent::default() } else { wire_content(self.case, call) };
+        let proxy = call
+            .route
+            .instance()
+            .map(|instance| self.derived.roles.instance(instance).proxy);
+        let out_of_scope = (judgement.verdict == Verdict::OutOfScope)
+            .then_some(judgement.reason)
+            .flatten();
+        let wire = if out_of_scope.is_some() {
+            WireContent::default()
+        } else {
+            wire_content(self.case, call)
+        };
         let (sender, receiver) = self.parties(subject);
         let at = call.at();
         let answered = call.response.as_ref().filter(|_| call.request.is_some());
@@ -38,17 +47,25 @@ impl Writer<'_> {
             kind: call.kind().as_str(),
             direction: direction(call),
             via: judgement.via.map_or("unknown", Via::as_str),
-            proxy_name: proxy.and_then(|proxy| self.proxy_name(proxy)).map(str::to_owned),
+            proxy_name: proxy
+                .and_then(|proxy| self.proxy_name(proxy))
+                .map(str::to_owned),
             channel_id: self.channel_id(placed.stream.channel),
             sender_process_id: sender,
             receiver_process_id: receiver,
-            request_frame_id: call.request.as_ref().and_then(|request| self.frame_of(request)),
+            request_frame_id: call
+                .request
+                .as_ref()
+                .and_then(|request| self.frame_of(request)),
             request_element: call
                 .request
                 .as_ref()
                 .and_then(Passage::primary)
                 .map_or(0, |sighting| sighting.element),
-            response_frame_id: call.response.as_ref().and_then(|response| self.frame_of(response)),
+            response_frame_id: call
+                .response
+                .as_ref()
+                .and_then(|response| self.frame_of(response)),
             response_element: call
                 .response
                 .as_ref()
@@ -60,7 +77,10 @@ impl Writer<'_> {
             params: self.privacy.text(wire.params, proxy),
             result: self.privacy.text(wire.result, proxy),
             error: self.privacy.text(wire.error, proxy),
-            error_code: call.response.as_ref().and_then(|response| response.message.error_code),
+            error_code: call
+                .response
+                .as_ref()
+                .and_then(|response| response.message.error_code),
             answered: answered.is_some(),
             sent_utc: self.utc(at),
             sent_boot_ns: at,
@@ -69,7 +89,13 @@ impl Writer<'_> {
             duration_ns: answered.map(|response| response.until.0.saturating_sub(at.0)),
             out_of_scope,
             allowed_by: (judgement.verdict == Verdict::Allowed)
-                .then(|| self.correlator.settings.allow_direct.first().map(|rule| rule.reason.clone()))
+                .then(|| {
+                    self.correlator
+                        .settings
+                        .allow_direct
+                        .first()
+                        .map(|rule| rule.reason.clone())
+                })
                 .flatten(),
         })
     }
@@ -78,19 +104,27 @@ impl Writer<'_> {
     pub(super) fn parties(&self, passage: &Passage) -> (Option<ProcessId>, Option<ProcessId>) {
         let end = |sighting: Option<crate::call::Sighting>| {
             sighting.map(|sighting| {
-                ends(self.case.scene, &self.derived.placed[sighting.placed.0 as usize])
+                ends(
+                    self.case.scene,
+                    &self.derived.placed[sighting.placed.0 as usize],
+                )
             })
         };
         let first = end(passage.sent.or(passage.received));
         let last = end(passage.received.or(passage.sent));
         (
-            first.and_then(|(writer, _)| writer).map(|process| self.process_id(process)),
-            last.and_then(|(_, reader)| reader).map(|process| self.process_id(process)),
+            first
+                .and_then(|(writer, _)| writer)
+                .map(|process| self.process_id(process)),
+            last.and_then(|(_, reader)| reader)
+                .map(|process| self.process_id(process)),
         )
     }
 
     fn frame_of(&self, passage: &Passage) -> Option<crate::row::ids::FrameId> {
-        passage.primary().map(|sighting| self.frame_id(self.record_of(sighting.placed)))
+        passage
+            .primary()
+            .map(|sighting| self.frame_id(self.record_of(sighting.placed)))
     }
 }
 

@@ -3,8 +3,8 @@
 use super::Writer;
 use crate::correlator::Note;
 use crate::role::Leg;
-use crate::row::ids::CoverageId;
 use crate::row::CoverageRow;
+use crate::row::ids::CoverageId;
 use crate::verdict::doubt;
 
 impl Writer<'_> {
@@ -12,7 +12,11 @@ impl Writer<'_> {
         let from = self.correlator.first.unwrap_or_default();
         let end = self.end();
         let whole = Note::new("capture", "whole", from);
-        let row = CoverageRow { to_utc: self.utc(end), to_boot_ns: end, ..self.note_row(&whole, 0) };
+        let row = CoverageRow {
+            to_utc: self.utc(end),
+            to_boot_ns: end,
+            ..self.note_row(&whole, 0)
+        };
         self.emit(row);
         let correlator = self.correlator;
         let limits = [
@@ -21,22 +25,47 @@ impl Writer<'_> {
             ("channels_over_limit", correlator.channels.overflowed),
             ("processes_over_limit", correlator.processes.overflowed),
             ("notes_over_limit", correlator.notes_dropped),
-            ("frames_over_limit", correlator.streams.values().map(|stream| stream.overflowed).sum()),
-            ("gaps_over_limit", correlator.streams.values().map(|stream| stream.gaps_folded).sum()),
+            (
+                "frames_over_limit",
+                correlator
+                    .streams
+                    .values()
+                    .map(|stream| stream.overflowed)
+                    .sum(),
+            ),
+            (
+                "gaps_over_limit",
+                correlator
+                    .streams
+                    .values()
+                    .map(|stream| stream.gaps_folded)
+                    .sum(),
+            ),
         ];
         for (name, count) in limits.into_iter().filter(|(_, count)| *count > 0) {
-            let note = Note { count: Some(count), ..Note::loss(end, name, String::new(), 0) };
+            let note = Note {
+                count: Some(count),
+                ..Note::loss(end, name, String::new(), 0)
+            };
             let row = self.note_row(&note, 0);
             self.emit(row);
         }
         let lost = correlator.numbers.lost();
         if lost > 0 {
-            let note = Note { lost_records: Some(lost), ..Note::loss(end, "records_not_arrived", String::new(), 0) };
+            let note = Note {
+                lost_records: Some(lost),
+                ..Note::loss(end, "records_not_arrived", String::new(), 0)
+            };
             let row = self.note_row(&note, 0);
             self.emit(row);
         }
         if !correlator.clock.is_set() {
-            let note = Note::loss(end, "clock", "the spool has no clock reading: times are of the boot clock".to_owned(), 0);
+            let note = Note::loss(
+                end,
+                "clock",
+                "the spool has no clock reading: times are of the boot clock".to_owned(),
+                0,
+            );
             let row = self.note_row(&note, 0);
             self.emit(row);
         }
@@ -118,4 +147,3 @@ impl Writer<'_> {
         }
     }
 }
-

@@ -13,11 +13,14 @@ use crate::verdict::{Verdict, signature_str};
 impl Writer<'_> {
     pub(super) fn entries(&mut self) {
         let derived = self.derived;
-        let mut state_of: Vec<(Option<&'static str>, bool)> = vec![(None, true); self.correlator.entries.len()];
+        let mut state_of: Vec<(Option<&'static str>, bool)> =
+            vec![(None, true); self.correlator.entries.len()];
         for judgement in self.judgements {
             if let Some(entry) = judgement.entry() {
-                state_of[entry.0 as usize] =
-                    (judgement.signature.map(signature_str), judgement.verdict != Verdict::Outside);
+                state_of[entry.0 as usize] = (
+                    judgement.signature.map(signature_str),
+                    judgement.verdict != Verdict::Outside,
+                );
             }
         }
         for statement in &derived.statements {
@@ -47,8 +50,9 @@ impl Writer<'_> {
             entry_id: self.entry_id(ix),
             capture_id: self.capture(),
             proxy_name: self.proxy_name(log.proxy).unwrap_or("").to_owned(),
-            proxy_process_id: written
-                .map(|written| self.process_id(self.derived.roles.instance(written.instance).process)),
+            proxy_process_id: written.map(|written| {
+                self.process_id(self.derived.roles.instance(written.instance).process)
+            }),
             format: "mcp_audit",
             file: file.map(|file| file.name.clone()).unwrap_or_default(),
             file_dev: file.map(|file| u64::from(file.dev)),
@@ -154,5 +158,9 @@ pub(super) fn bad_word(reason: BadReason) -> &'static str {
 }
 
 fn error_code(error: &[u8]) -> Option<i64> {
-    Document::parse(error, Limits::default()).ok()?.root().get("code")?.as_i64()
+    Document::parse(error, Limits::default())
+        .ok()?
+        .root()
+        .get("code")?
+        .as_i64()
 }

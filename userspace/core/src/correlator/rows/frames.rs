@@ -17,7 +17,10 @@ impl Writer<'_> {
             if !wanted || matches!(placed.leg, Leg::ProxyFile(_)) {
                 continue;
             }
-            for frame in [placed.delivery.written, placed.delivery.read].into_iter().flatten() {
+            for frame in [placed.delivery.written, placed.delivery.read]
+                .into_iter()
+                .flatten()
+            {
                 let row = self.frame_row(ix, placed, frame);
                 self.emit(row);
             }
@@ -31,20 +34,30 @@ impl Writer<'_> {
             [passage] => Some(&passage.message),
             [] | [_, ..] => None,
         };
-        let proxy = placed.leg.instance().map(|instance| self.derived.roles.instance(instance).proxy);
+        let proxy = placed
+            .leg
+            .instance()
+            .map(|instance| self.derived.roles.instance(instance).proxy);
         let of_record = frame_ix == placed.record;
-        let in_scope = placed.leg != Leg::Direct || carried.iter().any(|passage| passage.message.is_mcp);
+        let in_scope =
+            placed.leg != Leg::Direct || carried.iter().any(|passage| passage.message.is_mcp);
         let payload = (of_record && in_scope && !frame.bytes.is_empty())
             .then(|| self.privacy.bytes(&frame.bytes, proxy))
             .flatten();
-        let complete = !frame.flags.intersects(
-            FrameFlags::HEAD_MISSING | FrameFlags::INCOMPLETE | FrameFlags::TOO_LONG,
-        );
+        let complete = !frame
+            .flags
+            .intersects(FrameFlags::HEAD_MISSING | FrameFlags::INCOMPLETE | FrameFlags::TOO_LONG);
         let leniency = carried
             .iter()
-            .fold(crate::json::Leniency::empty(), |all, passage| all | passage.message.leniency);
+            .fold(crate::json::Leniency::empty(), |all, passage| {
+                all | passage.message.leniency
+            });
         let process_at = |end: End| {
-            let at = if frame.end == end { Some(frame_ix) } else { partner(placed, end) };
+            let at = if frame.end == end {
+                Some(frame_ix)
+            } else {
+                partner(placed, end)
+            };
             let frame = at.and_then(|ix| self.correlator.frames.get(ix.0 as usize))?;
             frame.by.first().map(|process| self.process_id(*process))
         };
@@ -92,7 +105,9 @@ impl Writer<'_> {
                 (_, false) => "withheld",
             },
             payload,
-            payload_hash: (complete && !frame.bytes.is_empty()).then(|| self.privacy.hash(&frame.bytes)).flatten(),
+            payload_hash: (complete && !frame.bytes.is_empty())
+                .then(|| self.privacy.hash(&frame.bytes))
+                .flatten(),
         }
     }
 
@@ -100,12 +115,19 @@ impl Writer<'_> {
         if frame.flags.contains(FrameFlags::ORDER_AMBIGUOUS) {
             return Some("order_ambiguous");
         }
-        if !frame.flags.intersects(FrameFlags::HEAD_MISSING | FrameFlags::INCOMPLETE | FrameFlags::TOO_LONG) {
+        if !frame
+            .flags
+            .intersects(FrameFlags::HEAD_MISSING | FrameFlags::INCOMPLETE | FrameFlags::TOO_LONG)
+        {
             return None;
         }
         debug_assert_ne!(other_end(frame.end), frame.end, "a stream has two ends");
         let stream = self.correlator.streams.get(&frame.stream)?;
-        let gap = stream.gaps.iter().rev().find(|(end, gap)| *end == frame.end && gap.since <= frame.last_exit)?;
+        let gap = stream
+            .gaps
+            .iter()
+            .rev()
+            .find(|(end, gap)| *end == frame.end && gap.since <= frame.last_exit)?;
         Some(gap.1.reason.as_str())
     }
 }
@@ -124,7 +146,9 @@ fn source_of(placed: &Placed, frame: &Frame) -> &'static str {
         Leg::Direct => None,
     };
     match frame.end {
-        end if proxy_end == Some(end) && placed.source == Source::ProxyEnd => Source::ProxyEnd.as_str(),
+        end if proxy_end == Some(end) && placed.source == Source::ProxyEnd => {
+            Source::ProxyEnd.as_str()
+        }
         End::Reader => Source::ReaderEnd.as_str(),
         End::Writer => Source::WriterEnd.as_str(),
     }

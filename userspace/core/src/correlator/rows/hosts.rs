@@ -42,7 +42,9 @@ impl Writer<'_> {
                 Leg::ProxyToServer(_) => &frames.readers,
                 Leg::ServerToProxy(_) => &frames.writers,
                 Leg::Direct if self.derived.mcp.contains(stream) => &frames.readers,
-                Leg::Direct | Leg::ClientToProxy(_) | Leg::ProxyToClient(_) | Leg::ProxyFile(_) => continue,
+                Leg::Direct | Leg::ClientToProxy(_) | Leg::ProxyToClient(_) | Leg::ProxyFile(_) => {
+                    continue;
+                }
             };
             for (process, _) in far {
                 if self.derived.roles.instance_of(*process).is_none() {
@@ -53,7 +55,13 @@ impl Writer<'_> {
         servers
     }
 
-    fn process_row(&self, ix: ProcessIx, process: &Process, seq: usize, server: bool) -> ProcessRow {
+    fn process_row(
+        &self,
+        ix: ProcessIx,
+        process: &Process,
+        seq: usize,
+        server: bool,
+    ) -> ProcessRow {
         let execution = process.executions.get(seq);
         let next = process.executions.get(seq + 1);
         let first_seen = if seq == 0 {
@@ -63,8 +71,13 @@ impl Writer<'_> {
         };
         let instance = self.derived.roles.instance_of(ix);
         let ended = next.map(|next| next.at).or(process.exit.map(|(at, _)| at));
-        let status = process.exit.filter(|_| next.is_none()).map(|(_, status)| status);
-        let signal = status.map(|status| status & 0x7f).filter(|signal| *signal != 0);
+        let status = process
+            .exit
+            .filter(|_| next.is_none())
+            .map(|(_, status)| status);
+        let signal = status
+            .map(|status| status & 0x7f)
+            .filter(|signal| *signal != 0);
         let is_peer = process.tag & tag::PEER != 0;
         let role = match (instance, server, is_peer) {
             (Some(_), _, _) => "proxy",
@@ -89,25 +102,30 @@ impl Writer<'_> {
             exec_seq: u32::try_from(seq).unwrap_or(u32::MAX),
             pid: process.incarnation.tgid,
             ns_pid: process.ns_tgid,
-            parent_pid: process.parent.map(|parent| self.correlator.processes.process(parent).incarnation.tgid),
+            parent_pid: process
+                .parent
+                .map(|parent| self.correlator.processes.process(parent).incarnation.tgid),
             parent_process_id: process.parent.map(|parent| self.process_id(parent)),
             root_process_id: (!is_peer).then(|| self.process_id(self.root(ix))),
             uid: process.uid.unwrap_or(u32::MAX),
             euid: process.euid,
             gid: process.gid,
             cgroup: process.cgroup,
-            exe_path: execution.map(|execution| String::from_utf8_lossy(&execution.filename).into_owned()),
+            exe_path: execution
+                .map(|execution| String::from_utf8_lossy(&execution.filename).into_owned()),
             exe_dev: execution.map(|execution| u64::from(execution.exe.dev)),
             exe_inode: execution.map(|execution| execution.exe.inode),
             exe_sha256: None,
             args: execution.and_then(|execution| self.privacy.plain(&blanks(&execution.args))),
-            args_truncated: execution
-                .is_some_and(|execution| execution.args.len() >= countersign_common::EXEC_TEXT_MAX_BYTES),
+            args_truncated: execution.is_some_and(|execution| {
+                execution.args.len() >= countersign_common::EXEC_TEXT_MAX_BYTES
+            }),
             role,
             role_strength: strength,
             role_weaknesses: weaknesses,
             proxy_name: instance.and_then(|instance| {
-                self.proxy_name(self.derived.roles.instance(instance).proxy).map(str::to_owned)
+                self.proxy_name(self.derived.roles.instance(instance).proxy)
+                    .map(str::to_owned)
             }),
             how_tagged: match process.known {
                 _ if is_peer => "peer",
@@ -128,7 +146,9 @@ impl Writer<'_> {
                 (None, Some(_), None) => "exited",
                 (None, None, _) => "alive",
             },
-            exit_code: status.filter(|_| signal.is_none()).map(|status| (status >> 8) & 0xff),
+            exit_code: status
+                .filter(|_| signal.is_none())
+                .map(|status| (status >> 8) & 0xff),
             exit_signal: signal,
         }
     }
@@ -156,10 +176,24 @@ impl Writer<'_> {
         }
         for (ix, channel) in correlator.channels.iter() {
             let of = |counts: &BTreeMap<ChannelIx, u64>| counts.get(&ix).copied().unwrap_or(0);
-            let a = self.moved(StreamIx { channel: ix, from_end: 0 });
-            let b = self.moved(StreamIx { channel: ix, from_end: 1 });
-            let legs = [0, 1].map(|from_end| self.derived.roles.leg(StreamIx { channel: ix, from_end }));
-            let leg = legs.into_iter().find(|leg| leg.instance().is_some()).unwrap_or(Leg::Direct);
+            let a = self.moved(StreamIx {
+                channel: ix,
+                from_end: 0,
+            });
+            let b = self.moved(StreamIx {
+                channel: ix,
+                from_end: 1,
+            });
+            let legs = [0, 1].map(|from_end| {
+                self.derived.roles.leg(StreamIx {
+                    channel: ix,
+                    from_end,
+                })
+            });
+            let leg = legs
+                .into_iter()
+                .find(|leg| leg.instance().is_some())
+                .unwrap_or(Leg::Direct);
             let (gap_bytes, gap_count) = self.gaps_of(ix);
             let role = match leg {
                 Leg::ClientToProxy(_) | Leg::ProxyToClient(_) => "client_proxy",
@@ -177,7 +211,11 @@ impl Writer<'_> {
                 b_inode: channel.ends[1].map(|end| end.inode),
                 role,
                 proxy_name: self.proxy_name_of_leg(leg),
-                start: if channel.created { "created" } else { "attached" },
+                start: if channel.created {
+                    "created"
+                } else {
+                    "attached"
+                },
                 allowed_by: None,
                 first_seen_utc: self.utc(channel.first_seen),
                 first_seen_boot_ns: channel.first_seen,
@@ -211,7 +249,10 @@ impl Writer<'_> {
 
     fn holder_row(&self, ix: ChannelIx, kind: ChannelKind, holder: &Holder) -> ChannelEndRow {
         let total = |end: End, from_end: u8| {
-            let frames = self.correlator.streams.get(&StreamIx { channel: ix, from_end });
+            let frames = self.correlator.streams.get(&StreamIx {
+                channel: ix,
+                from_end,
+            });
             let list = frames.map(|frames| match end {
                 End::Writer => frames.writers.as_slice(),
                 End::Reader => frames.readers.as_slice(),
@@ -223,13 +264,20 @@ impl Writer<'_> {
                 .unwrap_or_default()
         };
         let socket = kind == ChannelKind::UnixStream;
-        let (out, into) = if socket { (holder.end, 1 - holder.end) } else { (0, 0) };
+        let (out, into) = if socket {
+            (holder.end, 1 - holder.end)
+        } else {
+            (0, 0)
+        };
         let (written, read) = (total(End::Writer, out), total(End::Reader, into));
         ChannelEndRow {
             channel_id: self.channel_id(ix),
             capture_id: self.capture(),
             process_id: self.process_id(holder.process),
-            mode: match (holder.reads || holder.got == Got::Created, holder.writes || holder.got == Got::Created) {
+            mode: match (
+                holder.reads || holder.got == Got::Created,
+                holder.writes || holder.got == Got::Created,
+            ) {
                 (true, false) => "read",
                 (false, true) => "write",
                 (true, true) | (false, false) => "both",
@@ -258,7 +306,12 @@ impl Writer<'_> {
     }
 
     fn moved(&self, stream: StreamIx) -> Moved {
-        let of = |end| self.correlator.ends.get(&(stream, end)).map(|state| &state.log);
+        let of = |end| {
+            self.correlator
+                .ends
+                .get(&(stream, end))
+                .map(|state| &state.log)
+        };
         let (writer, reader) = (of(End::Writer), of(End::Reader));
         Moved {
             write_ops: writer.map_or(0, |log| log.ops),
@@ -274,7 +327,9 @@ impl Writer<'_> {
             .gaps
             .iter()
             .filter(|gap| gap.stream.channel == ix)
-            .fold((0, 0), |(bytes, count), gap| (bytes.saturating_add(gap.gap.len.unwrap_or(0)), count + 1))
+            .fold((0, 0), |(bytes, count), gap| {
+                (bytes.saturating_add(gap.gap.len.unwrap_or(0)), count + 1)
+            })
     }
 
     /// When the last thing was seen.
@@ -285,5 +340,8 @@ impl Writer<'_> {
 
 fn blanks(args: &[u8]) -> Vec<u8> {
     let trimmed = args.strip_suffix(b"\0").unwrap_or(args);
-    trimmed.iter().map(|byte| if *byte == 0 { b' ' } else { *byte }).collect()
+    trimmed
+        .iter()
+        .map(|byte| if *byte == 0 { b' ' } else { *byte })
+        .collect()
 }

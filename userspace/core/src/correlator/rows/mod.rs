@@ -12,16 +12,18 @@ mod verdicts;
 
 use std::collections::BTreeMap;
 
-use super::case::Derived;
 use super::Correlator;
+use super::case::Derived;
 use crate::call::{Call, Passage, PlacedIx};
 use crate::channel::{ChannelIx, ChannelKind, End, StreamIx};
 use crate::frame::FrameIx;
 use crate::pairing::statement::EntryIx;
 use crate::process::ProcessIx;
 use crate::role::Leg;
-use crate::row::ids::{CallId, CaptureId, ChannelId, CoverageId, EntryId, FrameId, ProcessId, VerdictId};
 use crate::row::Row;
+use crate::row::ids::{
+    CallId, CaptureId, ChannelId, CoverageId, EntryId, FrameId, ProcessId, VerdictId,
+};
 use crate::time::{BootNs, UtcNs};
 use crate::verdict::{Case, Judgement, ProxyPolicy, Subject};
 
@@ -41,13 +43,18 @@ struct Writer<'a> {
 
 /// Writes all rows.
 pub(super) fn write(mut correlator: Correlator, out: &mut dyn FnMut(Row)) {
-    let policies: Vec<ProxyPolicy> =
-        correlator.settings.proxies.iter_mut().map(|proxy| std::mem::take(&mut proxy.policy)).collect();
+    let policies: Vec<ProxyPolicy> = correlator
+        .settings
+        .proxies
+        .iter_mut()
+        .map(|proxy| std::mem::take(&mut proxy.policy))
+        .collect();
     let derived = Derived::of(&correlator, &policies);
     let case = derived.case(&correlator, &policies);
     let judgements = derived.judgements(case);
     if cfg!(debug_assertions) {
-        let held = crate::invariants::check(case, &judgements, |stream| derived.mcp.contains(&stream));
+        let held =
+            crate::invariants::check(case, &judgements, |stream| derived.mcp.contains(&stream));
         assert_eq!(held, Ok(()), "one verdict for each call, entry and gap");
     }
     let mut carried: BTreeMap<PlacedIx, Vec<&Passage>> = BTreeMap::new();
@@ -90,7 +97,12 @@ impl Writer<'_> {
     fn process_id(&self, ix: ProcessIx) -> ProcessId {
         let process = self.correlator.processes.process(ix);
         let start = process.incarnation.start;
-        ProcessId::of(self.capture(), process.incarnation.tgid, start.0, self.utc(start))
+        ProcessId::of(
+            self.capture(),
+            process.incarnation.tgid,
+            start.0,
+            self.utc(start),
+        )
     }
 
     fn channel_id(&self, ix: ChannelIx) -> ChannelId {
@@ -107,7 +119,10 @@ impl Writer<'_> {
         match (channel.kind, stream.from_end) {
             (ChannelKind::UnixStream, 0) => "a_to_b",
             (ChannelKind::UnixStream, _) => "b_to_a",
-            (ChannelKind::Pipe | ChannelKind::Fifo | ChannelKind::File | ChannelKind::Unknown, _) => "only",
+            (
+                ChannelKind::Pipe | ChannelKind::Fifo | ChannelKind::File | ChannelKind::Unknown,
+                _,
+            ) => "only",
         }
     }
 
@@ -131,7 +146,12 @@ impl Writer<'_> {
         let passage = call.subject()?;
         let sighting = passage.primary()?;
         let frame = self.frame_id(self.record_of(sighting.placed));
-        Some(CallId::of(self.capture(), frame, sighting.element, self.utc(passage.at)))
+        Some(CallId::of(
+            self.capture(),
+            frame,
+            sighting.element,
+            self.utc(passage.at),
+        ))
     }
 
     fn entry_id(&self, ix: EntryIx) -> EntryId {
@@ -158,8 +178,19 @@ impl Writer<'_> {
 
     fn gap_id(&self, ix: usize) -> CoverageId {
         let gap = &self.derived.gaps[ix];
-        let subject = format!("{}:{}:{}", gap.stream.channel.0, gap.stream.from_end, gap.end.as_str());
-        CoverageId::of(self.capture(), "gap", subject.as_bytes(), ix as u64, self.utc(gap.gap.until))
+        let subject = format!(
+            "{}:{}:{}",
+            gap.stream.channel.0,
+            gap.stream.from_end,
+            gap.end.as_str()
+        );
+        CoverageId::of(
+            self.capture(),
+            "gap",
+            subject.as_bytes(),
+            ix as u64,
+            self.utc(gap.gap.until),
+        )
     }
 
     /// The subject's id and time: what the verdict's id is made of.
@@ -173,7 +204,11 @@ impl Writer<'_> {
             Subject::Entry(ix) => Some((self.entry_id(ix).as_ulid(), self.entry_observed(), None)),
             Subject::Gap(ix) => {
                 let gap = &self.derived.gaps[ix].gap;
-                Some((self.gap_id(ix).as_ulid(), self.utc(gap.until), Some(gap.until)))
+                Some((
+                    self.gap_id(ix).as_ulid(),
+                    self.utc(gap.until),
+                    Some(gap.until),
+                ))
             }
         }
     }
@@ -184,12 +219,17 @@ impl Writer<'_> {
     }
 
     fn proxy_name(&self, proxy: usize) -> Option<&str> {
-        self.correlator.settings.proxies.get(proxy).map(|proxy| proxy.name.as_str())
+        self.correlator
+            .settings
+            .proxies
+            .get(proxy)
+            .map(|proxy| proxy.name.as_str())
     }
 
     fn proxy_name_of_leg(&self, leg: Leg) -> Option<String> {
         let instance = leg.instance()?;
-        self.proxy_name(self.derived.roles.instance(instance).proxy).map(str::to_owned)
+        self.proxy_name(self.derived.roles.instance(instance).proxy)
+            .map(str::to_owned)
     }
 
     fn hop_name(&self, placed: PlacedIx) -> &'static str {
@@ -202,9 +242,15 @@ impl Writer<'_> {
             Leg::Direct => {
                 let carried = self.carried.get(&placed);
                 let answers = carried.is_some_and(|passages| {
-                    passages.iter().all(|passage| passage.message.kind.is_response())
+                    passages
+                        .iter()
+                        .all(|passage| passage.message.kind.is_response())
                 });
-                if answers { "direct_response" } else { "direct_request" }
+                if answers {
+                    "direct_response"
+                } else {
+                    "direct_request"
+                }
             }
         }
     }
@@ -240,4 +286,3 @@ fn leniency_words(leniency: crate::json::Leniency) -> Vec<&'static str> {
     .map(|(_, word)| word)
     .collect()
 }
-

@@ -85,7 +85,8 @@ impl<'a> Privacy<'a> {
 
     /// Arguments and other text that has no keys to redact by.
     pub(super) fn plain(&self, text: &[u8]) -> Option<PayloadText> {
-        (self.mode == PayloadMode::Full).then(|| PayloadText(String::from_utf8_lossy(text).into_owned()))
+        (self.mode == PayloadMode::Full)
+            .then(|| PayloadText(String::from_utf8_lossy(text).into_owned()))
     }
 
     fn redacted(&self, raw: &[u8], proxy: Option<usize>) -> Option<Vec<u8>> {
@@ -99,9 +100,11 @@ impl<'a> Privacy<'a> {
 
 pub(super) fn hex(bytes: &[u8]) -> String {
     use std::fmt::Write as _;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        // Writing into a string cannot fail.
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            // Writing into a string cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }

@@ -1,7 +1,7 @@
 //! Rows of verdicts, of the sightings that they rest on, and of findings.
 
-use super::entries::bad_word;
 use super::Writer;
+use super::entries::bad_word;
 use crate::call::passage::Oddity;
 use crate::call::{Hops, Passage, PlacedIx, Sighting};
 use crate::channel::End;
@@ -38,7 +38,9 @@ impl Writer<'_> {
     pub(super) fn verdicts(&mut self) {
         let judgements = self.judgements;
         for judgement in judgements {
-            let Some(row) = self.verdict_row(judgement) else { continue };
+            let Some(row) = self.verdict_row(judgement) else {
+                continue;
+            };
             let (verdict_id, subject_utc) = (row.verdict_id, row.subject_utc);
             self.emit(row);
             self.sightings(judgement, verdict_id, subject_utc);
@@ -49,8 +51,12 @@ impl Writer<'_> {
     fn verdict_row(&self, judgement: &Judgement) -> Option<VerdictRow> {
         let (_, subject_utc, subject_boot_ns) = self.subject_key(judgement)?;
         let call = judgement.call().map(|ix| &self.derived.calls[ix]);
-        let entry = judgement.entry().map(|ix| &self.correlator.entries[ix.0 as usize].entry);
-        let message = call.and_then(|call| call.request.as_ref()).map(|request| &request.message);
+        let entry = judgement
+            .entry()
+            .map(|ix| &self.correlator.entries[ix.0 as usize].entry);
+        let message = call
+            .and_then(|call| call.request.as_ref())
+            .map(|request| &request.message);
         let primary = call
             .and_then(|call| call.subject())
             .and_then(Passage::primary)
@@ -71,7 +77,10 @@ impl Writer<'_> {
             coverage_id: judgement.gap.map(|ix| self.gap_id(ix)),
             verdict: judgement.verdict.as_str(),
             reason: judgement.reason,
-            via: judgement.via.filter(|via| *via != Via::Proxy).map(Via::as_str),
+            via: judgement
+                .via
+                .filter(|via| *via != Via::Proxy)
+                .map(Via::as_str),
             signature: judgement.signature.map(signature_str),
             key_reach: judgement.key_reach.map(KeyReach::as_str),
             hops: judgement.hops.and_then(Hops::as_str),
@@ -83,11 +92,20 @@ impl Writer<'_> {
             agent_controllable: judgement.expected.map(|(_, agent)| agent),
             interchangeable: judgement.interchangeable,
             group_size: judgement.group_size,
-            candidates: judgement.candidates.iter().map(|ix| self.entry_id(*ix).to_string()).collect(),
+            candidates: judgement
+                .candidates
+                .iter()
+                .map(|ix| self.entry_id(*ix).to_string())
+                .collect(),
             untrusted_end: primary.is_some_and(|placed| placed.untrusted),
             confidence: judgement.confidence.clone(),
-            proxy_name: judgement.proxy.and_then(|proxy| self.proxy_name(proxy)).map(str::to_owned),
-            process_id: call.and_then(|call| call.subject()).and_then(|passage| self.parties(passage).0),
+            proxy_name: judgement
+                .proxy
+                .and_then(|proxy| self.proxy_name(proxy))
+                .map(str::to_owned),
+            process_id: call
+                .and_then(|call| call.subject())
+                .and_then(|passage| self.parties(passage).0),
             method: message
                 .and_then(|message| message.method.clone())
                 .or_else(|| entry.map(|entry| entry.method.clone())),
@@ -109,7 +127,10 @@ impl Writer<'_> {
         for passage in [&call.request, &call.response].into_iter().flatten() {
             for sighting in [passage.sent, passage.received].into_iter().flatten() {
                 let placed = &derived.placed[sighting.placed.0 as usize];
-                for frame in [placed.delivery.written, placed.delivery.read].into_iter().flatten() {
+                for frame in [placed.delivery.written, placed.delivery.read]
+                    .into_iter()
+                    .flatten()
+                {
                     let row = SightingRow {
                         verdict_id,
                         capture_id: self.capture(),
@@ -153,14 +174,21 @@ impl Writer<'_> {
     fn of_judgement(&self, ix: usize, judgement: &Judgement) -> Option<Finding> {
         let (severity, what) = match judgement.verdict {
             Verdict::Bypassed => ("critical", "a call reached its receiver past the proxy"),
-            Verdict::Altered => ("high", "log, signature and wire tell different stories of a call"),
+            Verdict::Altered => (
+                "high",
+                "log, signature and wire tell different stories of a call",
+            ),
             Verdict::Forged => ("critical", "the log has an entry that is not the proxy's"),
             Verdict::Replayed => ("high", "the log has an entry that repeats an earlier one"),
             Verdict::Unobserved => ("medium", "the log has an entry of a call that was not seen"),
-            Verdict::Unlogged if judgement.expected.is_some() => {
-                ("medium", "a call went through the proxy and the log does not have it, as this proxy is known to do")
-            }
-            Verdict::Unlogged => ("high", "a call went through the proxy and the log does not have it"),
+            Verdict::Unlogged if judgement.expected.is_some() => (
+                "medium",
+                "a call went through the proxy and the log does not have it, as this proxy is known to do",
+            ),
+            Verdict::Unlogged => (
+                "high",
+                "a call went through the proxy and the log does not have it",
+            ),
             Verdict::Undecided
             | Verdict::Allowed
             | Verdict::Blocked
@@ -180,9 +208,14 @@ impl Writer<'_> {
             boot,
             subject: verdict.to_string().into_bytes(),
             verdict: Some((ix, verdict)),
-            process: call.and_then(|call| call.subject()).and_then(|passage| self.parties(passage).0),
+            process: call
+                .and_then(|call| call.subject())
+                .and_then(|passage| self.parties(passage).0),
             channel: None,
-            proxy: judgement.proxy.and_then(|proxy| self.proxy_name(proxy)).map(str::to_owned),
+            proxy: judgement
+                .proxy
+                .and_then(|proxy| self.proxy_name(proxy))
+                .map(str::to_owned),
         })
     }
 
@@ -204,7 +237,10 @@ impl Writer<'_> {
             verdict: Some((ix, verdict)),
             process: None,
             channel: None,
-            proxy: judgement.proxy.and_then(|proxy| self.proxy_name(proxy)).map(str::to_owned),
+            proxy: judgement
+                .proxy
+                .and_then(|proxy| self.proxy_name(proxy))
+                .map(str::to_owned),
         })
     }
 
@@ -227,7 +263,11 @@ impl Writer<'_> {
             Oddity::Malformed(ix) => (
                 "not_mcp",
                 // An honest server's `[info] …` begins like JSON too.
-                if self.speaks_of_json_rpc(*ix) { "medium" } else { "low" },
+                if self.speaks_of_json_rpc(*ix) {
+                    "medium"
+                } else {
+                    "low"
+                },
                 "a line begins like JSON and is none, but some servers may execute it",
                 Some("what is said of calls on this channel"),
                 ix,
@@ -242,9 +282,13 @@ impl Writer<'_> {
                     ix,
                 )
             }
-            Oddity::NotJsonRpc(ix) => {
-                ("not_mcp", "low", "JSON on an MCP stream that is no JSON-RPC message", None, ix)
-            }
+            Oddity::NotJsonRpc(ix) => (
+                "not_mcp",
+                "low",
+                "JSON on an MCP stream that is no JSON-RPC message",
+                None,
+                ix,
+            ),
             Oddity::Incomplete(ix) if self.denied(*ix) => (
                 "evidence_denied",
                 "high",
@@ -281,7 +325,9 @@ impl Writer<'_> {
                 && gap.gap.until >= frame.first_enter
                 && doubt::self_inflicted(gap, &self.derived.roles)
         };
-        placed.leg == Leg::Direct && frame.end == End::Reader && self.derived.gaps.iter().find(own_doing).is_some()
+        placed.leg == Leg::Direct
+            && frame.end == End::Reader
+            && self.derived.gaps.iter().find(own_doing).is_some()
     }
 
     fn speaks_of_json_rpc(&self, ix: PlacedIx) -> bool {
@@ -337,29 +383,44 @@ impl Writer<'_> {
             plain(
                 "log_line_unreadable",
                 "medium",
-                format!("line {} of the log is {}: {}", line.number, bad_word(bad.bad.reason).replace('_', " "), bad.bad.reason),
+                format!(
+                    "line {} of the log is {}: {}",
+                    line.number,
+                    bad_word(bad.bad.reason).replace('_', " "),
+                    bad.bad.reason
+                ),
                 bad.proxy,
                 format!("{}:{}", bad.file.0, line.offset),
             )
         });
-        let incidents = self.correlator.incidents.iter().enumerate().map(|(nth, incident)| {
-            plain(
-                incident.kind,
-                incident.severity.as_str(),
-                incident.message.clone(),
-                incident.proxy,
-                format!("incident {nth}"),
-            )
-        });
-        let writable = self.correlator.files.iter().filter(|file| file.world_writable).map(|file| {
-            plain(
-                "log_writable_by_all",
-                "medium",
-                "every user can write to the log file".to_owned(),
-                file.proxy,
-                format!("writable {}", super::basename(&file.name)),
-            )
-        });
+        let incidents = self
+            .correlator
+            .incidents
+            .iter()
+            .enumerate()
+            .map(|(nth, incident)| {
+                plain(
+                    incident.kind,
+                    incident.severity.as_str(),
+                    incident.message.clone(),
+                    incident.proxy,
+                    format!("incident {nth}"),
+                )
+            });
+        let writable = self
+            .correlator
+            .files
+            .iter()
+            .filter(|file| file.world_writable)
+            .map(|file| {
+                plain(
+                    "log_writable_by_all",
+                    "medium",
+                    "every user can write to the log file".to_owned(),
+                    file.proxy,
+                    format!("writable {}", super::basename(&file.name)),
+                )
+            });
         let sides = &self.derived.assignment.of_statement;
         let gone = self.derived.statements.iter().enumerate().filter_map(|(ix, statement)| {
             let unpaired = sides.get(ix).is_none_or(Option::is_none);
@@ -378,7 +439,8 @@ impl Writer<'_> {
 
     /// One row per proxy instance whose key others could have read.
     fn of_keys(&self) -> Vec<Finding> {
-        let mut reached: std::collections::BTreeMap<usize, KeyReach> = std::collections::BTreeMap::new();
+        let mut reached: std::collections::BTreeMap<usize, KeyReach> =
+            std::collections::BTreeMap::new();
         for judgement in self.judgements {
             if let (Some(proxy), Some(reach)) = (judgement.proxy, judgement.key_reach)
                 && matches!(reach, KeyReach::Agent | KeyReach::Server)
@@ -409,7 +471,13 @@ impl Writer<'_> {
         let judgement = finding.verdict.and_then(|(ix, _)| self.judgements.get(ix));
         let entry: Option<EntryIx> = judgement.and_then(Judgement::entry);
         FindingRow {
-            finding_id: FindingId::of(self.capture(), finding.kind, &finding.subject, nth, finding.utc),
+            finding_id: FindingId::of(
+                self.capture(),
+                finding.kind,
+                &finding.subject,
+                nth,
+                finding.utc,
+            ),
             capture_id: self.capture(),
             found_utc: finding.utc,
             found_boot_ns: finding.boot,
