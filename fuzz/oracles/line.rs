@@ -26,7 +26,7 @@ fn frames(bytes: &[u8], chunk: usize) -> Vec<(u64, u64, Vec<u8>)> {
         channel: ChannelIx(0),
         from_end: 0,
     };
-    let mut framer = LineFramer::new(stream, End::Reader, false);
+    let mut lines = LineFramer::new(stream, End::Reader, false);
     let mut frames: Vec<Frame> = Vec::new();
     let mut position = 0;
     for piece in bytes.chunks(chunk) {
@@ -40,10 +40,10 @@ fn frames(bytes: &[u8], chunk: usize) -> Vec<(u64, u64, Vec<u8>)> {
             returned: piece.len() as u64,
             stream_before: position,
         };
-        framer.bytes(&op, 0, position, piece, &mut |frame| frames.push(frame));
+        lines.bytes(&op, 0, position, piece, &mut |frame| frames.push(frame));
         position += piece.len() as u64;
     }
-    framer.finish(&mut |frame| frames.push(frame));
+    lines.finish(&mut |frame| frames.push(frame));
     frames
         .into_iter()
         .map(|frame| (frame.position, frame.len, frame.bytes.to_vec()))

@@ -39,8 +39,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
         2 => (any::<bool>(), 0..3u8).prop_map(|(to_server, n)| Step::Notification { to_server, n }),
         1 => (id.clone(), tool.clone()).prop_map(|(id, tool)| Step::Foreign { id, tool }),
         1 => (id.clone(), tool).prop_map(|(id, tool)| Step::OwnServer { id, tool }),
-        1 => line.clone().prop_map(|line| Step::Delete { line }),
-        1 => line.clone().prop_map(|line| Step::Repeat { line }),
+        1 => line.prop_map(|line| Step::Delete { line }),
+        1 => line.prop_map(|line| Step::Repeat { line }),
         1 => line.prop_map(|line| Step::Falsify { line }),
         1 => id.prop_map(|id| Step::Forge { id }),
         1 => (0..3000u16).prop_map(|ms| Step::Wait { ms }),
@@ -65,6 +65,7 @@ fn play(steps: &[Step], sockets: bool) -> Play {
     Play::new(scene, &[&log])
 }
 
+#[expect(clippy::too_many_lines, reason = "one arm for each kind of step")]
 fn act(
     scene: &mut Scene,
     session: &Session,

@@ -65,10 +65,10 @@ pub fn pair(passages: &Passages, roles: &Roles) -> Vec<Call> {
                 }
             }
             (MessageKind::Response | MessageKind::ErrorResponse, None) => {
-                calls.push(stray(passage))
+                calls.push(stray(passage));
             }
             (MessageKind::Request | MessageKind::Notification, _) => {
-                calls.push(call_of(passage, false))
+                calls.push(call_of(passage, false));
             }
             (MessageKind::NotJsonRpc, _) => {}
         }

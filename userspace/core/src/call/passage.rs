@@ -92,10 +92,10 @@ pub fn assemble(scene: Scene<'_>) -> Passages {
             Leg::ClientToProxy(at) => legs.entry((at, Way::ToServer)).or_default().read.push(ix),
             Leg::ServerToProxy(at) => legs.entry((at, Way::ToClient)).or_default().read.push(ix),
             Leg::ProxyToServer(at) => {
-                out.side(scene, ix, at, legs.entry((at, Way::ToServer)).or_default())
+                out.side(scene, ix, at, legs.entry((at, Way::ToServer)).or_default());
             }
             Leg::ProxyToClient(at) => {
-                out.side(scene, ix, at, legs.entry((at, Way::ToClient)).or_default())
+                out.side(scene, ix, at, legs.entry((at, Way::ToClient)).or_default());
             }
             Leg::Direct => direct.push(ix),
             Leg::ProxyFile(_) => {}

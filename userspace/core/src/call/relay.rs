@@ -36,10 +36,10 @@ pub(super) fn relayed(scene: Scene<'_>, direct: &[PlacedIx]) -> BTreeSet<PlacedI
         let (writer, reader) = ends(scene, placed);
         match placed.leg {
             Leg::ClientToProxy(_) | Leg::ServerToProxy(_) => {
-                hops.offer(scene, ix, writer.map(Joint::PassedOnBy))
+                hops.offer(scene, ix, writer.map(Joint::PassedOnBy));
             }
             Leg::ProxyToServer(_) | Leg::ProxyToClient(_) => {
-                hops.offer(scene, ix, reader.map(Joint::GotBy))
+                hops.offer(scene, ix, reader.map(Joint::GotBy));
             }
             Leg::ProxyFile(_) | Leg::Direct => {}
         }

@@ -301,10 +301,10 @@ mod tests {
     fn blanks_before_a_message_hide_nothing() {
         let text = [vec![b' '; 10_000], b"{}\n".to_vec()].concat();
         for chunk in [1, 4096, text.len()] {
-            let mut framer = LineFramer::new(STREAM, End::Reader, false);
+            let mut lines = LineFramer::new(STREAM, End::Reader, false);
             let mut frames = Vec::new();
             for (piece, at) in text.chunks(chunk).zip((0u64..).step_by(chunk)) {
-                feed(&mut framer, piece, at, &mut frames);
+                feed(&mut lines, piece, at, &mut frames);
             }
             assert_eq!(frames[0].bytes.as_slice(), b"{}");
         }

@@ -2,22 +2,13 @@
 
 use crate::call::passage::ends;
 use crate::call::{Call, CallKind, Hops, Passage, Route, Way, bytes_of};
-use crate::channel::{Channel, ChannelKind, End, Got};
-use crate::evidence::{Placed, Source};
-use crate::pairing::assign::{EARLY_NS, LATE_NS, Likeness};
+use crate::channel::{Channel, ChannelKind, Got};
+use crate::evidence::Placed;
 use crate::pairing::content::WireContent;
-use crate::pairing::statement::{EntryIx, ThirdView};
-use crate::proxylog::{SignatureState, signature};
+use crate::proxylog::signature;
 use crate::role::{InstanceIx, Leg};
 use crate::time::BootNs;
-use crate::verdict::difference::content_difference;
-use crate::verdict::{Case, Judgement, Subject, Verdict, Via, doubt};
-
-/// An answer later than this is one that mcp-audit forgets to log, nanoseconds.
-const LATE_ANSWER_NS: u64 = 30_000_000_000;
-
-/// Error codes with which mcp-audit refuses: by policy, by rate.
-const REFUSALS: [i64; 2] = [-32030, -32029];
+use crate::verdict::{Case, Judgement, Subject, Verdict, Via, doubt, proxied};
 
 /// Judges every call.
 pub fn calls(case: Case<'_>) -> Vec<Judgement> {
@@ -27,7 +18,7 @@ pub fn calls(case: Case<'_>) -> Vec<Judgement> {
 fn judge(case: Case<'_>, ix: usize) -> Judgement {
     let call = &case.calls[ix];
     let mut judgement = match call.route {
-        Route::Proxy(instance) => proxied(case, ix, call, instance),
+        Route::Proxy(instance) => proxied::proxied(case, ix, call, instance),
         Route::ProxyOwn(instance) => proxy_own(case, ix, call, instance),
         Route::Foreign(instance) => foreign(case, ix, call, instance),
         Route::Direct(..) => direct(case, ix, call),
@@ -37,283 +28,6 @@ fn judge(case: Case<'_>, ix: usize) -> Judgement {
     } else if call.kind() == CallKind::Request {
         judgement.confidence.push("request_only");
     }
-    judgement
-}
-
-/// Through the proxy: undecided, altered, blocked, matched or unlogged.
-fn proxied(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Judgement {
-    let subject = Subject::Call(ix);
-    let proxy = case.scene.roles.instance(instance).proxy;
-    let base = |verdict| {
-        let mut judgement = Judgement::new(subject, verdict);
-        judgement.via = Some(Via::Proxy);
-        judgement.proxy = Some(proxy);
-        judgement.hops = Some(hops(call));
-        judgement
-    };
-    let side = case.side_of_call.get(ix).copied().flatten();
-    let pair = side.and_then(|side| case.assignment.of_call[side]);
-    if let Some(doubt) = doubt_of(case, call, instance) {
-        let mut judgement = base(Verdict::Undecided);
-        doubt.apply(&mut judgement);
-        attach_entry(case, ix, pair.map(|pair| pair.with), &mut judgement);
-        return judgement;
-    }
-    if let Some(gap) = pair.and_then(|pair| unlike_by_loss(case, call, instance, pair.likeness)) {
-        let mut judgement = base(Verdict::Undecided);
-        undecided(&mut judgement, "gap", Some(gap));
-        attach_entry(case, ix, pair.map(|pair| pair.with), &mut judgement);
-        return judgement;
-    }
-    if let Some(candidates) = side.and_then(|side| case.assignment.which.get(&side)) {
-        let mut judgement = base(Verdict::Undecided);
-        judgement.reason = Some("which");
-        judgement.candidates = candidates
-            .iter()
-            .filter_map(|at| case.statements[*at].on_disk)
-            .collect();
-        return judgement;
-    }
-    if cut_off(
-        case,
-        call,
-        pair.and_then(|pair| case.statements[pair.with].on_disk),
-    ) {
-        let mut judgement = base(Verdict::Undecided);
-        judgement.reason = Some("after_end");
-        attach_entry(case, ix, pair.map(|pair| pair.with), &mut judgement);
-        return judgement;
-    }
-    let Some(pair) = pair else {
-        let mut judgement = unlogged(case, call, instance, base(Verdict::Unlogged));
-        if let Some(size) = side.and_then(|side| case.assignment.surplus_calls.get(&side)) {
-            judgement.interchangeable = *size > 1;
-            judgement.group_size = *size;
-        }
-        return judgement;
-    };
-    let statement = &case.statements[pair.with];
-    let Some(entry_ix) = statement.on_disk else {
-        let mut judgement = unlogged(case, call, instance, base(Verdict::Unlogged));
-        judgement.reason = Some("line_deleted");
-        judgement.expected = None;
-        judgement.basis.push("third_view");
-        return judgement;
-    };
-    let mut judgement = base(Verdict::Matched);
-    judgement.subject = Subject::CallAndEntry(ix, entry_ix);
-    judgement.interchangeable = pair.interchangeable;
-    judgement.group_size = pair.group;
-    judgement.third_view = Some(statement.third_view);
-    judgement.key_reach = Some(case.key_reach(instance));
-    compare_with_entry(
-        case,
-        call,
-        instance,
-        entry_ix,
-        pair.likeness,
-        &mut judgement,
-    );
-    // What is wrong with the entry itself is wrong whatever was missed; what is wrong with the call may be that its answer, or
-    // its forwarding, is another one's of the same id.
-    let of_the_call = judgement.verdict == Verdict::Blocked
-        || (judgement.verdict == Verdict::Altered
-            && !matches!(judgement.field, Some("signature" | "line")));
-    if of_the_call
-        && let Some(gap) = doubt::at_proxy(case.gaps, instance, call.at(), call.until(), |_| true)
-    {
-        undecided(&mut judgement, "gap", Some(gap));
-    }
-    judgement
-}
-
-/// The rest of the call may have come after the end of the capture: it is not complete, and the capture was cut, or the entry
-/// was written later.
-fn cut_off(case: Case<'_>, call: &Call, entry: Option<EntryIx>) -> bool {
-    let complete = match (call.kind(), &call.response) {
-        (CallKind::Request, None) => false,
-        (CallKind::Request | CallKind::Notification | CallKind::ResponseWithoutRequest, _) => {
-            [&call.request, &call.response]
-                .into_iter()
-                .flatten()
-                .all(|passage| passage.hops != Hops::Missing)
-        }
-    };
-    let end = case.clock.utc(case.end).0;
-    // Its answer, and the entry, may still come.
-    let alive = call
-        .route
-        .instance()
-        .is_some_and(|instance| case.scene.roles.instance(instance).to.is_none());
-    let later = entry
-        .and_then(|ix| case.entries[ix.0 as usize].entry.utc_ns)
-        .is_some_and(|at| at > end);
-    !complete && (later || alive && entry.is_none() || !case.ended_in_order)
-}
-
-/// Holds a call against the entry on disk and settles between altered, blocked and matched.
-fn compare_with_entry(
-    case: Case<'_>,
-    call: &Call,
-    instance: InstanceIx,
-    entry_ix: EntryIx,
-    likeness: Likeness,
-    judgement: &mut Judgement,
-) {
-    let entry = &case.entries[entry_ix.0 as usize].entry;
-    let wire = wire_content(case, call);
-    let policy = case.policy_of(instance).map(|(_, policy)| policy);
-    let redaction = policy
-        .map(|policy| policy.redaction.clone())
-        .unwrap_or_default();
-    let state = signature::verify(
-        entry,
-        policy.and_then(|policy| policy.key.as_ref()),
-        wire.params,
-    );
-    judgement.signature = Some(state);
-    let difference = content_difference(call, entry, &wire, &redaction, &mut judgement.basis);
-    let alter = |judgement: &mut Judgement, field, pointer: Option<String>, side| {
-        judgement.verdict = Verdict::Altered;
-        judgement.field = Some(field);
-        judgement.pointer = pointer;
-        judgement.side = Some(side);
-    };
-    let trouble = [call.request.as_ref(), call.response.as_ref()]
-        .into_iter()
-        .flatten()
-        .find_map(|passage| passage.trouble.map(|trouble| (trouble, passage.way)));
-    if let Some((trouble, way)) = trouble {
-        // The log tells what the proxy saw; it is not what the other side had.
-        alter(
-            judgement,
-            "delivery",
-            None,
-            if way == Way::ToServer {
-                "proxy_to_server"
-            } else {
-                "server_to_proxy"
-            },
-        );
-        judgement.reason = Some(trouble.as_str());
-        return;
-    }
-    if let Some((field, pointer)) = difference {
-        alter(judgement, field, pointer, "log");
-        return;
-    }
-    if matches!(state, SignatureState::Bad | SignatureState::Absent)
-        && policy.is_some_and(|policy| policy.key.is_some())
-    {
-        alter(judgement, "signature", None, "log");
-        judgement.reason = Some(if state == SignatureState::Bad {
-            "signature_bad"
-        } else {
-            "signature_absent"
-        });
-        return;
-    }
-    if matches!(
-        judgement.third_view,
-        Some(ThirdView::Changed | ThirdView::NotWritten)
-    ) {
-        alter(judgement, "line", None, "log");
-        judgement.reason = Some("rewritten_on_disk");
-        return;
-    }
-    if entry.duplicate_keys {
-        alter(judgement, "line", None, "log");
-        judgement.reason = Some("duplicate_keys");
-        return;
-    }
-    // The line that the proxy wrote may have been another: what was missed there must not be worth more than what was seen.
-    if judgement.third_view == Some(ThirdView::Unknown)
-        && let Some(gap) = third_view_gap(case, call, instance)
-    {
-        undecided(judgement, "gap", Some(gap));
-        return;
-    }
-    let refused = call.response.as_ref().is_some_and(|response| {
-        matches!(response.route, Route::ProxyOwn(_))
-            && response
-                .message
-                .error_code
-                .is_some_and(|code| REFUSALS.contains(&code))
-    });
-    let forwarded = call
-        .request
-        .as_ref()
-        .is_none_or(|request| request.received.is_some());
-    match hops(call) {
-        Hops::Changed => {
-            let side = changed_side(call);
-            alter(
-                judgement,
-                if side == "proxy_to_server" {
-                    "params"
-                } else {
-                    "result"
-                },
-                None,
-                side,
-            );
-            judgement.reason = Some("legs_differ");
-        }
-        Hops::Missing if !forwarded && refused => judgement.verdict = Verdict::Blocked,
-        Hops::Missing => {
-            let side = if forwarded {
-                "proxy_to_client"
-            } else {
-                "proxy_to_server"
-            };
-            alter(judgement, "delivery", None, side);
-            judgement.reason = Some("not_forwarded");
-        }
-        Hops::Equal | Hops::Single if refused && forwarded => {
-            alter(judgement, "error", None, "proxy_to_server");
-            judgement.reason = Some("refused_but_forwarded");
-        }
-        Hops::Equal | Hops::Single => {
-            judgement.basis.push("time");
-            if likeness == Likeness::Redacted {
-                judgement.basis.push("params_redacted");
-            }
-        }
-    }
-}
-
-/// What the log lacks. A known silence explains it and says whether the agent could have provoked it.
-fn unlogged(
-    case: Case<'_>,
-    call: &Call,
-    instance: InstanceIx,
-    mut judgement: Judgement,
-) -> Judgement {
-    judgement.key_reach = Some(case.key_reach(instance));
-    if case.scene.roles.instance(instance).own {
-        return judgement;
-    }
-    // mcp-audit's silences; which proxy it is shows from the log's format, and this is the only one read so far.
-    judgement.expected = match (&call.request, &call.response) {
-        (Some(_), None) if call.kind() == CallKind::Request => Some(("unanswered", true)),
-        (Some(request), Some(response))
-            if response.until.0.saturating_sub(request.at.0) > LATE_ANSWER_NS =>
-        {
-            Some(("answered_after_30_s", true))
-        }
-        (None, Some(_)) => Some(("answer_without_request", true)),
-        (Some(_), _) if call.duplicate_in_flight => Some(("duplicate_id_in_flight", true)),
-        (Some(request), _)
-            if request
-                .message
-                .leniency
-                .contains(crate::json::Leniency::NON_FINITE) =>
-        {
-            Some(("unparsable_for_the_proxy", true))
-        }
-        (Some(request), _) if request.message.error.is_some() => Some(("error_in_request", true)),
-        (Some(_) | None, _) => None,
-    };
     judgement
 }
 
@@ -459,119 +173,19 @@ fn incoming(way: Way, instance: InstanceIx) -> Leg {
     }
 }
 
-/// The first doubt about a proxied call.
-/// Says of a leg whether it is meant.
-type Legs = fn(Leg) -> bool;
-
-fn doubt_of(case: Case<'_>, call: &Call, instance: InstanceIx) -> Option<Doubt> {
-    let passages = [call.request.as_ref(), call.response.as_ref()];
-    if passages.iter().flatten().any(|passage| !passage.proved) {
-        return Some(Doubt {
-            reason: "order_ambiguous",
-            gap: None,
-        });
-    }
-    // Written to the proxy, but not seen to be read by it.
-    let unread = passages
-        .iter()
-        .flatten()
-        .filter_map(|passage| primary(case, passage))
-        .find(|placed| {
-            placed.source == Source::WriterEnd
-                && matches!(placed.leg, Leg::ClientToProxy(_) | Leg::ServerToProxy(_))
-        });
-    if let Some(placed) = unread {
-        return Some(Doubt {
-            reason: "not_read",
-            gap: doubt::in_stream(case.gaps, placed.stream, case.end),
-        });
-    }
-    let gap = |from, to, legs: Legs| {
-        doubt::at_proxy(case.gaps, instance, from, to, legs).map(|gap| Doubt {
-            reason: "gap",
-            gap: Some(gap),
-        })
-    };
-    let to_client = |leg: Leg| matches!(leg, Leg::ServerToProxy(_) | Leg::ProxyToClient(_));
-    let to_server = |leg: Leg| matches!(leg, Leg::ClientToProxy(_) | Leg::ProxyToServer(_));
-    let (forth, back): (Legs, Legs) = match call.way {
-        crate::call::Way::ToServer => (to_server, to_client),
-        crate::call::Way::ToClient => (to_client, to_server),
-    };
-    match (&call.request, &call.response) {
-        // An answer whose request may have been missed.
-        (None, Some(response)) => gap(BootNs(0), response.until, back_of(forth, back)),
-        // A request whose forwarding may have been missed, or whose answer may have been.
-        (Some(request), _) if matches!(request.hops, Hops::Missing | Hops::Changed) => {
-            gap(request.at, case.end, forth).or_else(|| gap(request.at, case.end, back))
-        }
-        (Some(request), None) if call.kind() == CallKind::Request => {
-            gap(request.at, case.end, back)
-        }
-        (Some(_), Some(response)) if matches!(response.hops, Hops::Missing | Hops::Changed) => {
-            gap(response.at, case.end, back)
-        }
-        (Some(_) | None, _) => None,
-    }
-}
-
-/// A gap because of which the entry that is least unlike a call can be that of another one.
-fn unlike_by_loss(
-    case: Case<'_>,
-    call: &Call,
-    instance: InstanceIx,
-    likeness: Likeness,
-) -> Option<usize> {
-    match likeness {
-        Likeness::Full | Likeness::Redacted => None,
-        Likeness::IdAndMethod | Likeness::Id | Likeness::Method => {
-            let from = call.at().0.saturating_sub(EARLY_NS.unsigned_abs());
-            let to = call.until().0.saturating_add(LATE_NS.unsigned_abs());
-            doubt::at_proxy(case.gaps, instance, BootNs(from), BootNs(to), |_| true)
-        }
-    }
-}
-
-/// A gap in what the proxy was seen to write into its log about the time of a call.
-fn third_view_gap(case: Case<'_>, call: &Call, instance: InstanceIx) -> Option<usize> {
-    let proxy = case.scene.roles.instance(instance).proxy;
-    let from = BootNs(call.at().0.saturating_sub(EARLY_NS.unsigned_abs()));
-    let to = BootNs(call.until().0.saturating_add(LATE_NS.unsigned_abs()));
-    case.gaps.iter().position(|gap| {
-        let Leg::ProxyFile(writer) = gap.leg else {
-            return false;
-        };
-        gap.end == End::Writer
-            && case.scene.roles.instance(writer).proxy == proxy
-            && gap.gap.since <= to
-            && gap.gap.until >= from
-    })
-}
-
-/// A stray answer's own way is `forth`; what it answers went the other way.
-fn back_of(_forth: fn(Leg) -> bool, back: fn(Leg) -> bool) -> fn(Leg) -> bool {
-    back
-}
-
-struct Doubt {
-    reason: &'static str,
-    gap: Option<usize>,
-}
-
-impl Doubt {
-    fn apply(&self, judgement: &mut Judgement) {
-        undecided(judgement, self.reason, self.gap);
-    }
-}
-
-fn undecided(judgement: &mut Judgement, reason: &'static str, gap: Option<usize>) {
+pub(super) fn undecided(judgement: &mut Judgement, reason: &'static str, gap: Option<usize>) {
     judgement.verdict = Verdict::Undecided;
     judgement.reason = Some(reason);
     judgement.gap = gap;
 }
 
 /// Gives the statement of a paired call its place in the verdict.
-fn attach_entry(case: Case<'_>, ix: usize, statement: Option<usize>, judgement: &mut Judgement) {
+pub(super) fn attach_entry(
+    case: Case<'_>,
+    ix: usize,
+    statement: Option<usize>,
+    judgement: &mut Judgement,
+) {
     let Some(statement) = statement.and_then(|at| case.statements.get(at)) else {
         return;
     };
@@ -605,39 +219,10 @@ pub(crate) fn wire_content<'a>(case: Case<'a>, call: &'a Call) -> WireContent<'a
     )
 }
 
-fn primary<'a>(case: Case<'a>, passage: &Passage) -> Option<&'a Placed> {
+pub(super) fn primary<'a>(case: Case<'a>, passage: &Passage) -> Option<&'a Placed> {
     passage
         .primary()
         .and_then(|sighting| case.scene.placed.get(sighting.placed.0 as usize))
-}
-
-/// The worst that the legs of request and answer tell.
-fn hops(call: &Call) -> Hops {
-    let each = [call.request.as_ref(), call.response.as_ref()]
-        .into_iter()
-        .flatten();
-    let all: Vec<Hops> = each.map(|passage| passage.hops).collect();
-    for worst in [Hops::Changed, Hops::Missing, Hops::Equal] {
-        if all.contains(&worst) {
-            return worst;
-        }
-    }
-    Hops::Single
-}
-
-fn changed_side(call: &Call) -> &'static str {
-    let request_changed = call
-        .request
-        .as_ref()
-        .is_some_and(|request| request.hops == Hops::Changed);
-    match (request_changed, call.way) {
-        (true, crate::call::Way::ToServer) | (false, crate::call::Way::ToClient) => {
-            "proxy_to_server"
-        }
-        (true, crate::call::Way::ToClient) | (false, crate::call::Way::ToServer) => {
-            "proxy_to_client"
-        }
-    }
 }
 
 fn via_of(case: Case<'_>, placed: &Placed) -> Via {

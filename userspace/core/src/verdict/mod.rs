@@ -7,6 +7,7 @@
 mod difference;
 pub mod doubt;
 pub mod judge;
+mod proxied;
 pub mod unpaired;
 
 use crate::call::passage::Scene;
