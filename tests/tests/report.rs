@@ -29,6 +29,7 @@ FINDINGS
 
 NOT SEEN
   anything before 2026-11-20T23:59:59.000000001Z and after 2026-11-21T00:00:09.000000001Z
+  anything over TCP, datagram sockets, terminals, files and shared memory: never watched so far
   gap ring_full: 1 time, 4096 bytes
 ";
     let (start, end) = text.split_at(text.find("\nEVIDENCE").unwrap());

@@ -148,6 +148,10 @@ fn push_losses(out: &mut String, summary: &Summary) {
             "  start and end of the capture: it is not known what was watched",
         ),
     }
+    line(
+        out,
+        "  anything over TCP, datagram sockets, terminals, files and shared memory: never watched so far",
+    );
     for (kind, loss) in &summary.losses {
         let mut text = kind.kind.to_owned();
         for part in [kind.name.as_deref(), kind.reason].into_iter().flatten() {
