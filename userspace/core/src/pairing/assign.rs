@@ -16,7 +16,7 @@ pub const EARLY_NS: i64 = 2_000_000_000;
 pub const LATE_NS: i64 = 10_000_000_000;
 
 /// How far apart a call and a statement may be that agree in nothing but the method, nanoseconds.
-pub const METHOD_ONLY_NS: i64 = 250_000_000;
+pub const METHOD_ONLY_NS: u64 = 250_000_000;
 
 /// A call as the assignment sees it.
 #[derive(Clone, Debug)]
@@ -296,9 +296,9 @@ impl Assignment {
                 .flatten()
                 .filter(|(to, call)| {
                     fit(&calls[*call], statement) == Fit::Fits
-                        && (likeness != Likeness::Method || (to - at).abs() <= METHOD_ONLY_NS)
+                        && (likeness != Likeness::Method || to.abs_diff(at) <= METHOD_ONLY_NS)
                 })
-                .min_by_key(|(to, call)| ((to - at).abs(), *call));
+                .min_by_key(|(to, call)| (to.abs_diff(at), *call));
             if let Some(found) = nearest {
                 candidates.remove(&found);
                 self.tie(found.1, ix, likeness, 1, false);
