@@ -243,11 +243,10 @@ fn assert_doubt_but_no_accusation(code: i32, rows: &[Row], said: &str) {
 
 /// A few calls, then more bytes than there is room for, then a few calls.
 fn commands() -> String {
-    let mut lines = "first 1\nfirst 2\n".to_owned();
-    for number in 3..103 {
-        lines.push_str(&format!("big {number}\n"));
-    }
-    lines + "last 103\n"
+    let big: String = (3..103)
+        .flat_map(|number| ["big ".to_owned(), number.to_string(), "\n".to_owned()])
+        .collect();
+    format!("first 1\nfirst 2\n{big}last 103\n")
 }
 
 #[test]
