@@ -93,7 +93,8 @@ pub struct EvidenceFlags {
 /// How the spool is kept.
 #[derive(Debug, Args)]
 pub struct SpoolFlags {
-    /// Most disk space for raw records, such as 10GiB.
+    /// Most disk space for raw records, such as 10GiB. Pairing comes after recording, so nothing can make room
+    /// meanwhile: from there on payload is dropped, who did what is kept, and the calls concerned are undecided.
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
     pub max_disk: Option<u64>,
     /// Keep the raw records after pairing; they hold full payloads.
@@ -151,16 +152,18 @@ pub struct RecordArgs {
 #[derive(Debug, Args)]
 #[group(required = true, multiple = true)]
 pub struct Targets {
-    /// A process and what it starts from now on; repeatable.
+    /// A process with its descendants and what they start from now on; repeatable. A child whose parent ended before
+    /// is no descendant any more: name a control group where that matters.
     #[arg(long, value_name = "PID")]
     pub pid: Vec<u32>,
-    /// A control group (path below the cgroup file system); repeatable.
+    /// A control group of version 2 (path below its file system) with those below it; who joins later is recorded from
+    /// then on, and named; repeatable.
     #[arg(long, value_name = "PATH")]
     pub cgroup: Vec<PathBuf>,
-    /// A systemd unit; repeatable.
+    /// A systemd unit, found by the name of its control group; repeatable.
     #[arg(long, value_name = "NAME")]
     pub unit: Vec<String>,
-    /// A container id; repeatable.
+    /// A container by its id, full or at least 12 digits, found by the name of its control group; repeatable.
     #[arg(long, value_name = "ID")]
     pub container: Vec<String>,
 }

@@ -10,6 +10,9 @@
 //! frame   = length u32 LE | CRC-32 u32 LE over length and body | body
 //! ```
 //!
+//! While it is written, a file `reserve` holds disk space for its end: when payload finds no room any more, what was lost, the
+//! kernel's totals and the end of the recording still do.
+//!
 //! The checksum covers the length, so that a run of zeros is no frame. It detects damage, not
 //! tampering: who can write to the spool can also write checksums.
 
@@ -17,6 +20,7 @@ mod backlog;
 mod header;
 mod loss;
 mod reader;
+mod syncer;
 mod writer;
 
 pub use backlog::{BACKLOG_MAX_BYTES, BACKLOG_SMALL_BYTES, Backlog, Inlet, SpoolThread};

@@ -195,7 +195,7 @@ fn the_disk_budget_removes_paired_segments_first_and_counts_what_it_cannot_keep(
     let place = Place::new();
     let limits = Limits {
         segment_bytes: 1 << 20,
-        max_disk_bytes: Some(5 << 20),
+        max_disk_bytes: Some(6 << 20),
     };
     let mut writer = SpoolWriter::create(place.dir(), identity("01A"), limits).unwrap();
     let chunk = record(kind::CHUNK, &vec![3; 60_000], 0);
@@ -216,7 +216,7 @@ fn the_disk_budget_removes_paired_segments_first_and_counts_what_it_cannot_keep(
         writer.mark_paired(segment);
     }
     let stats = writer.finish();
-    assert!(stats.disk_bytes <= 5 << 20);
+    assert!(stats.disk_bytes <= 6 << 20);
     // Small records survive what payload does not, and the loss is told in the spool.
     let (read, _, _) = place.read();
     let kinds: Vec<u16> = read
@@ -225,6 +225,46 @@ fn the_disk_budget_removes_paired_segments_first_and_counts_what_it_cannot_keep(
         .collect();
     assert!(kinds.contains(&kind::EXIT), "{stats:?}");
     assert_eq!(stats.lost_small_records, 0);
+}
+
+#[test]
+fn the_end_of_a_recording_has_room_when_payload_has_none() {
+    let place = Place::new();
+    let limits = Limits {
+        max_disk_bytes: Some(3 << 20),
+        ..Limits::default()
+    };
+    let mut writer = SpoolWriter::create(place.dir(), identity("01A"), limits).unwrap();
+    let chunk = record(kind::CHUNK, &vec![3; 60_000], 0);
+    let forks: u64 = 2 * (1 << 20) / 100;
+    for _ in 0..200 {
+        writer.record(&chunk);
+    }
+    for _ in 0..forks {
+        writer.record(&record(kind::FORK, &[0; 64], 1));
+    }
+    writer.record(&record(kind::CAPTURE, b"end", 2));
+    let stats = writer.finish();
+    assert!(stats.disk_bytes <= 3 << 20, "{stats:?}");
+    assert!(stats.lost_small_records > 0, "{stats:?}");
+    let (read, damage, _) = place.read();
+    assert_eq!(damage, []);
+    let kinds: Vec<u16> = read
+        .iter()
+        .map(|record| u16::from_le_bytes([record[0], record[1]]))
+        .collect();
+    assert_eq!(kinds.last(), Some(&kind::CAPTURE));
+    let told = read
+        .iter()
+        .find(|record| record[..2] == kind::LOSS.to_le_bytes())
+        .unwrap();
+    let told: serde_json::Value =
+        serde_json::from_slice(&told[size_of::<RecordHeader>()..]).unwrap();
+    assert_eq!(told["records"], stats.lost_records);
+    assert_eq!(told["bytes"], stats.lost_bytes);
+    let kept = kinds.iter().filter(|kind| **kind != kind::LOSS).count() as u64;
+    assert_eq!(kept + stats.lost_records, 200 + forks + 1);
+    assert!(!place.0.path().join("reserve").exists());
 }
 
 /// On a real full file system: a tmpfs of four megabytes in a mount namespace of this thread's own.

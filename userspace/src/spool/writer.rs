@@ -8,11 +8,10 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::sync::mpsc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::loss::{Loss, has_payload};
+use super::syncer::Syncer;
 use super::{MAGIC, RECORD_MAX_BYTES, SEGMENT_BYTES, SegmentHeader, push_frame, segment_name};
 use crate::clock::Moment;
 use crate::outdir::Dir;
@@ -23,6 +22,13 @@ const BUFFER_BYTES: usize = 1024 * 1024;
 /// Most bytes of small records kept in memory while starved. Stops a fork storm on a full disk from
 /// taking all memory; beyond it these are dropped and counted too.
 const STARVED_MAX_BYTES: usize = 16 * 1024 * 1024;
+
+/// Disk space kept back for the end of a starved recording: who did what last, the kernel's totals and what was lost. Part of
+/// the budget.
+const RESERVE_BYTES: u64 = 1024 * 1024;
+
+/// The file that holds it.
+const RESERVE: &str = "reserve";
 
 /// Time between two attempts to write while starved.
 const RETRY_EVERY: Duration = Duration::from_millis(250);
@@ -103,6 +109,7 @@ pub struct SpoolWriter {
     /// Closed segments that are on disk, with size and whether they are paired.
     closed: BTreeMap<u32, (u64, bool)>,
     starved: Option<Starved>,
+    reserved: bool,
     stats: SpoolStats,
     syncer: Syncer,
 }
@@ -122,10 +129,12 @@ impl SpoolWriter {
             buffer: Vec::with_capacity(2 * BUFFER_BYTES),
             closed: BTreeMap::new(),
             starved: None,
+            reserved: false,
             stats: SpoolStats::default(),
             syncer: Syncer::start(),
         };
         writer.open_segment()?;
+        writer.reserve()?;
         Ok(writer)
     }
 
@@ -189,15 +198,12 @@ impl SpoolWriter {
         self.flush();
         // Again: coming back from starvation leaves a loss record in the buffer.
         self.flush();
+        self.release_reserve();
+        if self.starved.is_some() {
+            self.finish_starved();
+        }
         if let Some(segment) = self.segment.take() {
             self.syncer.sync(segment.file);
-        }
-        // Whatever a starved writer still holds is lost now.
-        if self.starved.is_some() {
-            let (records, bytes) = count_frames(&self.buffer);
-            self.stats.lost_records += records;
-            self.stats.lost_small_records += records;
-            self.stats.lost_bytes += bytes;
         }
         if let Some(error) = self.syncer.finish() {
             self.stats.last_error = Some(error.to_string());
@@ -207,6 +213,76 @@ impl SpoolWriter {
             tracing::warn!(%error, "the spool directory could not be made durable");
         }
         self.stats
+    }
+
+    /// Takes disk space for the end, unless the budget is too small to do anything else with it.
+    fn reserve(&mut self) -> io::Result<()> {
+        if self
+            .limits
+            .max_disk_bytes
+            .is_some_and(|budget| budget < 2 * RESERVE_BYTES)
+        {
+            return Ok(());
+        }
+        let file = self.dir.create_file(RESERVE)?;
+        self.stats.disk_bytes += RESERVE_BYTES;
+        self.reserved = true;
+        rustix::fs::fallocate(&file, rustix::fs::FallocateFlags::empty(), 0, RESERVE_BYTES).or_else(
+            |error| match error {
+                // A file system that cannot promise space: then the end is as sure as the rest.
+                rustix::io::Errno::OPNOTSUPP => Ok(()),
+                other => Err(other.into()),
+            },
+        )
+    }
+
+    fn release_reserve(&mut self) {
+        if std::mem::take(&mut self.reserved) {
+            self.stats.disk_bytes = self.stats.disk_bytes.saturating_sub(RESERVE_BYTES);
+            if let Err(error) = self.dir.remove_file(RESERVE) {
+                tracing::warn!(%error, "the spool's reserve could not be removed");
+            }
+        }
+    }
+
+    /// Writes of what a starved writer holds what fits into the reserve: the loss, and the last records without payload, among
+    /// them the totals and the end. The rest is lost.
+    fn finish_starved(&mut self) {
+        let held = std::mem::take(&mut self.buffer);
+        let mut kept: Vec<&[u8]> = Vec::new();
+        let mut loss = self
+            .starved
+            .take()
+            .map(|starved| starved.loss)
+            .unwrap_or_default();
+        let mut left = RESERVE_BYTES / 2;
+        for record in frames(&held).collect::<Vec<_>>().into_iter().rev() {
+            let needed = record.len() as u64 + super::FRAME_HEAD_BYTES as u64;
+            if has_payload(record) || needed > left {
+                left = if has_payload(record) { left } else { 0 };
+                loss.add(record);
+                self.stats.records = self.stats.records.saturating_sub(1);
+                self.stats.lost_records += 1;
+                self.stats.lost_bytes += record.len() as u64;
+                self.stats.lost_small_records += u64::from(!has_payload(record));
+            } else {
+                left -= needed;
+                kept.push(record);
+            }
+        }
+        self.loss(&loss);
+        for record in kept.into_iter().rev() {
+            push_frame(&mut self.buffer, record, RECORD_MAX_BYTES);
+        }
+        if let Err(error) = self.write_buffer() {
+            tracing::warn!(%error, "the end of the spool could not be written");
+            let (records, bytes) = frames(&self.buffer).fold((0, 0), |(records, bytes), record| {
+                (records + 1, bytes + record.len() as u64)
+            });
+            self.stats.lost_records += records;
+            self.stats.lost_small_records += records;
+            self.stats.lost_bytes += bytes;
+        }
     }
 
     fn append(&mut self, record: &[u8]) {
@@ -381,65 +457,14 @@ fn rewind(segment: &mut Segment) {
     }
 }
 
-fn count_frames(mut buffer: &[u8]) -> (u64, u64) {
-    let (mut records, mut bytes) = (0, 0);
-    while let Some((head, rest)) = buffer.split_first_chunk::<4>() {
-        let length = u32::from_le_bytes(*head) as usize;
-        let Some(rest) = rest.get(4 + length..) else {
-            break;
-        };
-        records += 1;
-        bytes += length as u64;
-        buffer = rest;
-    }
-    (records, bytes)
-}
-
-/// Makes closed segments durable without holding up the capture.
-#[derive(Debug)]
-struct Syncer {
-    files: Option<mpsc::Sender<File>>,
-    thread: Option<JoinHandle<Option<io::Error>>>,
-}
-
-impl Syncer {
-    fn start() -> Self {
-        let (files, incoming) = mpsc::channel::<File>();
-        let thread = std::thread::Builder::new()
-            .name("spool-sync".into())
-            .spawn(move || {
-                let mut failed = None;
-                for file in incoming {
-                    if let Err(error) = file.sync_all() {
-                        tracing::warn!(%error, "a spool segment could not be made durable");
-                        failed = Some(error);
-                    }
-                }
-                failed
-            });
-        // Without the thread, files are synced where they are closed.
-        Self {
-            files: Some(files),
-            thread: thread.ok(),
-        }
-    }
-
-    fn sync(&mut self, file: File) {
-        let unsent = match (&self.files, &self.thread) {
-            (Some(files), Some(_)) => files.send(file).err().map(|error| error.0),
-            _ => Some(file),
-        };
-        if let Some(file) = unsent
-            && let Err(error) = file.sync_all()
-        {
-            tracing::warn!(%error, "a spool segment could not be made durable");
-        }
-    }
-
-    fn finish(&mut self) -> Option<io::Error> {
-        self.files = None;
-        self.thread
-            .take()
-            .and_then(|thread| thread.join().ok().flatten())
-    }
+/// The records of whole frames.
+fn frames(buffer: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = buffer;
+    std::iter::from_fn(move || {
+        let (head, tail) = rest.split_at_checked(super::FRAME_HEAD_BYTES)?;
+        let length = u32::from_le_bytes(*head.first_chunk()?) as usize;
+        let (record, after) = tail.split_at_checked(length)?;
+        rest = after;
+        Some(record)
+    })
 }

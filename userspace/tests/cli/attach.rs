@@ -28,6 +28,8 @@ else:
 for line in sys.stdin:
     name, number = line.split()
     call = {"jsonrpc": "2.0", "id": int(number), "method": "tools/call", "params": {"name": name}}
+    if name == "big":
+        call["params"]["arguments"] = "x" * 60000
     to.write(json.dumps(call).encode() + b"\n")
     to.flush()
     print(back.readline().decode().strip(), flush=True)
@@ -170,6 +172,93 @@ impl Recorder {
     }
 }
 
+/// Runs the agent of this file with these lines as its commands and these flags; code, rows, and what was said.
+fn run(place: &Place, output: &str, flags: &[&str], commands: &str) -> (i32, Vec<Row>, String) {
+    place.file("agent.py", AGENT.as_bytes(), 0o644);
+    place.file("server.py", SERVER.as_bytes(), 0o644);
+    place.file("key", b"0123456789abcdef0123456789abcdef", 0o600);
+    place.file("commands", commands.as_bytes(), 0o644);
+    let fixed = [
+        "run",
+        "--user",
+        "root",
+        "--json",
+        "--proxy-log",
+        "log",
+        "--key-file",
+        "key",
+        "-o",
+        output,
+    ];
+    let agent = ["--", "python3", "agent.py", "pipes"];
+    let proxy = [
+        "proxy",
+        "--log",
+        "log",
+        "--key-file",
+        "key",
+        "--",
+        "python3",
+        "server.py",
+    ];
+    let output = place
+        .command(&[&fixed[..], flags, &agent[..]].concat())
+        .arg(binary())
+        .args(proxy)
+        .stdin(std::fs::File::open(place.path("commands")).unwrap())
+        .output()
+        .unwrap();
+    let rows = text(&output.stdout)
+        .lines()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    (output.status.code().unwrap(), rows, text(&output.stderr))
+}
+
+fn assert_doubt_but_no_accusation(code: i32, rows: &[Row], said: &str) {
+    assert_eq!(code, 2, "{said}");
+    assert!(said.contains("the agent exited with code 0"), "{said}");
+    assert!(said.contains("did not fit into the spool"), "{said}");
+    let verdicts = verdicts(rows);
+    let all: Vec<_> = verdicts.values().flatten().collect();
+    for verdict in &all {
+        assert!(
+            ["matched", "undecided", "outside", "out_of_scope"].contains(&verdict.as_str()),
+            "{verdicts:?}"
+        );
+    }
+    assert!(
+        all.iter().any(|verdict| *verdict == "matched"),
+        "{verdicts:?}"
+    );
+    assert!(
+        all.iter().any(|verdict| *verdict == "undecided"),
+        "{verdicts:?}"
+    );
+    let loss = of(rows, "coverage").find(|row| row["name"] == "spool");
+    let loss = loss.expect("the loss is in the evidence");
+    assert_eq!(loss["weakens"], true);
+    assert!(loss["lost_records"].as_u64().unwrap() > 0);
+}
+
+/// A few calls, then more bytes than there is room for, then a few calls.
+fn commands() -> String {
+    let big: String = (3..103)
+        .flat_map(|number| ["big ".to_owned(), number.to_string(), "\n".to_owned()])
+        .collect();
+    format!("first 1\nfirst 2\n{big}last 103\n")
+}
+
+#[test]
+fn a_disk_budget_that_is_too_small_costs_certainty_and_accuses_nobody() {
+    let Some(place) = Place::that_can_record() else {
+        return;
+    };
+    let (code, rows, said) = run(&place, "out", &["--max-disk", "6MiB"], &commands());
+    assert!(said.contains("raise --max-disk"), "{said}");
+    assert_doubt_but_no_accusation(code, &rows, &said);
+}
+
 type Row = serde_json::Map<String, serde_json::Value>;
 
 fn pair(place: &Place) -> Vec<Row> {
@@ -195,7 +284,8 @@ fn pair(place: &Place) -> Vec<Row> {
 }
 
 fn of<'a>(rows: &'a [Row], table: &'a str) -> impl Iterator<Item = &'a Row> {
-    rows.iter().filter(move |row| row["table"] == table)
+    rows.iter()
+        .filter(move |row| row.get("table").is_some_and(|name| name == table))
 }
 
 /// Verdicts by tool and id; those on gaps have neither.
