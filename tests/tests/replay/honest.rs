@@ -273,6 +273,8 @@ fn a_refusal_answers_the_request_that_was_refused() {
         ..Entry::of_call("2", "tools/call", &params, error)
     };
     log.writes(&mut scene, session.proxy, &entry);
+    // While the proxy lives the other's answer may still come.
+    scene.exit(session.proxy);
     expect(
         &Play::new(scene, &[&log]).run(),
         &[

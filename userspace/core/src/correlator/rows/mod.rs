@@ -29,6 +29,14 @@ use crate::verdict::{Case, Judgement, ProxyPolicy, Subject};
 
 pub use privacy::PayloadMode;
 
+/// Ids by index. Each is a hash, and each is asked for many times.
+#[derive(Default)]
+struct Ids {
+    processes: Vec<ProcessId>,
+    channels: Vec<ChannelId>,
+    frames: Vec<FrameId>,
+}
+
 /// What all row writers share.
 struct Writer<'a> {
     correlator: &'a Correlator,
@@ -38,6 +46,7 @@ struct Writer<'a> {
     privacy: privacy::Privacy<'a>,
     /// By placed delivery: the messages that it carries, with their passages.
     carried: BTreeMap<PlacedIx, Vec<&'a Passage>>,
+    ids: Ids,
     out: &'a mut dyn FnMut(Row),
 }
 
@@ -70,8 +79,10 @@ pub(super) fn write(mut correlator: Correlator, out: &mut dyn FnMut(Row)) {
         judgements: &judgements,
         privacy: privacy::Privacy::new(&correlator.settings, &policies),
         carried,
+        ids: Ids::default(),
         out,
     };
+    writer.make_ids();
     writer.processes();
     writer.channels();
     writer.frames();
@@ -95,6 +106,37 @@ impl Writer<'_> {
     }
 
     fn process_id(&self, ix: ProcessIx) -> ProcessId {
+        self.ids.processes[ix.0 as usize]
+    }
+
+    fn channel_id(&self, ix: ChannelIx) -> ChannelId {
+        self.ids.channels[ix.0 as usize]
+    }
+
+    fn frame_id(&self, ix: FrameIx) -> FrameId {
+        self.ids.frames[ix.0 as usize]
+    }
+
+    /// Frames name their channel, so its id comes first.
+    fn make_ids(&mut self) {
+        let correlator = self.correlator;
+        let processes = correlator
+            .processes
+            .iter()
+            .map(|(ix, _)| self.make_process_id(ix));
+        self.ids.processes = processes.collect();
+        let channels = correlator
+            .channels
+            .iter()
+            .map(|(ix, _)| self.make_channel_id(ix));
+        self.ids.channels = channels.collect();
+        let frames = (0u32..)
+            .zip(&correlator.frames)
+            .map(|(ix, _)| self.make_frame_id(FrameIx(ix)));
+        self.ids.frames = frames.collect();
+    }
+
+    fn make_process_id(&self, ix: ProcessIx) -> ProcessId {
         let process = self.correlator.processes.process(ix);
         let start = process.incarnation.start;
         ProcessId::of(
@@ -105,7 +147,7 @@ impl Writer<'_> {
         )
     }
 
-    fn channel_id(&self, ix: ChannelIx) -> ChannelId {
+    fn make_channel_id(&self, ix: ChannelIx) -> ChannelId {
         let channel = self.correlator.channels.channel(ix);
         let mut identity = vec![u64::from(channel.dev)];
         for key in channel.ends.iter().flatten() {
@@ -126,7 +168,7 @@ impl Writer<'_> {
         }
     }
 
-    fn frame_id(&self, ix: FrameIx) -> FrameId {
+    fn make_frame_id(&self, ix: FrameIx) -> FrameId {
         let frame = &self.correlator.frames[ix.0 as usize];
         FrameId::of(
             self.capture(),
