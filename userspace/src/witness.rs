@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::bpf::load::{Capture, LoadOptions, load};
+use crate::device::kernel_dev;
 use crate::exit::{Code, Failure};
 
 /// Where the kernel publishes its types.
@@ -56,11 +57,6 @@ impl ProxyExe {
             inode: metadata.ino(),
         })
     }
-}
-
-/// The kernel's own form of a device number (`MKDEV`: 12 bits of major, 20 of minor) from that of `stat(2)`.
-pub fn kernel_dev(dev: u64) -> u32 {
-    (libc::major(dev) << 20) | (libc::minor(dev) & 0x000f_ffff)
 }
 
 /// One thing that recording needs.

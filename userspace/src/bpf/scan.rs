@@ -95,7 +95,9 @@ pub fn process(pid: u32) -> io::Result<Option<ProcessScan>> {
         exe: fs::read_link(root.join("exe"))
             .map(|path| path.to_string_lossy().into_owned())
             .unwrap_or_default(),
-        exe_dev: exe.as_ref().map_or(0, |exe| kernel_dev(exe.st_dev())),
+        exe_dev: exe
+            .as_ref()
+            .map_or(0, |exe| crate::device::kernel_dev(exe.st_dev())),
         exe_inode: exe.map_or(0, |exe| exe.st_ino()),
         uid: fs::metadata(&root).map_or(u32::MAX, |meta| meta.st_uid()),
         cgroup: cgroup(&fs::read(root.join("cgroup")).unwrap_or_default()),
@@ -234,7 +236,7 @@ fn descriptors(root: &Path) -> (Vec<HeldFd>, bool) {
             },
             inode: meta.st_ino(),
             dev: if is_fifo {
-                kernel_dev(meta.st_dev())
+                crate::device::kernel_dev(meta.st_dev())
             } else {
                 0
             },
@@ -261,11 +263,6 @@ fn cgroup(text: &[u8]) -> String {
         .split(|byte| *byte == b'\n')
         .find_map(|line| line.strip_prefix(b"0::"));
     String::from_utf8_lossy(line.unwrap_or_default()).into_owned()
-}
-
-/// User space's `dev_t` as the kernel keeps it: `major << 20 | minor`.
-pub fn kernel_dev(dev: u64) -> u32 {
-    (rustix::fs::major(dev) << 20) | rustix::fs::minor(dev)
 }
 
 fn is_gone(error: &io::Error) -> bool {
@@ -309,7 +306,7 @@ mod tests {
         let exe = fs::metadata(std::env::current_exe().unwrap()).unwrap();
         assert_eq!(
             (scan.exe_inode, scan.exe_dev),
-            (exe.st_ino(), kernel_dev(exe.st_dev()))
+            (exe.st_ino(), crate::device::kernel_dev(exe.st_dev()))
         );
     }
 

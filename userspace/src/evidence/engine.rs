@@ -24,6 +24,7 @@ use countersign_core::verdict::{AllowDirect, ProxyPolicy};
 
 use super::{Correlator, Outcome, Setup};
 use crate::config::{Config, Payload};
+use crate::device::kernel_dev;
 use crate::exit::{Code, Failure, OrExit};
 use crate::key::KeyBytes;
 use crate::outdir::OutDir;
@@ -33,7 +34,6 @@ use crate::sink::jsonl::JsonLinesSink;
 use crate::sink::parquet::ParquetSink;
 use crate::source::proxylog::{FileFacts, FileId, LogEvent};
 use crate::spool::{Damage, SegmentHeader};
-use crate::witness::kernel_dev;
 
 /// Kinds of things that can happen to a log, and how bad each is.
 mod incident {

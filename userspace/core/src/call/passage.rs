@@ -5,13 +5,12 @@
 //! is foreign. Direct streams give one passage a message.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::hash::{DefaultHasher, Hash, Hasher};
 
 use crate::call::relay;
 use crate::call::trouble;
 use crate::call::{Hops, Passage, PlacedIx, Route, Sighting, Way};
 use crate::channel::{ChannelKind, ChannelTable, StreamIx};
-use crate::delivery::StreamFrames;
+use crate::delivery::{StreamFrames, hash};
 use crate::evidence::{self, Author, Placed};
 use crate::frame::{Frame, FrameFlags};
 use crate::json::{Document, Limits};
@@ -460,10 +459,4 @@ fn text<'a>(scene: Scene<'a>, loose: &Loose) -> &'a [u8] {
     let record = scene.placed[loose.sighting.placed.0 as usize].record;
     let bytes: &'a [u8] = scene.frames[record.0 as usize].bytes.as_slice();
     bytes.get(loose.message.span.clone()).unwrap_or_default()
-}
-
-pub(super) fn hash(bytes: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    bytes.hash(&mut hasher);
-    hasher.finish()
 }

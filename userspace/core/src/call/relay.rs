@@ -7,7 +7,8 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use crate::call::PlacedIx;
-use crate::call::passage::{Scene, bytes, ends, hash};
+use crate::call::passage::{Scene, bytes, ends};
+use crate::delivery::hash;
 use crate::message;
 use crate::process::ProcessIx;
 use crate::role::Leg;

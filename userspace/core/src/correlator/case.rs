@@ -25,7 +25,6 @@ pub(super) struct Derived {
     pub(super) statements: Vec<Statement>,
     pub(super) assignment: Assignment,
     pub(super) side_of_call: Vec<Option<usize>>,
-    pub(super) call_of_side: Vec<usize>,
     pub(super) gaps: Vec<PlacedGap>,
     /// Streams that carry MCP.
     pub(super) mcp: BTreeSet<StreamIx>,
@@ -94,7 +93,6 @@ impl Derived {
             statements,
             assignment,
             side_of_call,
-            call_of_side,
             gaps,
             mcp,
         }
@@ -116,11 +114,9 @@ impl Derived {
             processes: &correlator.processes,
             calls: &self.calls,
             entries: &correlator.entries,
-            bad_lines: &correlator.bad_lines,
             statements: &self.statements,
             assignment: &self.assignment,
             side_of_call: &self.side_of_call,
-            call_of_side: &self.call_of_side,
             gaps: &self.gaps,
             proxies: policies,
             allow_direct: &correlator.settings.allow_direct,

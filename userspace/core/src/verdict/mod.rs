@@ -12,9 +12,9 @@ pub mod unpaired;
 
 use crate::call::passage::Scene;
 use crate::call::{Call, Hops};
+use crate::pairing::LogEntry;
 use crate::pairing::assign::Assignment;
 use crate::pairing::statement::{EntryIx, Statement, ThirdView};
-use crate::pairing::{LogBad, LogEntry};
 use crate::process::{FileId, ProcessIx, ProcessTable};
 use crate::proxylog::{Key, Redaction, SignatureState};
 use crate::role::InstanceIx;
@@ -265,16 +265,12 @@ pub struct Case<'a> {
     pub calls: &'a [Call],
     /// All entries.
     pub entries: &'a [LogEntry],
-    /// Lines that are no entries.
-    pub bad_lines: &'a [LogBad],
     /// Log and third view.
     pub statements: &'a [Statement],
     /// Who pairs with whom.
     pub assignment: &'a Assignment,
     /// For each call its place in the assignment, if it can have an entry.
     pub side_of_call: &'a [Option<usize>],
-    /// For each place in the assignment its call.
-    pub call_of_side: &'a [usize],
     /// All gaps.
     pub gaps: &'a [doubt::PlacedGap],
     /// Configured proxies.

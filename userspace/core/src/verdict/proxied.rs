@@ -346,8 +346,8 @@ fn doubt_of(case: Case<'_>, call: &Call, instance: InstanceIx) -> Option<Doubt> 
         crate::call::Way::ToClient => (to_client, to_server),
     };
     match (&call.request, &call.response) {
-        // An answer whose request may have been missed.
-        (None, Some(response)) => gap(BootNs(0), response.until, back_of(forth, back)),
+        // An answer whose request, which went the other way, may have been missed.
+        (None, Some(response)) => gap(BootNs(0), response.until, back),
         // A request whose forwarding may have been missed, or whose answer may have been.
         (Some(request), _) if matches!(request.hops, Hops::Missing | Hops::Changed) => {
             gap(request.at, case.end, forth).or_else(|| gap(request.at, case.end, back))
@@ -393,11 +393,6 @@ fn third_view_gap(case: Case<'_>, call: &Call, instance: InstanceIx) -> Option<u
             && gap.gap.since <= to
             && gap.gap.until >= from
     })
-}
-
-/// A stray answer's own way is `forth`; what it answers went the other way.
-fn back_of(_forth: fn(Leg) -> bool, back: fn(Leg) -> bool) -> fn(Leg) -> bool {
-    back
 }
 
 struct Doubt {

@@ -121,7 +121,7 @@ pub(super) fn open_log(dir: &OwnedFd, name: &OsStr) -> Result<OpenLog, Refusal> 
         .metadata()
         .map_err(|error| Refusal::Io(error.raw_os_error().unwrap_or(libc::EIO)))?;
     let facts = FileFacts {
-        kernel_dev: kernel_dev(metadata.dev()),
+        kernel_dev: crate::device::kernel_dev(metadata.dev()),
         inode: metadata.ino(),
         uid: metadata.uid(),
         gid: metadata.gid(),
@@ -138,11 +138,6 @@ pub(super) fn open_log(dir: &OwnedFd, name: &OsStr) -> Result<OpenLog, Refusal> 
         failed: false,
         truncation_said: false,
     })
-}
-
-/// User space's device number as the kernel keeps it inside: `MKDEV` in `include/linux/kdev_t.h`.
-fn kernel_dev(dev: u64) -> u32 {
-    rustix::fs::major(dev) << 20 | (rustix::fs::minor(dev) & 0xF_FFFF)
 }
 
 impl OpenLog {

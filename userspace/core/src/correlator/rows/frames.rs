@@ -1,6 +1,6 @@
 //! Rows of frames: both ends of every delivery on a stream that carries MCP, and of other JSON-RPC.
 
-use super::{Writer, leniency_words, other_end};
+use super::{Writer, leniency_words};
 use crate::call::PlacedIx;
 use crate::channel::End;
 use crate::evidence::{Placed, Source};
@@ -121,7 +121,6 @@ impl Writer<'_> {
         {
             return None;
         }
-        debug_assert_ne!(other_end(frame.end), frame.end, "a stream has two ends");
         let stream = self.correlator.streams.get(&frame.stream)?;
         let gap = stream
             .gaps

@@ -15,7 +15,7 @@ use std::collections::BTreeMap;
 use super::Correlator;
 use super::case::Derived;
 use crate::call::{Call, Passage, PlacedIx};
-use crate::channel::{ChannelIx, ChannelKind, End, StreamIx};
+use crate::channel::{ChannelIx, ChannelKind, StreamIx};
 use crate::frame::FrameIx;
 use crate::pairing::statement::EntryIx;
 use crate::process::ProcessIx;
@@ -295,13 +295,6 @@ impl Writer<'_> {
                 }
             }
         }
-    }
-}
-
-fn other_end(end: End) -> End {
-    match end {
-        End::Writer => End::Reader,
-        End::Reader => End::Writer,
     }
 }
 
