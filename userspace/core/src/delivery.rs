@@ -4,8 +4,9 @@
 //! at the same place of the stream, else first in first out. A frame that stays
 //! alone is a delivery with one end. It does not say which end is to be believed.
 
-use std::collections::{HashMap, VecDeque};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::collections::VecDeque;
+
+use ahash::AHashMap;
 
 use crate::channel::End;
 use crate::frame::{Frame, FrameFlags, FrameIx};
@@ -55,13 +56,13 @@ pub struct Moved {
 pub struct StreamFrames {
     written: Vec<FrameIx>,
     read: Vec<FrameIx>,
-    partner: HashMap<FrameIx, FrameIx>,
-    unmatched: [HashMap<u64, VecDeque<FrameIx>>; 2],
+    partner: AHashMap<FrameIx, FrameIx>,
+    unmatched: [AHashMap<u64, VecDeque<FrameIx>>; 2],
     /// Missing bytes, by end.
     pub gaps: Vec<(End, Gap)>,
     /// Gaps that found no room of their own.
     pub gaps_folded: u64,
-    moved_index: HashMap<(End, ProcessIx), usize>,
+    moved_index: AHashMap<(End, ProcessIx), usize>,
     /// What each process wrote, in order of first write.
     pub writers: Vec<(ProcessIx, Moved)>,
     /// What each process read.
@@ -231,10 +232,10 @@ impl StreamFrames {
     }
 
     fn tie(&mut self, ix: FrameIx, frame: &mut Frame, frames: &[Frame], side: usize) {
-        let hash = hash(&frame.bytes);
+        let hash = frame.hash;
         if let Some(queue) = self.unmatched[1 - side].get_mut(&hash) {
             let of = |other: &FrameIx| frames.get(other.0 as usize);
-            let equal = |other: &FrameIx| of(other).is_some_and(|other| other.bytes == frame.bytes);
+            let equal = |other: &FrameIx| of(other).is_some_and(|other| other.is_same_text(frame));
             // Both ends count the same bytes, so of several equal lines the one at the same place is it. Where writes that
             // overlap were numbered in another order than they came to lie in, the first is as good as any.
             let place = queue.partition_point(|other| {
@@ -267,11 +268,4 @@ fn side(end: End) -> usize {
         End::Writer => 0,
         End::Reader => 1,
     }
-}
-
-/// Proposes that lines are equal; their bytes decide.
-pub(crate) fn hash(bytes: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    bytes.hash(&mut hasher);
-    hasher.finish()
 }

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use crate::channel::{End, StreamIx};
-use crate::frame::{FRAME_MAX_BYTES, Frame, FrameFlags};
+use crate::frame::{FRAME_MAX_BYTES, Frame, FrameFlags, hash};
 use crate::json::{Document, Kind as JsonKind, Limits};
 use crate::process::ProcessIx;
 use crate::stream::Op;
@@ -242,6 +242,7 @@ impl LineFramer {
             first_exit: line.first_exit,
             last_exit: line.last_exit,
             by: line.by,
+            hash: hash(&line.bytes),
             bytes: Arc::new(line.bytes),
             flags: line.flags,
         });

@@ -5,7 +5,7 @@ use crate::channel::End;
 use crate::evidence::Source;
 use crate::pairing::assign::{EARLY_NS, LATE_NS, Likeness};
 use crate::pairing::statement::{EntryIx, ThirdView};
-use crate::proxylog::{SignatureState, signature};
+use crate::proxylog::{Redaction, SignatureState, signature};
 use crate::role::{InstanceIx, Leg};
 use crate::time::BootNs;
 use crate::verdict::difference::content_difference;
@@ -141,16 +141,14 @@ fn compare_with_entry(
     let entry = &case.entries[entry_ix.0 as usize].entry;
     let wire = wire_content(case, call);
     let policy = case.policy_of(instance).map(|(_, policy)| policy);
-    let redaction = policy
-        .map(|policy| policy.redaction.clone())
-        .unwrap_or_default();
+    let redaction = policy.map_or(Redaction::usual(), |policy| &policy.redaction);
     let state = signature::verify(
         entry,
         policy.and_then(|policy| policy.key.as_ref()),
         wire.params,
     );
     judgement.signature = Some(state);
-    let difference = content_difference(call, entry, &wire, &redaction, &mut judgement.basis);
+    let difference = content_difference(call, entry, &wire, redaction, &mut judgement.basis);
     let trouble = [call.request.as_ref(), call.response.as_ref()]
         .into_iter()
         .flatten()

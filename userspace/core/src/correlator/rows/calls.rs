@@ -15,13 +15,13 @@ impl Writer<'_> {
         for judgement in judgements {
             let Some(ix) = judgement.call() else { continue };
             let call = &self.derived.calls[ix];
-            if let Some(row) = self.call_row(call, judgement) {
+            if let Some(row) = self.call_row(ix, call, judgement) {
                 self.emit(row);
             }
         }
     }
 
-    fn call_row(&self, call: &Call, judgement: &Judgement) -> Option<CallRow> {
+    fn call_row(&self, ix: usize, call: &Call, judgement: &Judgement) -> Option<CallRow> {
         let subject = call.subject()?;
         let primary = subject.primary()?;
         let placed = &self.derived.placed[primary.placed.0 as usize];
@@ -42,7 +42,7 @@ impl Writer<'_> {
         let answered = call.response.as_ref().filter(|_| call.request.is_some());
         let message = call.request.as_ref().map(|request| &request.message);
         Some(CallRow {
-            call_id: self.call_id(call)?,
+            call_id: self.call_id(ix)?,
             capture_id: self.capture(),
             kind: call.kind().as_str(),
             direction: direction(call),

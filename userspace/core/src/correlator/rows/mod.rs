@@ -17,6 +17,7 @@ use super::case::Derived;
 use crate::call::{Call, Passage, PlacedIx};
 use crate::channel::{ChannelIx, ChannelKind, StreamIx};
 use crate::frame::FrameIx;
+use crate::pairing::LogEntry;
 use crate::pairing::statement::EntryIx;
 use crate::process::ProcessIx;
 use crate::role::Leg;
@@ -35,6 +36,8 @@ struct Ids {
     processes: Vec<ProcessId>,
     channels: Vec<ChannelId>,
     frames: Vec<FrameId>,
+    entries: Vec<EntryId>,
+    calls: Vec<Option<CallId>>,
 }
 
 /// What all row writers share.
@@ -134,6 +137,13 @@ impl Writer<'_> {
             .zip(&correlator.frames)
             .map(|(ix, _)| self.make_frame_id(FrameIx(ix)));
         self.ids.frames = frames.collect();
+        let entries = &correlator.entries;
+        self.ids.entries = entries
+            .iter()
+            .map(|entry| self.make_entry_id(entry))
+            .collect();
+        let calls = &self.derived.calls;
+        self.ids.calls = calls.iter().map(|call| self.make_call_id(call)).collect();
     }
 
     fn make_process_id(&self, ix: ProcessIx) -> ProcessId {
@@ -184,7 +194,15 @@ impl Writer<'_> {
         self.derived.placed[placed.0 as usize].record
     }
 
-    fn call_id(&self, call: &Call) -> Option<CallId> {
+    fn call_id(&self, ix: usize) -> Option<CallId> {
+        self.ids.calls[ix]
+    }
+
+    fn entry_id(&self, ix: EntryIx) -> EntryId {
+        self.ids.entries[ix.0 as usize]
+    }
+
+    fn make_call_id(&self, call: &Call) -> Option<CallId> {
         let passage = call.subject()?;
         let sighting = passage.primary()?;
         let frame = self.frame_id(self.record_of(sighting.placed));
@@ -196,8 +214,7 @@ impl Writer<'_> {
         ))
     }
 
-    fn entry_id(&self, ix: EntryIx) -> EntryId {
-        let entry = &self.correlator.entries[ix.0 as usize];
+    fn make_entry_id(&self, entry: &LogEntry) -> EntryId {
         let file = self.correlator.files.get(entry.file.0 as usize);
         let name = file.map_or("", |file| file.name.as_str());
         EntryId::of(
@@ -241,7 +258,7 @@ impl Writer<'_> {
             Subject::Call(ix) | Subject::CallAndEntry(ix, _) => {
                 let call = &self.derived.calls[ix];
                 let at = call.at();
-                Some((self.call_id(call)?.as_ulid(), self.utc(at), Some(at)))
+                Some((self.call_id(ix)?.as_ulid(), self.utc(at), Some(at)))
             }
             Subject::Entry(ix) => Some((self.entry_id(ix).as_ulid(), self.entry_observed(), None)),
             Subject::Gap(ix) => {

@@ -72,7 +72,7 @@ impl Writer<'_> {
             },
             subject_utc,
             subject_boot_ns,
-            call_id: call.and_then(|call| self.call_id(call)),
+            call_id: judgement.call().and_then(|ix| self.call_id(ix)),
             entry_id: judgement.entry().map(|ix| self.entry_id(ix)),
             coverage_id: judgement.gap.map(|ix| self.gap_id(ix)),
             verdict: judgement.verdict.as_str(),
@@ -123,7 +123,7 @@ impl Writer<'_> {
         let Some(ix) = judgement.call() else { return };
         let derived = self.derived;
         let call = &derived.calls[ix];
-        let call_id = self.call_id(call);
+        let call_id = self.call_id(ix);
         for passage in [&call.request, &call.response].into_iter().flatten() {
             for sighting in [passage.sent, passage.received].into_iter().flatten() {
                 let placed = &derived.placed[sighting.placed.0 as usize];
@@ -488,7 +488,7 @@ impl Writer<'_> {
             verdict_id: finding.verdict.map(|(_, id)| id),
             call_id: judgement
                 .and_then(Judgement::call)
-                .and_then(|ix| self.call_id(&self.derived.calls[ix])),
+                .and_then(|ix| self.call_id(ix)),
             entry_id: entry.map(|ix| self.entry_id(ix)),
             process_id: finding.process,
             channel_id: finding.channel,
