@@ -5,6 +5,7 @@
 //! is foreign. Direct streams give one passage a message.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
 
 use ahash::AHashMap;
 
@@ -44,7 +45,7 @@ pub enum Oddity {
 #[derive(Debug, Default)]
 pub struct Passages {
     /// In order of time.
-    pub passages: Vec<Passage>,
+    pub passages: Vec<Arc<Passage>>,
     /// In order of time of their deliveries.
     pub oddities: Vec<Oddity>,
 }
@@ -346,7 +347,7 @@ impl Passages {
         let until = legs().map(|placed| placed.until).max().unwrap_or(at);
         let proved = legs().all(|placed| placed.proved);
         let trouble = trouble::of(scene, sent, received);
-        self.passages.push(Passage {
+        self.passages.push(Arc::new(Passage {
             route,
             way,
             message,
@@ -357,7 +358,7 @@ impl Passages {
             until,
             proved,
             trouble,
-        });
+        }));
     }
 
     /// The JSON-RPC messages of a delivery; what else it holds becomes an oddity.

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use super::Correlator;
 use crate::call::passage::{self, Oddity, Passages, Scene};
-use crate::call::{Call, CallKind, PlacedIx, Route, bytes_of, exchange};
+use crate::call::{Call, CallKind, PlacedIx, Route, exchange};
 use crate::channel::StreamIx;
 use crate::evidence::{self, Placed};
 use crate::message;
@@ -13,7 +13,7 @@ use crate::pairing::content::{self, Contents, WireContent};
 use crate::pairing::statement::{self, Statement, ThirdView};
 use crate::proxylog::Redaction;
 use crate::role::{InstanceIx, Leg, Roles};
-use crate::verdict::doubt::{self, PlacedGap};
+use crate::verdict::doubt::Gaps;
 use crate::verdict::{Case, Judgement, ProxyPolicy, judge, unpaired};
 
 /// Everything that is derived from the stores.
@@ -26,7 +26,7 @@ pub(super) struct Derived {
     pub(super) statements: Vec<Statement>,
     pub(super) assignment: Assignment,
     pub(super) side_of_call: Vec<Option<usize>>,
-    pub(super) gaps: Vec<PlacedGap>,
+    pub(super) gaps: Gaps,
     /// Streams that carry MCP.
     pub(super) mcp: BTreeSet<StreamIx>,
 }
@@ -79,7 +79,7 @@ impl Derived {
         }
         let statement_sides = statement_sides(correlator, &statements, policies, &mut contents);
         let assignment = assign::assign(&call_sides, &statement_sides);
-        let gaps = doubt::gaps(
+        let gaps = Gaps::new(
             &correlator.streams,
             &correlator.channels,
             &roles,
@@ -189,14 +189,7 @@ fn call_side(
     let redaction = policies
         .get(proxy)
         .map_or(Redaction::usual(), |policy| &policy.redaction);
-    let bytes = |passage: &Option<crate::call::Passage>| {
-        let sighting = passage.as_ref()?.primary()?;
-        bytes_of(scene.placed, scene.frames, sighting)
-    };
-    let wire = WireContent::of(
-        call.request.as_ref().zip(bytes(&call.request)),
-        call.response.as_ref().zip(bytes(&call.response)),
-    );
+    let wire = WireContent::of(scene, call);
     let message = call.request.as_ref().map(|passage| &passage.message);
     let name = |of: Option<&String>| of.cloned().unwrap_or_default();
     // That no answer came can be logged as late as when the proxy ends.

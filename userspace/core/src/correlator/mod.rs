@@ -387,7 +387,7 @@ impl Correlator {
             of_stream.push_gap(side, limit_gap(self.now));
             return;
         }
-        if of_stream.push(FrameIx(ix), &mut frame, &self.frames) {
+        if of_stream.push(FrameIx(ix), &mut frame, &mut self.frames) {
             let same = self
                 .texts
                 .insert(frame.hash, FrameIx(ix))

@@ -5,6 +5,7 @@
 use std::sync::{Arc, OnceLock};
 
 use bitflags::bitflags;
+use smallvec::SmallVec;
 
 use crate::channel::{End, StreamIx};
 use crate::process::ProcessIx;
@@ -62,13 +63,15 @@ pub struct Frame {
     /// Return of the operation that carried its last byte.
     pub last_exit: BootNs,
     /// Whose operations carried it, in order of first byte.
-    pub by: Vec<ProcessIx>,
+    pub by: SmallVec<[ProcessIx; 4]>,
     /// Its bytes, without the line end; empty when not kept. Frames that were tied, or passed on, share them.
     pub bytes: Arc<Vec<u8>>,
     /// [`hash`] of the bytes.
     pub hash: u64,
     /// What is wrong with it.
     pub flags: FrameFlags,
+    /// The frame at the other end of the stream that it is tied to.
+    pub partner: Option<FrameIx>,
 }
 
 impl Frame {

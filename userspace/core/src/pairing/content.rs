@@ -3,7 +3,12 @@
 //! Owns the fingerprints, taken over the proxy's own canonical form so that key order, white space and number spelling do not
 //! count. Equal fingerprints only propose a pair; [`compare`](crate::proxylog::compare) decides what differs.
 
-use crate::call::{Call, CallKind, Passage, Way};
+use crate::call::passage::Scene;
+use crate::call::{Call, CallKind, Passage, Way, bytes_of};
+use crate::message::Message;
+use std::ops::Range;
+use std::sync::Arc;
+
 use crate::frame::hash;
 use crate::json::{Document, Kind, Limits, Value};
 use crate::proxylog::canonical::{self, Redaction};
@@ -35,17 +40,16 @@ pub struct WireContent<'a> {
 
 impl<'a> WireContent<'a> {
     /// Cuts the values out of the frames that carry a call.
-    pub fn of(
-        request: Option<(&Passage, &'a [u8])>,
-        response: Option<(&Passage, &'a [u8])>,
-    ) -> Self {
-        let cut = |bytes: &'a [u8], span: &Option<std::ops::Range<usize>>| {
-            span.clone().and_then(|span| bytes.get(span))
+    pub fn of(scene: Scene<'a>, call: &Call) -> Self {
+        let cut = |passage: &Option<Arc<Passage>>, span: fn(&Message) -> &Option<Range<usize>>| {
+            let passage = passage.as_deref()?;
+            let bytes = bytes_of(scene.placed, scene.frames, passage.primary()?)?;
+            bytes.get(span(&passage.message).clone()?)
         };
         Self {
-            params: request.and_then(|(passage, bytes)| cut(bytes, &passage.message.params)),
-            result: response.and_then(|(passage, bytes)| cut(bytes, &passage.message.result)),
-            error: response.and_then(|(passage, bytes)| cut(bytes, &passage.message.error)),
+            params: cut(&call.request, |message| &message.params),
+            result: cut(&call.response, |message| &message.result),
+            error: cut(&call.response, |message| &message.error),
         }
     }
 }

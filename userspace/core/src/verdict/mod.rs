@@ -272,7 +272,7 @@ pub struct Case<'a> {
     /// For each call its place in the assignment, if it can have an entry.
     pub side_of_call: &'a [Option<usize>],
     /// All gaps.
-    pub gaps: &'a [doubt::PlacedGap],
+    pub gaps: &'a doubt::Gaps,
     /// Configured proxies.
     pub proxies: &'a [ProxyPolicy],
     /// Allowed direct channels.

@@ -6,7 +6,6 @@ use crate::call::{Call, CallKind, Passage, Route, Way};
 use crate::pairing::content::WireContent;
 use crate::row::CallRow;
 use crate::row::ids::ProcessId;
-use crate::verdict::judge::wire_content;
 use crate::verdict::{Judgement, Verdict, Via};
 
 impl Writer<'_> {
@@ -35,7 +34,7 @@ impl Writer<'_> {
         let wire = if out_of_scope.is_some() {
             WireContent::default()
         } else {
-            wire_content(self.case, call)
+            WireContent::of(self.case.scene, call)
         };
         let (sender, receiver) = self.parties(subject);
         let at = call.at();
@@ -59,7 +58,7 @@ impl Writer<'_> {
                 .and_then(|request| self.frame_of(request)),
             request_element: call
                 .request
-                .as_ref()
+                .as_deref()
                 .and_then(Passage::primary)
                 .map_or(0, |sighting| sighting.element),
             response_frame_id: call
@@ -68,7 +67,7 @@ impl Writer<'_> {
                 .and_then(|response| self.frame_of(response)),
             response_element: call
                 .response
-                .as_ref()
+                .as_deref()
                 .and_then(Passage::primary)
                 .map(|sighting| sighting.element),
             method: message.and_then(|message| message.method.clone()),

@@ -40,6 +40,9 @@ struct Ids {
     calls: Vec<Option<CallId>>,
 }
 
+/// Bytes missing, and in how many gaps.
+type GapSums = BTreeMap<ChannelIx, (u64, u64)>;
+
 /// What all row writers share.
 struct Writer<'a> {
     correlator: &'a Correlator,
@@ -48,8 +51,9 @@ struct Writer<'a> {
     judgements: &'a [Judgement],
     privacy: privacy::Privacy<'a>,
     /// By placed delivery: the messages that it carries, with their passages.
-    carried: BTreeMap<PlacedIx, Vec<&'a Passage>>,
+    carried: Carried<'a>,
     ids: Ids,
+    gaps_of: GapSums,
     out: &'a mut dyn FnMut(Row),
 }
 
@@ -69,20 +73,15 @@ pub(super) fn write(mut correlator: Correlator, out: &mut dyn FnMut(Row)) {
             crate::invariants::check(case, &judgements, |stream| derived.mcp.contains(&stream));
         assert_eq!(held, Ok(()), "one verdict for each call, entry and gap");
     }
-    let mut carried: BTreeMap<PlacedIx, Vec<&Passage>> = BTreeMap::new();
-    for passage in &derived.passages.passages {
-        for sighting in [passage.sent, passage.received].into_iter().flatten() {
-            carried.entry(sighting.placed).or_default().push(passage);
-        }
-    }
     let mut writer = Writer {
         correlator: &correlator,
         derived: &derived,
         case,
         judgements: &judgements,
         privacy: privacy::Privacy::new(&correlator.settings, &policies),
-        carried,
+        carried: Carried::of(&derived),
         ids: Ids::default(),
+        gaps_of: gap_sums(&derived),
         out,
     };
     writer.make_ids();
@@ -236,7 +235,7 @@ impl Writer<'_> {
     }
 
     fn gap_id(&self, ix: usize) -> CoverageId {
-        let gap = &self.derived.gaps[ix];
+        let gap = &self.derived.gaps.all()[ix];
         let subject = format!(
             "{}:{}:{}",
             gap.stream.channel.0,
@@ -262,7 +261,7 @@ impl Writer<'_> {
             }
             Subject::Entry(ix) => Some((self.entry_id(ix).as_ulid(), self.entry_observed(), None)),
             Subject::Gap(ix) => {
-                let gap = &self.derived.gaps[ix].gap;
+                let gap = &self.derived.gaps.all()[ix].gap;
                 Some((
                     self.gap_id(ix).as_ulid(),
                     self.utc(gap.until),
@@ -299,19 +298,67 @@ impl Writer<'_> {
             Leg::ProxyToClient(_) => "proxy_to_client",
             Leg::ProxyFile(_) => "unknown",
             Leg::Direct => {
-                let carried = self.carried.get(&placed);
-                let answers = carried.is_some_and(|passages| {
-                    passages
-                        .iter()
-                        .all(|passage| passage.message.kind.is_response())
-                });
-                if answers {
+                let carried = self.carried.by(placed);
+                let answers = |passage: &&Passage| passage.message.kind.is_response();
+                if !carried.is_empty() && carried.iter().all(answers) {
                     "direct_response"
                 } else {
                     "direct_request"
                 }
             }
         }
+    }
+}
+
+fn gap_sums(derived: &Derived) -> GapSums {
+    let mut sums = GapSums::new();
+    for gap in derived.gaps.all() {
+        let (bytes, count) = sums.entry(gap.stream.channel).or_default();
+        *bytes = bytes.saturating_add(gap.gap.len.unwrap_or(0));
+        *count += 1;
+    }
+    sums
+}
+
+/// The messages that each delivery carries, with their passages.
+struct Carried<'a> {
+    /// By placed delivery: where its passages end in the list. They begin where those of the one before end.
+    ends: Vec<usize>,
+    passages: Vec<&'a Passage>,
+}
+
+impl<'a> Carried<'a> {
+    fn of(derived: &'a Derived) -> Self {
+        let sightings = || {
+            derived.passages.passages.iter().flat_map(|passage| {
+                let sightings = [passage.sent, passage.received].into_iter().flatten();
+                sightings.map(move |sighting| (sighting.placed.0 as usize, &**passage))
+            })
+        };
+        let mut ends = vec![0; derived.placed.len()];
+        for (placed, _) in sightings() {
+            ends[placed] += 1;
+        }
+        let mut sum = 0;
+        for end in &mut ends {
+            // For now where it begins; filling moves it to its end.
+            sum += std::mem::replace(end, sum);
+        }
+        let mut passages = Vec::new();
+        if let Some((_, any)) = sightings().next() {
+            passages.resize(sum, any);
+        }
+        for (placed, passage) in sightings() {
+            passages[ends[placed]] = passage;
+            ends[placed] += 1;
+        }
+        Self { ends, passages }
+    }
+
+    fn by(&self, placed: PlacedIx) -> &[&'a Passage] {
+        let at = placed.0 as usize;
+        let begin = at.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.passages[begin..self.ends[at]]
     }
 }
 

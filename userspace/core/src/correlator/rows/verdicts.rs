@@ -12,7 +12,6 @@ use crate::role::Leg;
 use crate::row::ids::{ChannelId, FindingId, ProcessId, VerdictId};
 use crate::row::{FindingRow, SightingRow, UtcNs, VerdictRow};
 use crate::time::BootNs;
-use crate::verdict::doubt::{self, PlacedGap};
 use crate::verdict::{Judgement, KeyReach, Subject, Verdict, Via, signature_str};
 
 /// Findings of one kind that get a row each; further ones are counted in the last. Stops an agent from burying the rest.
@@ -318,16 +317,13 @@ impl Writer<'_> {
     fn denied(&self, ix: PlacedIx) -> bool {
         let placed = &self.derived.placed[ix.0 as usize];
         let frame = &self.correlator.frames[placed.record.0 as usize];
-        let own_doing = |gap: &&PlacedGap| {
-            gap.stream == placed.stream
-                && gap.of_record
-                && gap.gap.since <= frame.last_exit
-                && gap.gap.until >= frame.first_enter
-                && doubt::self_inflicted(gap, &self.derived.roles)
-        };
         placed.leg == Leg::Direct
             && frame.end == End::Reader
-            && self.derived.gaps.iter().find(own_doing).is_some()
+            && self
+                .derived
+                .gaps
+                .own_doing(placed.stream, frame.first_enter, frame.last_exit)
+                .is_some()
     }
 
     fn speaks_of_json_rpc(&self, ix: PlacedIx) -> bool {
