@@ -14,7 +14,7 @@ use crate::pairing::statement::{self, Statement, ThirdView};
 use crate::proxylog::Redaction;
 use crate::role::{InstanceIx, Leg, Roles};
 use crate::verdict::doubt::Gaps;
-use crate::verdict::{Case, Judgement, ProxyPolicy, judge, unpaired};
+use crate::verdict::{self, Case, Judgement, KeyReach, ProxyPolicy, judge, unpaired};
 
 /// Everything that is derived from the stores.
 #[derive(Debug)]
@@ -27,6 +27,7 @@ pub(super) struct Derived {
     pub(super) assignment: Assignment,
     pub(super) side_of_call: Vec<Option<usize>>,
     pub(super) gaps: Gaps,
+    key_reach: Vec<KeyReach>,
     /// Streams that carry MCP.
     pub(super) mcp: BTreeSet<StreamIx>,
 }
@@ -85,6 +86,7 @@ impl Derived {
             &roles,
             &correlator.open_tails(),
         );
+        let key_reach = verdict::key_reach(&correlator.processes, &roles, policies);
         let mcp = mcp_streams(scene, &passages);
         Self {
             roles,
@@ -95,6 +97,7 @@ impl Derived {
             assignment,
             side_of_call,
             gaps,
+            key_reach,
             mcp,
         }
     }
@@ -120,6 +123,7 @@ impl Derived {
             side_of_call: &self.side_of_call,
             gaps: &self.gaps,
             proxies: policies,
+            key_reach: &self.key_reach,
             allow_direct: &correlator.settings.allow_direct,
             clock: &correlator.clock,
             end: correlator.now,
