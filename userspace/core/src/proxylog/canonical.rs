@@ -6,6 +6,7 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::sync::OnceLock;
 
+use super::decimal;
 use crate::json::{self, Elements, Kind, Leniency, Value};
 
 /// What stands in place of a redacted value.
@@ -119,7 +120,7 @@ pub fn canonicalise(value: Value<'_>, redaction: &Redaction) -> Result<Vec<u8>, 
         return Err(NotCanonical::NumberRange);
     }
     let mut out = Vec::with_capacity(value.raw().len());
-    write(&mut out, value, redaction, GO_DEPTH_MAX)?;
+    write(&mut out, value, redaction, GO_DEPTH_MAX, Spelling::Go)?;
     Ok(out)
 }
 
@@ -134,7 +135,17 @@ pub fn canonicalise_any(value: Value<'_>, redaction: &Redaction) -> Vec<u8> {
 /// As [`canonicalise_any`], behind what `out` holds already; whether anything was redacted.
 pub fn canonicalise_any_into(out: &mut Vec<u8>, value: Value<'_>, redaction: &Redaction) -> bool {
     // Without a limit of depth there is nothing to refuse.
-    write(out, value, redaction, usize::MAX).unwrap_or_default()
+    write(out, value, redaction, usize::MAX, Spelling::Go).unwrap_or_default()
+}
+
+/// As [`canonicalise_any`], but nothing is rounded: a number that float64 does not hold keeps its
+/// text, and a lone surrogate is an escape. Bytes that are not UTF-8 become U+FFFD even so: JSON has no
+/// way to write them.
+pub fn exact(value: Value<'_>, redaction: &Redaction) -> Vec<u8> {
+    let mut out = Vec::with_capacity(value.raw().len());
+    // Without a limit of depth there is nothing to refuse.
+    let _redacted = write(&mut out, value, redaction, usize::MAX, Spelling::Exact);
+    out
 }
 
 /// Go's spelling of a string, with quotes.
@@ -181,7 +192,17 @@ pub fn compact(raw: &[u8]) -> Vec<u8> {
 /// would overflow.
 enum Open<'d> {
     Array(Elements<'d>, bool),
-    Object(std::vec::IntoIter<(Cow<'d, str>, Value<'d>)>, bool),
+    Object(std::vec::IntoIter<Member<'d>>, bool),
+}
+
+/// A member of an object: its key as Go reads it, its key as it stands, its value.
+type Member<'d> = (Cow<'d, str>, Value<'d>, Value<'d>);
+
+/// How numbers and strings are spelled.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Spelling {
+    Go,
+    Exact,
 }
 
 fn write(
@@ -189,6 +210,7 @@ fn write(
     value: Value<'_>,
     redaction: &Redaction,
     depth_max: usize,
+    spelling: Spelling,
 ) -> Result<bool, NotCanonical> {
     let mut redacted = false;
     let mut open = Vec::new();
@@ -202,10 +224,11 @@ fn write(
                 }
                 Kind::Object => {
                     out.push(b'{');
-                    open.push(Open::Object(sorted_members(value).into_iter(), true));
+                    let members = sorted_members(value, spelling).into_iter();
+                    open.push(Open::Object(members, true));
                 }
-                Kind::String => push_string(out, &value.as_str_lossy()),
-                Kind::Number => push_number(out, value),
+                Kind::String => push_text(out, value, spelling),
+                Kind::Number => push_number(out, value, spelling),
                 Kind::Null | Kind::Bool => out.extend_from_slice(value.raw()),
             }
             if open.len() > depth_max {
@@ -224,7 +247,7 @@ fn write(
                 }
             }
             Some(Open::Object(members, first)) => {
-                let Some((key, value)) = members.next() else {
+                let Some((key, exact, value)) = members.next() else {
                     out.push(b'}');
                     open.pop();
                     continue;
@@ -232,7 +255,10 @@ fn write(
                 if !std::mem::take(first) {
                     out.push(b',');
                 }
-                push_string(out, &key);
+                match spelling {
+                    Spelling::Go => push_string(out, &key),
+                    Spelling::Exact => push_text(out, exact, spelling),
+                }
                 out.push(b':');
                 if redaction.hits(&key) {
                     redacted = true;
@@ -246,17 +272,18 @@ fn write(
 }
 
 /// Members by key, in order of the keys' bytes; of equal keys, the last.
-pub(super) fn sorted_members(object: Value<'_>) -> Vec<(Cow<'_, str>, Value<'_>)> {
+fn sorted_members(object: Value<'_>, spelling: Spelling) -> Vec<Member<'_>> {
     let mut members: Vec<_> = object
         .entries()
-        .map(|(key, value)| (key.as_str_lossy(), value))
+        .map(|(key, value)| (key.as_str_lossy(), key, value))
         .collect();
     members.sort_by(|a, b| a.0.cmp(&b.0));
     // The sort is stable, so of a run the last one in the text stands last.
     members.dedup_by(|later, earlier| {
-        let same = later.0 == earlier.0;
+        let same = later.0 == earlier.0
+            && (spelling == Spelling::Go || later.1.as_str_bytes() == earlier.1.as_str_bytes());
         if same {
-            earlier.1 = later.1;
+            earlier.2 = later.2;
         }
         same
     });
@@ -338,17 +365,54 @@ fn push_unicode_escape(out: &mut Vec<u8>, byte: u8) {
     out.push(HEX[usize::from(byte & 15)]);
 }
 
-fn push_number(out: &mut Vec<u8>, value: Value<'_>) {
-    match value.as_f64() {
-        Some(number) if number.is_finite() => out.extend_from_slice(float(number).as_bytes()),
-        Some(_) | None => out.extend_from_slice(value.raw()),
+fn push_text(out: &mut Vec<u8>, value: Value<'_>, spelling: Spelling) {
+    // Beside stray bytes nothing is exact any more.
+    let odd = value.leniency() & (Leniency::LONE_SURROGATE | Leniency::INVALID_UTF8);
+    let keep = spelling == Spelling::Exact && odd == Leniency::LONE_SURROGATE;
+    match value.as_str_bytes().filter(|_| keep) {
+        Some(bytes) => push_wtf8(out, &bytes),
+        None => push_string(out, &value.as_str_lossy()),
+    }
+}
+
+/// A string whose lone surrogates stand as their three bytes.
+fn push_wtf8(out: &mut Vec<u8>, bytes: &[u8]) {
+    let mut text = Vec::with_capacity(bytes.len() + 2);
+    out.push(b'"');
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let lone = |at: &usize| matches!(rest[*at..], [0xed, 0xa0..=0xbf, 0x80..=0xbf, ..]);
+        let at = memchr::memchr_iter(0xed, rest).find(lone);
+        let (plain, tail) = rest.split_at(at.unwrap_or(rest.len()));
+        text.clear();
+        push_string(&mut text, &String::from_utf8_lossy(plain));
+        out.extend_from_slice(&text[1..text.len() - 1]);
+        rest = tail;
+        if let [_, second, third, after @ ..] = tail {
+            let code = 0xd000 | (u16::from(second & 0x3f) << 6) | u16::from(third & 0x3f);
+            out.extend_from_slice(format!("\\u{code:04x}").as_bytes());
+            rest = after;
+        }
+    }
+    out.push(b'"');
+}
+
+fn push_number(out: &mut Vec<u8>, value: Value<'_>, spelling: Spelling) {
+    let spelled = value
+        .as_f64()
+        .filter(|number| number.is_finite())
+        .map(float)
+        .filter(|text| spelling == Spelling::Go || decimal::same(text.as_bytes(), value.raw()));
+    match spelled {
+        Some(text) => out.extend_from_slice(text.as_bytes()),
+        None => out.extend_from_slice(value.raw()),
     }
 }
 
 /// The shortest digits that read back as the same float64, in Go's layout.
 ///
 /// Source: Go `encoding/json/encode.go`, `floatEncoder.encode`.
-fn float(number: f64) -> String {
+pub(super) fn float(number: f64) -> String {
     let size = number.abs();
     if size == 0.0 || (1e-6..1e21).contains(&size) {
         return format!("{number}");

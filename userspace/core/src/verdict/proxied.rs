@@ -8,7 +8,7 @@ use crate::pairing::statement::{EntryIx, ThirdView};
 use crate::proxylog::{Redaction, SignatureState, signature};
 use crate::role::{InstanceIx, Leg};
 use crate::time::BootNs;
-use crate::verdict::difference::content_difference;
+use crate::verdict::difference::{self, content_difference};
 use crate::verdict::judge::{attach_entry, primary, undecided};
 use crate::verdict::{Case, Judgement, Subject, Verdict, Via};
 
@@ -170,7 +170,7 @@ fn compare_with_entry(
         judgement.reason = Some(trouble.as_str());
         return;
     }
-    if let Some((field, pointer)) = difference {
+    if let Some(difference::Finding::Different(field, pointer)) = difference {
         alter(judgement, field, pointer, "log");
         return;
     }
@@ -206,6 +206,18 @@ fn compare_with_entry(
         return;
     }
     settle_by_legs(call, likeness, judgement);
+    let Some(difference::Finding::Lossy(field, pointer)) = difference else {
+        return;
+    };
+    if judgement.verdict == Verdict::Matched {
+        // The log rounds: the entry tells of this call and of others alike, and nothing proves which.
+        undecided(judgement, "lossy_log", None);
+        judgement.field = Some(field);
+        judgement.pointer = pointer;
+        judgement.side = Some("log");
+    } else {
+        judgement.confidence.push("lossy_log");
+    }
 }
 
 /// Log and wire agree; what the legs tell decides between altered, blocked and matched.

@@ -134,7 +134,7 @@ impl<'a> Privacy<'a> {
             .and_then(|proxy| self.policies.get(proxy))
             .map_or(Redaction::usual(), |policy| &policy.redaction);
         let document = Document::parse(raw, Limits::default()).ok()?;
-        Some(canonical::canonicalise_any(document.root(), redaction))
+        Some(canonical::exact(document.root(), redaction))
     }
 }
 
