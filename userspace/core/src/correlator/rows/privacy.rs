@@ -10,6 +10,7 @@ use sha2::{Digest, Sha256};
 use crate::correlator::Settings;
 use crate::json::{Document, Limits};
 use crate::proxylog::canonical::{self, Redaction};
+use crate::proxylog::redact;
 use crate::row::{PayloadBytes, PayloadText};
 use crate::verdict::ProxyPolicy;
 
@@ -70,14 +71,15 @@ impl<'a> Privacy<'a> {
         }
     }
 
-    /// A JSON value as text.
+    /// A JSON value as text, in the proxy's own spelling so that both views can be compared.
     pub(super) fn text(&self, raw: Option<&[u8]>, proxy: Option<usize>) -> Option<PayloadText> {
         let raw = raw?;
         match self.mode {
             PayloadMode::Hash => None,
             PayloadMode::Full => Some(PayloadText(String::from_utf8_lossy(raw).into_owned())),
             PayloadMode::Redacted => {
-                let text = self.redacted(raw, proxy)?;
+                let document = Document::parse(raw, Limits::default()).ok()?;
+                let text = canonical::exact(document.root(), self.redaction(proxy));
                 Some(PayloadText(String::from_utf8_lossy(&text).into_owned()))
             }
         }
@@ -95,7 +97,9 @@ impl<'a> Privacy<'a> {
                 if let Some((_, _, payload)) = made.next() {
                     return payload.clone().map(PayloadBytes);
                 }
-                let payload = self.redacted(raw, proxy);
+                let document = Document::parse(raw, Limits::default()).ok();
+                let redaction = self.redaction(proxy);
+                let payload = document.map(|document| redact::replaced(&document, redaction));
                 recent.keep_payload(Arc::clone(raw), proxy, payload.clone());
                 payload.map(PayloadBytes)
             }
@@ -129,12 +133,10 @@ impl<'a> Privacy<'a> {
             .then(|| PayloadText(String::from_utf8_lossy(text).into_owned()))
     }
 
-    fn redacted(&self, raw: &[u8], proxy: Option<usize>) -> Option<Vec<u8>> {
-        let redaction = proxy
+    fn redaction(&self, proxy: Option<usize>) -> &Redaction {
+        proxy
             .and_then(|proxy| self.policies.get(proxy))
-            .map_or(Redaction::usual(), |policy| &policy.redaction);
-        let document = Document::parse(raw, Limits::default()).ok()?;
-        Some(canonical::exact(document.root(), redaction))
+            .map_or(Redaction::usual(), |policy| &policy.redaction)
     }
 }
 
