@@ -4,6 +4,7 @@
 //! question whether a message is MCP by its method and shape. It reads leniently, as real servers do, and flags what strict
 //! readers would refuse. It does not pair requests with answers.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::json::{self, Document, Kind as JsonKind, Leniency, Limits, Value};
@@ -78,13 +79,13 @@ pub struct Message {
 
 impl Message {
     /// The id as the logs of proxies write it: a string's text or a number's text.
-    pub fn id_text(&self) -> Option<String> {
+    pub fn id_text(&self) -> Option<Cow<'_, str>> {
         let id = self.id.as_deref()?;
         if id.starts_with('"') {
             let document = Document::parse(id.as_bytes(), Limits::default()).ok()?;
-            return Some(document.root().as_str_lossy().into_owned());
+            return Some(Cow::Owned(document.root().as_str_lossy().into_owned()));
         }
-        Some(id.to_owned())
+        Some(Cow::Borrowed(id))
     }
 }
 

@@ -4,6 +4,7 @@
 //! messages by kind, id and method, whose content then differs. What a proxy's channel delivered and the proxy did not write
 //! is foreign. Direct streams give one passage a message.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
@@ -247,7 +248,7 @@ impl Passages {
         let key = |loose: &Loose| -> Key {
             (
                 loose.message.kind,
-                loose.message.id_text(),
+                loose.message.id_text().map(Cow::into_owned),
                 loose.message.method.clone(),
             )
         };

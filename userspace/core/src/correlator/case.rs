@@ -145,13 +145,13 @@ impl Derived {
 }
 
 /// Calls that a log can speak of: those through a proxy, and answers that passed it to requests that did not.
-fn call_sides(
+fn call_sides<'a>(
     correlator: &Correlator,
     scene: Scene<'_>,
-    calls: &[Call],
+    calls: &'a [Call],
     policies: &[ProxyPolicy],
     contents: &mut Contents,
-) -> (Vec<CallSide>, Vec<usize>) {
+) -> (Vec<CallSide<'a>>, Vec<usize>) {
     let mut sides = Vec::new();
     let mut call_of_side = Vec::new();
     for (ix, call) in calls.iter().enumerate() {
@@ -172,30 +172,35 @@ fn call_sides(
         let Some(instance) = call.route.instance() else {
             continue;
         };
-        let call = stand_in.as_ref().unwrap_or(call);
-        sides.push(call_side(
-            correlator, scene, call, instance, policies, contents,
-        ));
+        let logged = stand_in.as_ref().unwrap_or(call);
+        let mut side = call_side(correlator, scene, logged, instance, policies, contents);
+        let request = logged.request.as_ref().and(call.request.as_ref());
+        let subject = request.or(call.response.as_ref());
+        side.id = subject.and_then(|passage| passage.message.id_text());
+        if let Some(request) = request {
+            side.method = request.message.method.as_deref().unwrap_or_default();
+            side.tool_name = request.message.tool_name.as_deref().unwrap_or_default();
+        }
+        sides.push(side);
         call_of_side.push(ix);
     }
     (sides, call_of_side)
 }
 
-fn call_side(
+/// The side of an answer without a request; a request's own names are the caller's to fill in.
+fn call_side<'a>(
     correlator: &Correlator,
     scene: Scene<'_>,
     call: &Call,
     instance: InstanceIx,
     policies: &[ProxyPolicy],
     contents: &mut Contents,
-) -> CallSide {
+) -> CallSide<'a> {
     let proxy = scene.roles.instance(instance).proxy;
     let redaction = policies
         .get(proxy)
         .map_or(Redaction::usual(), |policy| &policy.redaction);
     let wire = WireContent::of(scene, call);
-    let message = call.request.as_ref().map(|passage| &passage.message);
-    let name = |of: Option<&String>| of.cloned().unwrap_or_default();
     // That no answer came can be logged as late as when the proxy ends.
     let unanswered = call.kind() == CallKind::Request && call.response.is_none();
     CallSide {
@@ -211,21 +216,18 @@ fn call_side(
             })
             .0,
         content: content::of_call(contents, call, &wire, redaction),
-        id: call.subject().and_then(|passage| passage.message.id_text()),
-        method: message.map_or_else(
-            || crate::proxylog::own::UNMATCHED_RESPONSE.to_owned(),
-            |message| name(message.method.as_ref()),
-        ),
-        tool_name: name(message.and_then(|message| message.tool_name.as_ref())),
+        id: None,
+        method: crate::proxylog::own::UNMATCHED_RESPONSE,
+        tool_name: "",
     }
 }
 
-fn statement_sides(
-    correlator: &Correlator,
-    statements: &[Statement],
+fn statement_sides<'a>(
+    correlator: &'a Correlator,
+    statements: &'a [Statement],
     policies: &[ProxyPolicy],
     contents: &mut Contents,
-) -> Vec<StatementSide> {
+) -> Vec<StatementSide<'a>> {
     statements
         .iter()
         .map(|statement| {
@@ -243,10 +245,10 @@ fn statement_sides(
                 content: said.map_or_else(content::nothing, |entry| {
                     content::of_entry(contents, entry, redaction)
                 }),
-                id: said.and_then(|entry| entry.request_id.clone()),
-                method: said.map(|entry| entry.method.clone()).unwrap_or_default(),
+                id: said.and_then(|entry| entry.request_id.as_deref()),
+                method: said.map(|entry| entry.method.as_str()).unwrap_or_default(),
                 tool_name: said
-                    .and_then(|entry| entry.tool_name.clone())
+                    .and_then(|entry| entry.tool_name.as_deref())
                     .unwrap_or_default(),
                 exact_only: statement.third_view == ThirdView::NotWritten,
             }

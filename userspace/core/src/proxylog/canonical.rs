@@ -6,6 +6,8 @@ use std::borrow::Cow;
 use std::fmt::Write as _;
 use std::sync::OnceLock;
 
+use smallvec::SmallVec;
+
 use super::decimal;
 use crate::json::{self, Elements, Kind, Leniency, Value};
 
@@ -213,7 +215,7 @@ fn write(
     spelling: Spelling,
 ) -> Result<bool, NotCanonical> {
     let mut redacted = false;
-    let mut open = Vec::new();
+    let mut open: SmallVec<[Open<'_>; 6]> = SmallVec::new();
     let mut next = Some(value);
     loop {
         if let Some(value) = next.take() {

@@ -12,10 +12,10 @@ enum Open<'d> {
     Object(Entries<'d>),
 }
 
-/// The document's text, every value of a sensitive key replaced.
-pub fn replaced(document: &Document<'_>, redaction: &Redaction) -> Vec<u8> {
+/// The document's text, every value of a sensitive key replaced; `None` if it has none.
+pub fn replaced(document: &Document<'_>, redaction: &Redaction) -> Option<Vec<u8>> {
     let text = document.bytes();
-    let mut out = Vec::with_capacity(text.len());
+    let mut out = Vec::new();
     let mut copied = 0;
     let mut open: Vec<Open<'_>> = Vec::new();
     open.extend(opened(document.root()));
@@ -41,8 +41,11 @@ pub fn replaced(document: &Document<'_>, redaction: &Redaction) -> Vec<u8> {
             }
         }
     }
+    if copied == 0 {
+        return None;
+    }
     out.extend_from_slice(text.get(copied..).unwrap_or_default());
-    out
+    Some(out)
 }
 
 fn opened(value: Value<'_>) -> Option<Open<'_>> {
@@ -64,12 +67,12 @@ mod tests {
         let text =
             br#" {"b" : [1.0, {"API_KEY":{"x":[1]},"n":1e2}],"a":1,"a":2, "\u0074oken":null} "#;
         let document = Document::parse(text, Limits::default()).unwrap();
-        let out = replaced(&document, &Redaction::default());
+        let out = replaced(&document, &Redaction::default()).unwrap();
         assert_eq!(
             String::from_utf8(out).unwrap(),
             r#" {"b" : [1.0, {"API_KEY":"[REDACTED]","n":1e2}],"a":1,"a":2, "\u0074oken":"[REDACTED]"} "#
         );
-        assert_eq!(replaced(&document, &Redaction::none()), text);
+        assert_eq!(replaced(&document, &Redaction::none()), None);
     }
 
     #[test]
@@ -82,7 +85,7 @@ mod tests {
         ]
         .concat();
         let document = Document::parse(text.as_bytes(), Limits::default()).unwrap();
-        let out = replaced(&document, &Redaction::default());
+        let out = replaced(&document, &Redaction::default()).unwrap();
         assert!(memchr::memmem::find(&out, br#"{"secret":"[REDACTED]"}"#).is_some());
     }
 }

@@ -1,6 +1,8 @@
 //! The table of frames.
 
 use super::ids::{CaptureId, ChannelId, FrameId, ProcessId};
+use std::sync::Arc;
+
 use super::table::{PayloadBytes, table};
 use super::{BootNs, UtcNs};
 
@@ -79,6 +81,6 @@ table! {
         payload: Option<PayloadBytes>,
         /// Lower-case hexadecimal SHA-256 of the bytes on the wire without the terminator; where the payload is not stored, HMAC-SHA-256
         /// under a key that is thrown away with the capture, so that short secrets cannot be guessed from it. Null if incomplete.
-        payload_hash: Option<String>,
+        payload_hash: Option<Arc<str>>,
     }
 }

@@ -56,7 +56,7 @@ pub(super) struct Privacy<'a> {
 /// What was made of the texts that came last: all ends that a message passes share its bytes, and come close together.
 #[derive(Debug, Default)]
 struct Recent {
-    hashes: VecDeque<(Arc<Vec<u8>>, String)>,
+    hashes: VecDeque<(Arc<Vec<u8>>, Arc<str>)>,
     payloads: VecDeque<Payload>,
     payload_bytes: usize,
 }
@@ -89,7 +89,7 @@ impl<'a> Privacy<'a> {
     pub(super) fn bytes(&self, raw: &Arc<Vec<u8>>, proxy: Option<usize>) -> Option<PayloadBytes> {
         match self.mode {
             PayloadMode::Hash => None,
-            PayloadMode::Full => Some(PayloadBytes(raw.to_vec())),
+            PayloadMode::Full => Some(PayloadBytes(Arc::clone(raw))),
             PayloadMode::Redacted => {
                 let mut recent = self.recent.borrow_mut();
                 let made = recent.payloads.iter().rev();
@@ -99,7 +99,9 @@ impl<'a> Privacy<'a> {
                 }
                 let document = Document::parse(raw, Limits::default()).ok();
                 let redaction = self.redaction(proxy);
-                let payload = document.map(|document| redact::replaced(&document, redaction));
+                let payload = document.map(|document| {
+                    redact::replaced(&document, redaction).map_or_else(|| Arc::clone(raw), Arc::new)
+                });
                 recent.keep_payload(Arc::clone(raw), proxy, payload.clone());
                 payload.map(PayloadBytes)
             }
@@ -107,11 +109,11 @@ impl<'a> Privacy<'a> {
     }
 
     /// Hash of the bytes: plain where they are stored in full, else keyed.
-    pub(super) fn hash(&self, raw: &Arc<Vec<u8>>) -> Option<String> {
+    pub(super) fn hash(&self, raw: &Arc<Vec<u8>>) -> Option<Arc<str>> {
         let mut recent = self.recent.borrow_mut();
         let mut made = recent.hashes.iter().rev();
         if let Some((_, hash)) = made.find(|made| Arc::ptr_eq(&made.0, raw)) {
-            return Some(hash.clone());
+            return Some(Arc::clone(hash));
         }
         let hash = if self.mode == PayloadMode::Full {
             hex(&Sha256::digest(raw.as_slice()))
@@ -123,7 +125,10 @@ impl<'a> Privacy<'a> {
         if recent.hashes.len() >= RECENT_MAX {
             recent.hashes.pop_front();
         }
-        recent.hashes.push_back((Arc::clone(raw), hash.clone()));
+        let hash: Arc<str> = hash.into();
+        recent
+            .hashes
+            .push_back((Arc::clone(raw), Arc::clone(&hash)));
         Some(hash)
     }
 
@@ -141,11 +146,16 @@ impl<'a> Privacy<'a> {
 }
 
 /// A text, the proxy by whose rules it was redacted, and what that gave.
-type Payload = (Arc<Vec<u8>>, Option<usize>, Option<Vec<u8>>);
+type Payload = (Arc<Vec<u8>>, Option<usize>, Option<Arc<Vec<u8>>>);
 
 impl Recent {
-    fn keep_payload(&mut self, raw: Arc<Vec<u8>>, proxy: Option<usize>, payload: Option<Vec<u8>>) {
-        let len = |payload: &Option<Vec<u8>>| payload.as_ref().map_or(0, Vec::len);
+    fn keep_payload(
+        &mut self,
+        raw: Arc<Vec<u8>>,
+        proxy: Option<usize>,
+        payload: Option<Arc<Vec<u8>>>,
+    ) {
+        let len = |payload: &Option<Arc<Vec<u8>>>| payload.as_ref().map_or(0, |text| text.len());
         self.payload_bytes += len(&payload);
         self.payloads.push_back((raw, proxy, payload));
         while self.payloads.len() > 1
