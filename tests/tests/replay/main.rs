@@ -4,7 +4,9 @@
 
 mod between;
 mod forgery;
+mod framing;
 mod honest;
+mod ids;
 mod legs;
 mod lies;
 mod loss;

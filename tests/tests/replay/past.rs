@@ -338,7 +338,7 @@ fn a_process_that_was_the_proxy_and_executes_another_program_is_none() {
 }
 
 #[test]
-fn a_call_that_hides_behind_missing_bytes_on_a_private_channel_leaves_a_trace() {
+fn a_call_that_hides_behind_missing_bytes_on_a_private_channel_is_bypassed() {
     let mut scene = Scene::new();
     let agent = scene.root(program::AGENT);
     let pipe = scene.pipe(agent);
@@ -355,7 +355,13 @@ fn a_call_that_hides_behind_missing_bytes_on_a_private_channel_leaves_a_trace() 
     scene.write_as(agent, pipe, &text, &limit(256 << 10));
     scene.read_as(server, pipe, ALL, &limit(1 << 20));
     let outcome = Play::new(scene, &[]).run();
-    expect(&outcome, &["gap undecided:limit"]);
+    expect(
+        &outcome,
+        &[
+            "bypassed/own_server tools/call evil 1",
+            "gap undecided:limit",
+        ],
+    );
     assert!(
         outcome
             .coverage()

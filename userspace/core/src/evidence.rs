@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use crate::channel::StreamIx;
 use crate::delivery::{Delivery, StreamFrames};
 use crate::frame::{Frame, FrameFlags, FrameIx};
+use crate::record::GapReason;
 use crate::role::{InstanceIx, Leg, Roles};
 use crate::stream::Gap;
 use crate::time::BootNs;
@@ -121,6 +122,16 @@ pub fn foreign_bytes_possible(
                 .is_none_or(|process| roles.instance_of(process) != Some(instance))
     });
     by_others >= len || writer_gap || !created || read > by_proxy.saturating_add(by_others)
+}
+
+/// Whether a gap is an untrusted process's own doing.
+pub fn self_inflicted(gap: &Gap, roles: &Roles) -> bool {
+    let untrusted = |process| roles.instance_of(process).is_none();
+    gap.process.is_some_and(untrusted)
+        && matches!(
+            gap.reason,
+            GapReason::Limit | GapReason::Fault | GapReason::Splice | GapReason::Vectors
+        )
 }
 
 /// Gaps at a proxy's own ends of a stream: the ones that can hide what the proxy read or wrote. A gap at the other end, or by

@@ -123,6 +123,7 @@ pub struct Roles {
     by_process: BTreeMap<ProcessIx, Life>,
     legs: BTreeMap<StreamIx, Leg>,
     outsiders: BTreeMap<StreamIx, Vec<ProcessIx>>,
+    logs: BTreeSet<StreamIx>,
 }
 
 impl Roles {
@@ -141,8 +142,39 @@ impl Roles {
             let leg = roles.leg_of(*stream, frames, processes, channels);
             roles.legs.insert(*stream, leg);
             roles.find_outsiders(*stream, leg, frames, processes, channels);
+            roles.find_log(*stream, leg, frames, processes);
         }
         roles
+    }
+
+    /// Whether a stream leads from a proxy, or what it started, to those that the proxy descends from, and is none of its legs:
+    /// standard error, as a rule. Programs print there what they got.
+    pub fn is_log(&self, stream: StreamIx) -> bool {
+        self.logs.contains(&stream)
+    }
+
+    fn find_log(
+        &mut self,
+        stream: StreamIx,
+        leg: Leg,
+        frames: &StreamFrames,
+        processes: &ProcessTable,
+    ) {
+        if leg != Leg::Direct || frames.readers.is_empty() {
+            return;
+        }
+        let upward = self.instances.iter().any(|instance| {
+            let proxy = instance.process;
+            let below =
+                |(process, _): &(ProcessIx, Moved)| processes.descends_from(*process, proxy);
+            let above = |(process, _): &(ProcessIx, Moved)| {
+                *process != proxy && processes.descends_from(proxy, *process)
+            };
+            frames.writers.iter().all(below) && frames.readers.iter().all(above)
+        });
+        if upward && !frames.writers.is_empty() {
+            self.logs.insert(stream);
+        }
     }
 
     /// Who moved bytes at the server's end of a proxy's upstream stream and is neither the server nor started by it.

@@ -334,9 +334,17 @@ impl Correlator {
     ) {
         let channel = self.channels.channel(stream.channel);
         let attached = !channel.created && channel.kind != crate::channel::ChannelKind::File;
-        let state = self.ends.entry((stream, side)).or_insert_with(|| EndState {
-            log: EndLog::default(),
-            framer: LineFramer::new(stream, side, attached),
+        let of_records = channel.kind == crate::channel::ChannelKind::File;
+        let state = self.ends.entry((stream, side)).or_insert_with(|| {
+            let framer = LineFramer::new(stream, side, attached);
+            EndState {
+                log: EndLog::default(),
+                framer: if of_records {
+                    framer.of_records()
+                } else {
+                    framer
+                },
+            }
         });
         let before = state.framer.buffered();
         let mut frames = Vec::new();
@@ -376,13 +384,14 @@ impl Correlator {
             return;
         };
         let len = frame.bytes.len() as u64;
+        let own = std::sync::Arc::as_ptr(&frame.bytes);
         let of_stream = self.streams.entry(stream).or_default();
         if self.retained.saturating_add(len + FRAME_COST_BYTES) > RETAINED_BYTES_MAX {
             of_stream.push_gap(side, limit_gap(self.now));
             return;
         }
         if of_stream.push(FrameIx(ix), &mut frame, &self.frames) {
-            let shared = std::sync::Arc::strong_count(&frame.bytes) > 1;
+            let shared = !std::ptr::eq(std::sync::Arc::as_ptr(&frame.bytes), own);
             self.retained += FRAME_COST_BYTES + if shared { 0 } else { len };
             self.frames.push(frame);
         }

@@ -11,6 +11,7 @@ use crate::process::ProcessIx;
 use crate::time::BootNs;
 
 pub mod line;
+mod value;
 
 /// Longest frame kept, in bytes. Stops a writer that never ends its line from filling memory.
 pub const FRAME_MAX_BYTES: usize = 64 << 20;
@@ -41,6 +42,8 @@ bitflags! {
         const UNTERMINATED = 1 << 7;
         /// It is not JSON by itself, but speaks of JSON-RPC: another framing, or a value over several lines.
         const MCP_LIKE = 1 << 8;
+        /// A JSON value over several lines, or one that begins where another ended; its lines are frames too.
+        const SPANS_LINES = 1 << 9;
     }
 }
 

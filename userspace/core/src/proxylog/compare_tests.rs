@@ -233,7 +233,7 @@ fn the_changed_result_that_still_verifies_is_found_by_value() {
                 match optional(wire, Some(logged.root()), &Redaction::default()) {
                     Comparison::Equal | Comparison::EqualAfterRedaction => {}
                     Comparison::Collapsed { pointer } | Comparison::Different { pointer, .. } => {
-                        found.push(format!("{id}{pointer}"))
+                        found.push(format!("{id}{pointer}"));
                     }
                 }
             }

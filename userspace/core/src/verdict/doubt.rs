@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use crate::channel::{ChannelTable, End, StreamIx};
 use crate::delivery::StreamFrames;
 use crate::evidence;
-use crate::process::ProcessIx;
 use crate::record::GapReason;
 use crate::role::{InstanceIx, Leg, Roles};
 use crate::stream::Gap;
@@ -150,12 +149,7 @@ pub fn at_writer(gaps: &[PlacedGap], stream: StreamIx, until: BootNs) -> Option<
 
 /// Whether a gap is an untrusted process's own doing.
 pub fn self_inflicted(gap: &PlacedGap, roles: &Roles) -> bool {
-    let untrusted = |process: ProcessIx| roles.instance_of(process).is_none();
-    gap.gap.process.is_some_and(untrusted)
-        && matches!(
-            gap.gap.reason,
-            GapReason::Limit | GapReason::Fault | GapReason::Splice | GapReason::Vectors
-        )
+    evidence::self_inflicted(&gap.gap, roles)
 }
 
 fn end_of_proxy(leg: Leg) -> End {

@@ -79,7 +79,11 @@ impl Writer<'_> {
             last_byte_boot_ns: frame.last_exit,
             stream_offset: frame.position,
             byte_len: frame.len,
-            framing: "line",
+            framing: if frame.flags.contains(FrameFlags::SPANS_LINES) {
+                "value"
+            } else {
+                "line"
+            },
             complete,
             gap_bytes: 0,
             gap_reason: self.gap_reason(frame),
