@@ -10,6 +10,7 @@ mod ids;
 mod legs;
 mod lies;
 mod loss;
+mod nested;
 mod past;
 mod values;
 

@@ -83,11 +83,12 @@ pub fn place(
     let mut placed: Vec<Placed> = streams
         .iter()
         .flat_map(|(stream, of_stream)| {
-            let leg = roles.leg(*stream);
-            of_stream.deliveries().filter_map(move |delivery| {
-                let contended =
-                    |frame: &Frame| of_stream.contended(frame.first_enter, frame.last_exit);
-                place_one(*stream, leg, delivery, frames, roles, &contended)
+            roles.legs(*stream).flat_map(move |leg| {
+                of_stream.deliveries().filter_map(move |delivery| {
+                    let contended =
+                        |frame: &Frame| of_stream.contended(frame.first_enter, frame.last_exit);
+                    place_one(*stream, leg, delivery, frames, roles, &contended)
+                })
             })
         })
         .collect();
@@ -175,6 +176,10 @@ fn place_one(
         (Leg::ClientToProxy(instance) | Leg::ServerToProxy(instance), Some(read))
             if !acts(read, instance) =>
         {
+            // Between two proxies the other one's leg tells of it.
+            if roles.second_leg(stream).is_some() {
+                return None;
+            }
             Leg::Direct
         }
         _ => leg,

@@ -49,8 +49,10 @@ pub fn gaps(
     open_tails: &[OpenTail],
 ) -> Vec<PlacedGap> {
     let mut out = Vec::new();
-    for tail in open_tails {
-        let leg = roles.leg(tail.stream);
+    let tails = open_tails
+        .iter()
+        .flat_map(|tail| roles.legs(tail.stream).map(move |leg| (tail, leg)));
+    for (tail, leg) in tails {
         let of_record = if leg == Leg::Direct {
             tail.end == End::Reader
         } else {
@@ -65,8 +67,10 @@ pub fn gaps(
             anybodys: false,
         });
     }
-    for (stream, frames) in streams {
-        let leg = roles.leg(*stream);
+    let all = streams
+        .iter()
+        .flat_map(|(stream, frames)| roles.legs(*stream).map(move |leg| (stream, frames, leg)));
+    for (stream, frames, leg) in all {
         let counted: Vec<Gap> = evidence::gaps_at_proxy_end(frames, roles, leg)
             .copied()
             .collect();

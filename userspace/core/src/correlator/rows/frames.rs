@@ -14,7 +14,9 @@ impl Writer<'_> {
         for (placed, ix) in derived.placed.iter().zip(0u32..) {
             let ix = PlacedIx(ix);
             let wanted = self.carried.contains_key(&ix) || derived.mcp.contains(&placed.stream);
-            if !wanted || matches!(placed.leg, Leg::ProxyFile(_)) {
+            // Between two proxies a frame is on two legs, and one row.
+            let again = derived.roles.second_leg(placed.stream) == Some(placed.leg);
+            if !wanted || again || matches!(placed.leg, Leg::ProxyFile(_)) {
                 continue;
             }
             for frame in [placed.delivery.written, placed.delivery.read]
