@@ -5,6 +5,15 @@ use countersign_core::message;
 /// Panics if a property does not hold.
 pub(crate) fn check(bytes: &[u8]) {
     let _ = message::begins_like_mcp(bytes);
+    let _ = message::head(bytes);
+    if let Ok(parsed) = message::parse_stream(bytes) {
+        for message in &parsed.messages {
+            assert!(
+                bytes.get(message.span.clone()).is_some(),
+                "the span lies in the text"
+            );
+        }
+    }
     let Ok(parsed) = message::parse(bytes) else {
         return;
     };

@@ -4,10 +4,13 @@
 
 mod between;
 mod forgery;
+mod framing;
 mod honest;
+mod ids;
 mod legs;
 mod lies;
 mod loss;
+mod nested;
 mod past;
 mod values;
 

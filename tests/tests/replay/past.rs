@@ -338,7 +338,7 @@ fn a_process_that_was_the_proxy_and_executes_another_program_is_none() {
 }
 
 #[test]
-fn a_call_that_hides_behind_missing_bytes_on_a_private_channel_leaves_a_trace() {
+fn a_call_that_hides_behind_missing_bytes_on_a_private_channel_is_bypassed() {
     let mut scene = Scene::new();
     let agent = scene.root(program::AGENT);
     let pipe = scene.pipe(agent);
@@ -355,13 +355,81 @@ fn a_call_that_hides_behind_missing_bytes_on_a_private_channel_leaves_a_trace() 
     scene.write_as(agent, pipe, &text, &limit(256 << 10));
     scene.read_as(server, pipe, ALL, &limit(1 << 20));
     let outcome = Play::new(scene, &[]).run();
-    expect(&outcome, &["gap undecided:limit"]);
+    expect(
+        &outcome,
+        &[
+            "bypassed/own_server tools/call evil 1",
+            "gap undecided:limit",
+        ],
+    );
     assert!(
         outcome
             .coverage()
             .any(|row| row.kind == "gap" && row.self_inflicted)
     );
     assert_eq!(outcome.found("evidence_denied"), 1);
+}
+
+#[test]
+fn lines_of_mcp_in_a_file_are_no_calls_whoever_writes_them() {
+    let mut scene = Scene::new();
+    let agent = scene.root(program::AGENT);
+    let tool = scene.spawn(agent, program::TOOL);
+    let file = scene.file();
+    scene.got(tool, file, countersign_common::end_how::OPENED);
+    let asked = line(&request("1", "tools/call", &tool_params("logged")));
+    scene.write(tool, file, &asked);
+    let cut = Shown {
+        gap: Some((20..asked.len() as u64, countersign_common::gap::LIMIT)),
+        ..Shown::default()
+    };
+    scene.write_as(tool, file, &asked, &cut);
+    scene.write(tool, file, b"{\n\"id\":1,\"method\":\"tools/call\"}\n");
+    let outcome = Play::new(scene, &[]).run();
+    expect(&outcome, &[]);
+    assert_eq!(outcome.calls().count(), 0);
+    assert_eq!(outcome.findings().count(), 0);
+}
+
+#[test]
+fn honest_calls_after_bytes_that_were_spliced_in_are_not_accused() {
+    // A whole line, half a line, and half a line that the next write ends.
+    let evil = line(&request("66", "tools/call", &tool_params("evil")));
+    for (spliced, ended_by) in [
+        (evil.clone(), &b""[..]),
+        (evil[..evil.len() - 1].to_vec(), b"\n"),
+        (b"{\"x\":\"".to_vec(), b""),
+        (b"garbage\n".to_vec(), b""),
+    ] {
+        let (mut scene, session, mut log) = start();
+        session.tool(&mut scene, &mut log, "1", "before");
+        let unseen = Shown {
+            gap: Some((0..spliced.len() as u64, countersign_common::gap::SPLICE)),
+            ..Shown::default()
+        };
+        scene.write_as(session.client, session.to_server, &spliced, &unseen);
+        if !ended_by.is_empty() {
+            scene.write(session.client, session.to_server, ended_by);
+        }
+        scene.read(session.server, session.to_server, ALL);
+        for id in ["2", "3", "4"] {
+            session.tool(&mut scene, &mut log, id, "after");
+        }
+        let told = Play::new(scene, &[&log]).run().told();
+        let honest = |told: &&String| told.contains("after") || told.contains("before");
+        for told in told.iter().filter(honest) {
+            assert!(
+                told.starts_with("matched") || told.starts_with("undecided"),
+                "{told}"
+            );
+        }
+        assert_eq!(told.iter().filter(honest).count(), 4, "{told:?}");
+        let bypassed = told
+            .iter()
+            .filter(|told| told.starts_with("bypassed"))
+            .count();
+        assert!(bypassed <= 1, "{told:?}");
+    }
 }
 
 fn line(text: &[u8]) -> Vec<u8> {

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use crate::channel::StreamIx;
 use crate::delivery::{Delivery, StreamFrames};
 use crate::frame::{Frame, FrameFlags, FrameIx};
+use crate::record::GapReason;
 use crate::role::{InstanceIx, Leg, Roles};
 use crate::stream::Gap;
 use crate::time::BootNs;
@@ -82,11 +83,12 @@ pub fn place(
     let mut placed: Vec<Placed> = streams
         .iter()
         .flat_map(|(stream, of_stream)| {
-            let leg = roles.leg(*stream);
-            of_stream.deliveries(frames).filter_map(move |delivery| {
-                let contended =
-                    |frame: &Frame| of_stream.contended(frame.first_enter, frame.last_exit);
-                place_one(*stream, leg, delivery, frames, roles, &contended)
+            roles.legs(*stream).flat_map(move |leg| {
+                of_stream.deliveries(frames).filter_map(move |delivery| {
+                    let contended =
+                        |frame: &Frame| of_stream.contended(frame.first_enter, frame.last_exit);
+                    place_one(*stream, leg, delivery, frames, roles, &contended)
+                })
             })
         })
         .collect();
@@ -121,6 +123,16 @@ pub fn foreign_bytes_possible(
                 .is_none_or(|process| roles.instance_of(process) != Some(instance))
     });
     by_others >= len || writer_gap || !created || read > by_proxy.saturating_add(by_others)
+}
+
+/// Whether a gap is an untrusted process's own doing.
+pub fn self_inflicted(gap: &Gap, roles: &Roles) -> bool {
+    let untrusted = |process| roles.instance_of(process).is_none();
+    gap.process.is_some_and(untrusted)
+        && matches!(
+            gap.reason,
+            GapReason::Limit | GapReason::Fault | GapReason::Splice | GapReason::Vectors
+        )
 }
 
 /// Whether a gap lies at a proxy's own end of a stream: then it can hide what the proxy read or wrote. A gap at the other end, or
@@ -158,6 +170,10 @@ fn place_one(
         (Leg::ClientToProxy(instance) | Leg::ServerToProxy(instance), Some(read))
             if !acts(read, instance) =>
         {
+            // Between two proxies the other one's leg tells of it.
+            if roles.second_leg(stream).is_some() {
+                return None;
+            }
             Leg::Direct
         }
         _ => leg,

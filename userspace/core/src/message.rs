@@ -3,11 +3,15 @@
 //! Owns the parsing of a frame into messages (one, or several in a batch), each with spans into the frame's bytes, and the
 //! question whether a message is MCP by its method and shape. It reads leniently, as real servers do, and flags what strict
 //! readers would refuse. It does not pair requests with answers.
+//!
+//! `id: null` is an id: MCP forbids it and JSON-RPC discourages it, but servers execute such a request and answer it, and proxies
+//! log both as one call.
 
 use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::json::{self, Document, Kind as JsonKind, Leniency, Limits, Value};
+use crate::proxylog::canonical::{self, Redaction};
 
 /// Longest id, method or tool name kept, in bytes. Stops an agent from filling memory with names.
 pub const NAME_MAX_BYTES: usize = 64 * 1024;
@@ -18,9 +22,9 @@ const HEAD_MAX_BYTES: usize = 64 * 1024;
 /// What a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum MessageKind {
-    /// Method and id.
+    /// Method and id, `null` included.
     Request,
-    /// Method without id, or with `id: null`.
+    /// Method without id.
     Notification,
     /// Result.
     Response,
@@ -46,6 +50,30 @@ impl MessageKind {
     pub fn is_response(self) -> bool {
         matches!(self, Self::Response | Self::ErrorResponse)
     }
+}
+
+/// How a message stood in its stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// Alone, or in a batch, on a line.
+    Line,
+    /// On a line with other values, or over several lines: readers of lines do not find it, decoders of streams do.
+    Reframed,
+    /// Its end could not be read, by the doing of those who sent and received it: what it says is what its beginning says.
+    Cut,
+    /// Its end was lost on the way to the evidence.
+    Lost,
+}
+
+/// An id, as peers compare it: `7` and `"7"` differ, `1` and `1.0` do not, and a number is what a float64 makes of it.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum IdKey {
+    /// A string, decoded.
+    Text(Vec<u8>),
+    /// The bits of a finite float64.
+    Number(u64),
+    /// Anything else, spelled in one way.
+    Other(Vec<u8>),
 }
 
 /// One message of a frame. Spans are byte offsets in the frame.
@@ -75,17 +103,35 @@ pub struct Message {
     pub leniency: Leniency,
     /// By method and shape this is MCP.
     pub is_mcp: bool,
+    /// How it stood in its stream.
+    pub form: Form,
 }
 
 impl Message {
-    /// The id as the logs of proxies write it: a string's text or a number's text.
+    /// The id as the logs of proxies write it: a string's text, anything else as it stands; `null` is none.
     pub fn id_text(&self) -> Option<Cow<'_, str>> {
-        let id = self.id.as_deref()?;
+        let id = self.id.as_deref().filter(|id| *id != "null")?;
         if id.starts_with('"') {
             let document = Document::parse(id.as_bytes(), Limits::default()).ok()?;
             return Some(Cow::Owned(document.root().as_str_lossy().into_owned()));
         }
         Some(Cow::Borrowed(id))
+    }
+
+    /// The id as peers compare it.
+    pub fn id_key(&self) -> Option<IdKey> {
+        let id = self.id.as_deref()?.as_bytes();
+        let Ok(document) = Document::parse(id, Limits::default()) else {
+            return Some(IdKey::Other(id.to_vec()));
+        };
+        let root = document.root();
+        if let Some(text) = root.as_str_bytes() {
+            return Some(IdKey::Text(text.into_owned()));
+        }
+        if let Some(number) = root.as_f64().filter(|number| number.is_finite()) {
+            return Some(IdKey::Number((number + 0.0).to_bits()));
+        }
+        Some(IdKey::Other(canonical::exact(root, &Redaction::none())))
     }
 }
 
@@ -123,6 +169,60 @@ pub fn parse(frame: &[u8]) -> Result<Messages, json::Error> {
     })
 }
 
+/// Parses a frame's bytes as a decoder of streams does: where they are not one value, the values that they begin with, if one of
+/// them is a message. What is no message is left out.
+///
+/// # Errors
+/// As [`parse`].
+pub fn parse_stream(frame: &[u8]) -> Result<Messages, json::Error> {
+    let error = match parse(frame) {
+        Ok(messages) => return Ok(messages),
+        Err(error) => error,
+    };
+    let mut found = Messages {
+        messages: Vec::new(),
+        batch: false,
+        leniency: Leniency::empty(),
+    };
+    let mut at = 0;
+    while let Ok((document, end)) = Document::parse_first(&frame[at..], Limits::default()) {
+        found.take(document.root(), at);
+        at += end;
+    }
+    if !matches!(error, json::Error::Malformed { .. })
+        && let Some(mut message) = head(frame)
+    {
+        // Nobody sends so many values but to hide one.
+        if message.kind == MessageKind::NotJsonRpc {
+            message.kind = MessageKind::Request;
+            message.is_mcp = true;
+        }
+        found.messages.push(message);
+    }
+    if found.messages.is_empty() {
+        return Err(error);
+    }
+    Ok(found)
+}
+
+/// The message that a text without its end begins. Where its method has not come yet it is a request if anything of JSON-RPC's
+/// has, else [`MessageKind::NotJsonRpc`]: an object of which nothing is known. `None` if it is no object.
+pub fn head(frame: &[u8]) -> Option<Message> {
+    let document = Document::parse_head(frame, Limits::default())?;
+    let root = document.root();
+    if root.kind() != JsonKind::Object {
+        return None;
+    }
+    let mut found = message(root, 0);
+    found.form = Form::Cut;
+    let has = |key| root.get(key).is_some();
+    if found.kind == MessageKind::NotJsonRpc && (has("jsonrpc") || has("params")) {
+        found.kind = MessageKind::Request;
+        found.is_mcp = true;
+    }
+    Some(found)
+}
+
 /// Whether the beginning of a text that could not be read to its end looks like an MCP request or notification: it says
 /// `"jsonrpc"`, or names a method of MCP's.
 pub fn begins_like_mcp(head: &[u8]) -> bool {
@@ -144,6 +244,39 @@ pub fn begins_like_mcp(head: &[u8]) -> bool {
     })
 }
 
+impl Messages {
+    /// Takes the messages of one of several values.
+    fn take(&mut self, value: Value<'_>, offset: usize) {
+        self.leniency |= value.leniency_within();
+        if value.kind() == JsonKind::Array {
+            for element in value.elements() {
+                self.take_one(element, offset);
+            }
+        } else {
+            self.take_one(value, offset);
+        }
+    }
+
+    fn take_one(&mut self, value: Value<'_>, offset: usize) {
+        let element = u32::try_from(self.messages.len()).unwrap_or(u32::MAX);
+        let mut message = message(value, element);
+        if message.kind == MessageKind::NotJsonRpc {
+            return;
+        }
+        message.form = Form::Reframed;
+        let spans = [
+            Some(&mut message.span),
+            message.params.as_mut(),
+            message.result.as_mut(),
+            message.error.as_mut(),
+        ];
+        for span in spans.into_iter().flatten() {
+            *span = span.start + offset..span.end + offset;
+        }
+        self.messages.push(message);
+    }
+}
+
 fn message(value: Value<'_>, element: u32) -> Message {
     let mut message = Message {
         element,
@@ -158,12 +291,14 @@ fn message(value: Value<'_>, element: u32) -> Message {
         error_code: None,
         leniency: value.leniency_within(),
         is_mcp: false,
+        form: Form::Line,
     };
     if value.kind() != JsonKind::Object {
         return message;
     }
-    let id = value.get("id").filter(|id| !id.is_null());
-    message.id = id.map(|id| shortened(&String::from_utf8_lossy(id.raw())));
+    message.id = value
+        .get("id")
+        .map(|id| shortened(&String::from_utf8_lossy(id.raw())));
     message.method = value
         .get("method")
         .filter(|method| method.kind() == JsonKind::String)
@@ -278,6 +413,57 @@ mod tests {
         assert!(begins_like_mcp(br#"{"jsonrpc":"2.0","id":1,"params":{"#));
         assert!(!begins_like_mcp(br#"{"level":"info","method":"GET /","#));
         assert!(!begins_like_mcp(br#"{"method""#));
+    }
+
+    #[test]
+    fn an_id_that_is_null_is_an_id() {
+        let message = only(br#"{"id":null,"method":"tools/call"}"#);
+        assert_eq!(message.kind, MessageKind::Request);
+        assert_eq!(message.id_text(), None);
+        assert_eq!(
+            only(br#"{"method":"ping"}"#).kind,
+            MessageKind::Notification
+        );
+    }
+
+    #[test]
+    fn values_on_one_line_are_found_where_they_stand() {
+        let text =
+            br#"7 {"a":1}{"id":1,"method":"ping","params":{"x":2}} [{"id":1,"result":3}] Content"#;
+        let found = parse_stream(text).unwrap().messages;
+        assert_eq!(found.len(), 2);
+        assert!(found.iter().all(|message| message.form == Form::Reframed));
+        assert_eq!(&text[found[0].params.clone().unwrap()], br#"{"x":2}"#);
+        assert_eq!(&text[found[1].result.clone().unwrap()], b"3");
+        assert_eq!(found[1].element, 1);
+        for text in [
+            &b"{} [info]"[..],
+            b"[info] {}",
+            b"12:00 {\"method\":\"ping\"}",
+        ] {
+            assert!(parse_stream(text).is_err());
+        }
+    }
+
+    #[test]
+    fn many_values_on_one_line_cost_one_pass() {
+        let text = b"{\"a\":\"\xc3\xa9\"}".repeat(200_000);
+        assert!(parse_stream(&text).is_err());
+    }
+
+    #[test]
+    fn the_beginning_of_a_message_tells_its_members() {
+        let of = |text: &str| head(text.as_bytes()).unwrap();
+        let cut = of(
+            r#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"evil","x":"aaa\u00"#,
+        );
+        assert_eq!(cut.tool_name.as_deref(), Some("evil"));
+        assert_eq!((cut.kind, cut.form), (MessageKind::Request, Form::Cut));
+        assert_eq!(of(r#"{"params":{"x":[[tru"#).kind, MessageKind::Request);
+        assert_eq!(of(r#"{"id":1,"result":{"x":-"#).kind, MessageKind::Response);
+        assert_eq!(of(r#"{"x":"#).kind, MessageKind::NotJsonRpc);
+        assert!(head(br#"{"x": garbage that is no json"#).is_none());
+        assert!(head(b"[1,2").is_none());
     }
 
     fn only(frame: &[u8]) -> Message {

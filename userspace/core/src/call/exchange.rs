@@ -1,7 +1,7 @@
 //! Exchanges: requests paired with their answers.
 //!
 //! Owns the tables of requests in flight, one per session and way, because both sides count ids from the same numbers. Ids
-//! are compared as the peers do: `7` and `"7"` differ, `1` and `1.0` do not.
+//! are compared as the peers do ([`IdKey`]).
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use ahash::AHashMap;
 
 use crate::call::passage::Passages;
 use crate::call::{Call, Passage, Route, Way};
-use crate::message::MessageKind;
+use crate::message::{IdKey, MessageKind};
 use crate::process::ProcessIx;
 use crate::role::{InstanceIx, Roles};
 
@@ -25,20 +25,13 @@ enum Session {
     Direct(Option<ProcessIx>, Option<ProcessIx>),
 }
 
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-enum IdKey {
-    Text(String),
-    Number(u64),
-    Other(String),
-}
-
 /// Pairs all passages into calls, in order of time.
 pub fn pair(passages: &Passages, roles: &Roles) -> Vec<Call> {
     let mut calls: Vec<Call> = Vec::new();
     let mut in_flight: AHashMap<(Session, Way, IdKey), VecDeque<usize>> = AHashMap::new();
     for passage in &passages.passages {
         let session = session_of(passage.route);
-        let id = passage.message.id.as_deref().map(id_key);
+        let id = passage.message.id_key();
         match (passage.message.kind, id) {
             (MessageKind::Request, Some(id)) => {
                 let ix = calls.len();
@@ -155,15 +148,5 @@ fn session_of(route: Route) -> Session {
     match route {
         Route::Proxy(ix) | Route::ProxyOwn(ix) | Route::Foreign(ix) => Session::Proxy(ix),
         Route::Direct(a, b) => Session::Direct(a, b),
-    }
-}
-
-fn id_key(id: &str) -> IdKey {
-    if id.starts_with('"') {
-        return IdKey::Text(id.to_owned());
-    }
-    match id.parse::<f64>() {
-        Ok(number) if number.is_finite() => IdKey::Number((number + 0.0).to_bits()),
-        Ok(_) | Err(_) => IdKey::Other(id.to_owned()),
     }
 }

@@ -3,6 +3,7 @@
 //! Owns the way of messages over the legs of a proxied session ([`passage`]) and the pairing of requests with answers
 //! ([`exchange`]). A call ends here with everything that was seen of it; what a proxy's log says of it comes later.
 
+mod cut;
 pub mod exchange;
 pub mod passage;
 mod relay;

@@ -4,21 +4,21 @@
 //! messages by kind, id and method, whose content then differs. What a proxy's channel delivered and the proxy did not write
 //! is foreign. Direct streams give one passage a message.
 
-use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::Arc;
 
 use ahash::AHashMap;
 
+use crate::call::cut;
 use crate::call::relay;
 use crate::call::trouble;
 use crate::call::{Hops, Passage, PlacedIx, Route, Sighting, Way};
 use crate::channel::{ChannelKind, ChannelTable, StreamIx};
 use crate::delivery::StreamFrames;
 use crate::evidence::{self, Author, Placed};
-use crate::frame::{Frame, FrameFlags};
-use crate::json::{Document, Limits};
-use crate::message::{self, Message, MessageKind};
+use crate::frame::{Frame, FrameFlags, hash};
+use crate::json::{self, Document, Limits};
+use crate::message::{self, Form, IdKey, Message, MessageKind, Messages};
 use crate::process::ProcessIx;
 use crate::proxylog::{Comparison, Redaction, compare};
 use crate::role::{InstanceIx, Leg, Roles};
@@ -71,6 +71,7 @@ pub fn assemble(scene: Scene<'_>) -> Passages {
     let mut out = Passages::default();
     let mut legs: BTreeMap<(InstanceIx, Way), Joint> = BTreeMap::new();
     let mut direct = Vec::new();
+    let mut cut = Vec::new();
     for (placed, ix) in scene.placed.iter().zip(0u32..) {
         let ix = PlacedIx(ix);
         let frame = &scene.frames[placed.record.0 as usize];
@@ -87,9 +88,15 @@ pub fn assemble(scene: Scene<'_>) -> Passages {
             .intersects(FrameFlags::INCOMPLETE | FrameFlags::HEAD_MISSING | FrameFlags::TOO_LONG)
         {
             out.oddities.push(Oddity::Incomplete(ix));
+            if cut::is_readable(placed, frame) {
+                cut.push(ix);
+            }
             continue;
         }
+        let spans = frame.flags.contains(FrameFlags::SPANS_LINES);
         match placed.leg {
+            // A proxy of lines passes on the lines, whatever a decoder of streams makes of them.
+            Leg::ClientToProxy(_) | Leg::ServerToProxy(_) if spans => out.not_lines(scene, ix),
             Leg::ClientToProxy(at) => legs.entry((at, Way::ToServer)).or_default().read.push(ix),
             Leg::ServerToProxy(at) => legs.entry((at, Way::ToClient)).or_default().read.push(ix),
             Leg::ProxyToServer(at) => {
@@ -106,13 +113,15 @@ pub fn assemble(scene: Scene<'_>) -> Passages {
     for ((instance, way), joint) in legs {
         out.join(scene, instance, way, joint);
     }
-    for ix in direct {
-        if relayed.contains(&ix) {
-            out.oddities.push(Oddity::Relayed(ix));
+    let on_lines = OnLines::of(scene, &direct);
+    for ix in &direct {
+        if relayed.contains(ix) {
+            out.oddities.push(Oddity::Relayed(*ix));
         } else {
-            out.direct(scene, ix);
+            out.direct(scene, *ix, &on_lines);
         }
     }
+    cut::take(scene, &cut, &relayed, &mut out);
     out.passages.sort_by_key(|passage| {
         (
             passage.at,
@@ -143,7 +152,11 @@ impl Passages {
     /// Sorts a delivery on a leg that the proxy writes into what it wrote and what it did not.
     fn side(&mut self, scene: Scene<'_>, ix: PlacedIx, instance: InstanceIx, joint: &mut Joint) {
         let placed = &scene.placed[ix.0 as usize];
+        let spans = scene.frames[placed.record.0 as usize]
+            .flags
+            .contains(FrameFlags::SPANS_LINES);
         match placed.author {
+            Author::Proxy if spans => self.not_lines(scene, ix),
             Author::Proxy => joint.written.push(ix),
             Author::Other => joint.foreign.push(ix),
             Author::Unseen => {
@@ -154,7 +167,7 @@ impl Passages {
                 });
                 if possible {
                     joint.foreign.push(ix);
-                } else {
+                } else if !spans {
                     self.oddities.push(Oddity::ReaderLies(ix));
                 }
             }
@@ -218,7 +231,7 @@ impl Passages {
         }
         self.join_loose(scene, instance, way, loose_read, loose_written);
         for ix in joint.foreign {
-            for message in self.messages(scene, ix) {
+            for message in self.messages_of_stream(scene, ix) {
                 let received = Sighting {
                     placed: ix,
                     element: message.element,
@@ -244,11 +257,11 @@ impl Passages {
         read: Vec<Loose>,
         written: Vec<Loose>,
     ) {
-        type Key = (MessageKind, Option<String>, Option<String>);
+        type Key = (MessageKind, Option<IdKey>, Option<String>);
         let key = |loose: &Loose| -> Key {
             (
                 loose.message.kind,
-                loose.message.id_text().map(Cow::into_owned),
+                loose.message.id_key(),
                 loose.message.method.clone(),
             )
         };
@@ -297,20 +310,24 @@ impl Passages {
         }
     }
 
-    fn direct(&mut self, scene: Scene<'_>, ix: PlacedIx) {
+    fn direct(&mut self, scene: Scene<'_>, ix: PlacedIx, on_lines: &OnLines) {
         let placed = &scene.placed[ix.0 as usize];
-        let (writer, reader) = ends(scene, placed);
-        // Both ways of a session have one route; the process with the lower index counts as the client's side.
-        let (route, way) = if writer <= reader {
-            (Route::Direct(writer, reader), Way::ToServer)
-        } else {
-            (Route::Direct(reader, writer), Way::ToClient)
-        };
+        let (route, way) = direct_route(scene, placed);
         let denied = placed.delivery.read.is_none() && taken(scene, placed);
         if denied {
             self.oddities.push(Oddity::ReaderDenies(ix));
         }
-        for message in self.messages(scene, ix) {
+        let mut messages = self.messages_of_stream(scene, ix);
+        if scene.roles.is_log(placed.stream)
+            && messages.iter().any(|message| message.form != Form::Line)
+        {
+            self.oddities.push(Oddity::McpLike(ix));
+            messages.retain(|message| message.form == Form::Line);
+        }
+        for message in messages {
+            if on_lines.holds(scene, ix, &message) {
+                continue;
+            }
             let sighting = Sighting {
                 placed: ix,
                 element: message.element,
@@ -327,7 +344,7 @@ impl Passages {
         }
     }
 
-    fn push(
+    pub(super) fn push(
         &mut self,
         scene: Scene<'_>,
         route: Route,
@@ -362,19 +379,54 @@ impl Passages {
         }));
     }
 
-    /// The JSON-RPC messages of a delivery; what else it holds becomes an oddity.
+    /// The JSON-RPC messages of a line; what else it holds becomes an oddity.
     fn messages(&mut self, scene: Scene<'_>, ix: PlacedIx) -> Vec<Message> {
-        let Ok(parsed) = message::parse(bytes(scene, ix)) else {
+        self.read(ix, message::parse(bytes(scene, ix)))
+    }
+
+    /// The JSON-RPC messages that a decoder of streams finds in a delivery, whatever stands beside them.
+    fn messages_of_stream(&mut self, scene: Scene<'_>, ix: PlacedIx) -> Vec<Message> {
+        let spans = scene.frames[scene.placed[ix.0 as usize].record.0 as usize]
+            .flags
+            .contains(FrameFlags::SPANS_LINES);
+        let parsed = message::parse_stream(bytes(scene, ix));
+        if spans && parsed.is_err() {
+            // Its lines are told of.
+            return Vec::new();
+        }
+        let mut messages = self.read(ix, parsed);
+        if spans {
+            for message in &mut messages {
+                message.form = Form::Reframed;
+            }
+        }
+        messages
+    }
+
+    fn read(&mut self, ix: PlacedIx, parsed: Result<Messages, json::Error>) -> Vec<Message> {
+        let Ok(Messages { mut messages, .. }) = parsed else {
             self.oddities.push(Oddity::Malformed(ix));
             return Vec::new();
         };
-        let mut messages = parsed.messages;
         let all = messages.len();
         messages.retain(|message| message.kind != MessageKind::NotJsonRpc);
         if messages.len() < all {
             self.oddities.push(Oddity::NotJsonRpc(ix));
         }
         messages
+    }
+
+    /// A value that a proxy of lines does not take for a message, and a decoder of streams behind it does.
+    fn not_lines(&mut self, scene: Scene<'_>, ix: PlacedIx) {
+        let message = |parsed: Messages| {
+            parsed
+                .messages
+                .iter()
+                .any(|message| message.kind != MessageKind::NotJsonRpc)
+        };
+        if message::parse(bytes(scene, ix)).is_ok_and(message) {
+            self.oddities.push(Oddity::McpLike(ix));
+        }
     }
 
     fn explode(&mut self, scene: Scene<'_>, ix: PlacedIx, into: &mut Vec<Loose>) {
@@ -387,6 +439,68 @@ impl Passages {
                 message,
             });
         }
+    }
+}
+
+/// Messages that stand on lines which a value over several lines also holds: they are calls already.
+#[derive(Debug, Default)]
+struct OnLines {
+    /// By stream and position of the line: hashes of its messages.
+    lines: BTreeMap<(StreamIx, u64), Vec<u64>>,
+}
+
+impl OnLines {
+    fn of(scene: Scene<'_>, direct: &[PlacedIx]) -> Self {
+        let frame = |ix: &PlacedIx| &scene.frames[scene.placed[ix.0 as usize].record.0 as usize];
+        let spans = |ix: &&PlacedIx| frame(ix).flags.contains(FrameFlags::SPANS_LINES);
+        let streams: BTreeSet<StreamIx> = direct
+            .iter()
+            .filter(spans)
+            .map(|ix| frame(ix).stream)
+            .collect();
+        let mut lines = BTreeMap::new();
+        for ix in direct.iter().filter(|ix| !spans(ix)) {
+            let frame = frame(ix);
+            if !streams.contains(&frame.stream) {
+                continue;
+            }
+            let Ok(parsed) = message::parse_stream(&frame.bytes) else {
+                continue;
+            };
+            let texts = parsed.messages.iter().filter_map(|message| {
+                let text = frame.bytes.get(message.span.clone())?;
+                Some(hash(text))
+            });
+            lines.insert((frame.stream, frame.position), texts.collect());
+        }
+        Self { lines }
+    }
+
+    fn holds(&self, scene: Scene<'_>, ix: PlacedIx, message: &Message) -> bool {
+        let frame = &scene.frames[scene.placed[ix.0 as usize].record.0 as usize];
+        if !frame.flags.contains(FrameFlags::SPANS_LINES) {
+            return false;
+        }
+        let Some(text) = frame.bytes.get(message.span.clone()) else {
+            return false;
+        };
+        let text = hash(text);
+        // A line's position is that of the blanks before it; the last line begins before the value ends.
+        let range = (frame.stream, frame.position)
+            ..(frame.stream, frame.position.saturating_add(frame.len));
+        self.lines
+            .range(range)
+            .any(|(_, messages)| messages.contains(&text))
+    }
+}
+
+/// Both ways of a session have one route; the process with the lower index counts as the client's side.
+pub(super) fn direct_route(scene: Scene<'_>, placed: &Placed) -> (Route, Way) {
+    let (writer, reader) = ends(scene, placed);
+    if writer <= reader {
+        (Route::Direct(writer, reader), Way::ToServer)
+    } else {
+        (Route::Direct(reader, writer), Way::ToClient)
     }
 }
 
@@ -409,7 +523,7 @@ fn goes_on_watched(scene: Scene<'_>, instance: InstanceIx, way: Way) -> bool {
 
 /// Whether the processes at the reading end have taken this line out of the channel by the count of their bytes, whatever their
 /// memory shows.
-fn taken(scene: Scene<'_>, placed: &Placed) -> bool {
+pub(super) fn taken(scene: Scene<'_>, placed: &Placed) -> bool {
     let frame = &scene.frames[placed.record.0 as usize];
     let counted = scene.channels.channel(placed.stream.channel).created;
     let read = scene

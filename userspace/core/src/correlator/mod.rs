@@ -16,7 +16,7 @@ use ahash::AHashMap;
 use crate::channel::{ChannelTable, End, StreamIx};
 use crate::delivery::StreamFrames;
 use crate::frame::line::LineFramer;
-use crate::frame::{Frame, FrameIx};
+use crate::frame::{self, Frame, FrameIx};
 use crate::pairing::{FileIx, LogBad, LogEntry};
 use crate::process::ProcessTable;
 use crate::proxylog::LogItem;
@@ -340,9 +340,17 @@ impl Correlator {
     ) {
         let channel = self.channels.channel(stream.channel);
         let attached = !channel.created && channel.kind != crate::channel::ChannelKind::File;
-        let state = self.ends.entry((stream, side)).or_insert_with(|| EndState {
-            log: EndLog::default(),
-            framer: LineFramer::new(stream, side, attached),
+        let of_records = channel.kind == crate::channel::ChannelKind::File;
+        let state = self.ends.entry((stream, side)).or_insert_with(|| {
+            let framer = LineFramer::new(stream, side, attached);
+            EndState {
+                log: EndLog::default(),
+                framer: if of_records {
+                    framer.of_records()
+                } else {
+                    framer
+                },
+            }
         });
         let before = state.framer.buffered();
         let mut frames = Vec::new();
@@ -382,6 +390,8 @@ impl Correlator {
             return;
         };
         let len = frame.bytes.len() as u64;
+        frame.hash = frame::hash(&frame.bytes);
+        let own = Arc::as_ptr(&frame.bytes);
         let of_stream = self.streams.entry(stream).or_default();
         if self.retained.saturating_add(len + FRAME_COST_BYTES) > RETAINED_BYTES_MAX {
             of_stream.push_gap(side, limit_gap(self.now));
@@ -396,7 +406,7 @@ impl Correlator {
             if let Some(same) = same {
                 frame.bytes = Arc::clone(&same.bytes);
             }
-            let shared = Arc::strong_count(&frame.bytes) > 1;
+            let shared = !std::ptr::eq(Arc::as_ptr(&frame.bytes), own);
             self.retained += FRAME_COST_BYTES + if shared { 0 } else { len };
             self.frames.push(frame);
         }

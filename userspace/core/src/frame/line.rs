@@ -1,14 +1,16 @@
 //! Newline framing, as MCP's stdio transport uses it.
 //!
 //! Owns the cutting of one end's bytes at `\n`. Lines that do not begin like JSON are counted but not kept. A gap ends the
-//! line in progress as incomplete; what follows up to the next line end is a tail without its head.
+//! line in progress as incomplete; what follows up to the next line end is a tail without its head. Values that lines cut in
+//! pieces are put together by [`value`](super::value).
 
 use std::sync::Arc;
 
 use smallvec::SmallVec;
 
 use crate::channel::{End, StreamIx};
-use crate::frame::{FRAME_MAX_BYTES, Frame, FrameFlags, hash};
+use crate::frame::value::Values;
+use crate::frame::{FRAME_MAX_BYTES, Frame, FrameFlags};
 use crate::json::{Document, Kind as JsonKind, Limits};
 use crate::process::ProcessIx;
 use crate::stream::Op;
@@ -19,8 +21,14 @@ use countersign_common::transfer_flags;
 /// What a line that is not JSON by itself is looked through for.
 const MCP_HINT: &[u8] = b"\"jsonrpc\"";
 
+/// The same in UTF-16, of either byte order.
+const MCP_HINT_UTF16: &[u8] = b"j\0s\0o\0n\0r\0p\0c";
+
+/// How far into a line numbers and other scalars before an object or array are looked at.
+const SCALARS_MAX_BYTES: usize = 256;
+
 /// Processes remembered as carriers of one line.
-const CARRIERS_MAX: usize = 16;
+pub(super) const CARRIERS_MAX: usize = 16;
 
 /// Cuts one end of one stream into lines.
 #[derive(Debug)]
@@ -33,6 +41,7 @@ pub struct LineFramer {
     last_exit: BootNs,
     last_by: Option<(ProcessIx, u32)>,
     current_op_overlaps: bool,
+    values: Option<Values>,
     /// Lines that did not begin like JSON.
     pub opaque_lines: u64,
     /// Their bytes.
@@ -50,12 +59,18 @@ struct Line {
     bytes: Vec<u8>,
     flags: FrameFlags,
     kind: Kind,
+    /// The last bytes of a line that is not kept, so that a hint cut in two is found.
+    tail: Vec<u8>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Blank,
     Json,
+    /// Begins like a number or another scalar, which an object may follow.
+    Scalar,
+    /// Kept because it can go on with a value that an earlier line began.
+    Rest,
     Opaque,
 }
 
@@ -74,14 +89,23 @@ impl LineFramer {
             last_exit: BootNs(0),
             last_by: None,
             current_op_overlaps: false,
+            values: Some(Values::default()),
             opaque_lines: 0,
             opaque_bytes: 0,
         }
     }
 
-    /// Bytes held for the line in progress.
+    /// Lines only: of a file, where a line is a record and nobody decodes a stream.
+    #[must_use]
+    pub fn of_records(mut self) -> Self {
+        self.values = None;
+        self
+    }
+
+    /// Bytes held for the line and the value in progress.
     pub fn buffered(&self) -> usize {
-        self.line.as_ref().map_or(0, |line| line.bytes.len())
+        let line = self.line.as_ref().map_or(0, |line| line.bytes.len());
+        line + self.values.as_ref().map_or(0, Values::buffered)
     }
 
     /// Takes bytes of an operation.
@@ -127,6 +151,9 @@ impl LineFramer {
             self.emit(line, out);
         }
         self.next_flags = FrameFlags::HEAD_MISSING;
+        if let Some(values) = &mut self.values {
+            values.reset();
+        }
     }
 
     /// The stream is over.
@@ -160,6 +187,7 @@ impl LineFramer {
             bytes: Vec::new(),
             flags: std::mem::take(&mut self.next_flags),
             kind: Kind::Blank,
+            tail: Vec::new(),
         });
         line.last_exit = line.last_exit.max(op.exit);
         line.len += data.len() as u64;
@@ -176,26 +204,23 @@ impl LineFramer {
                 return;
             };
             data = &data[first..];
-            line.kind = if matches!(data[0], b'{' | b'[') {
-                Kind::Json
-            } else {
-                Kind::Opaque
+            let goes_on = |values: &Values| values.goes_on_with(data[0]);
+            line.kind = match data[0] {
+                b'{' | b'[' => Kind::Json,
+                _ if self.values.as_ref().is_some_and(goes_on) => Kind::Rest,
+                b'0'..=b'9' | b'-' | b'"' | b't' | b'f' | b'n' | b'N' | b'I' => Kind::Scalar,
+                _ => Kind::Opaque,
             };
         }
+        if matches!(line.kind, Kind::Opaque | Kind::Rest | Kind::Scalar) {
+            line.look_for_hint(data);
+        }
         match line.kind {
-            Kind::Opaque => {
-                // Within one piece only: a hint for people, not evidence.
-                if memchr::memmem::find(data, MCP_HINT).is_some() {
-                    line.flags |= FrameFlags::MCP_LIKE;
-                }
-                line.bytes = Vec::new();
-            }
-            Kind::Blank | Kind::Json => {
-                let room = FRAME_MAX_BYTES.saturating_sub(line.bytes.len());
-                if data.len() > room {
-                    line.flags |= FrameFlags::TOO_LONG;
-                }
-                line.bytes.extend_from_slice(&data[..data.len().min(room)]);
+            Kind::Opaque => {}
+            Kind::Blank | Kind::Json | Kind::Rest => line.keep(data),
+            Kind::Scalar => {
+                line.keep(data);
+                line.settle_scalar();
             }
         }
     }
@@ -211,13 +236,15 @@ impl LineFramer {
     }
 
     fn emit(&mut self, mut line: Line, out: &mut impl FnMut(Frame)) {
-        if line.bytes.last() == Some(&b'\r') {
+        // Not of a cut line: where it is cut says by what.
+        let cut = FrameFlags::INCOMPLETE | FrameFlags::TOO_LONG;
+        if line.bytes.last() == Some(&b'\r') && !line.flags.intersects(cut) {
             line.bytes.pop();
             line.len -= 1;
         }
         match line.kind {
             Kind::Blank => return,
-            Kind::Opaque => {
+            Kind::Opaque | Kind::Rest | Kind::Scalar => {
                 self.opaque_lines += 1;
                 self.opaque_bytes += line.len;
                 line.flags |= FrameFlags::NOT_JSON;
@@ -226,7 +253,6 @@ impl LineFramer {
                 // What is left of an object whose head is missing has a closing brace too many: a tail that is a whole object is
                 // a line of its own.
                 let tail = FrameFlags::HEAD_MISSING;
-                let cut = FrameFlags::INCOMPLETE | FrameFlags::TOO_LONG;
                 if line.flags.contains(tail)
                     && !line.flags.intersects(cut)
                     && is_object(&line.bytes)
@@ -235,7 +261,7 @@ impl LineFramer {
                 }
             }
         }
-        out(Frame {
+        let mut frame = Frame {
             stream: self.stream,
             end: self.end,
             position: line.position,
@@ -244,12 +270,87 @@ impl LineFramer {
             first_exit: line.first_exit,
             last_exit: line.last_exit,
             by: line.by,
-            hash: hash(&line.bytes),
+            hash: 0,
             bytes: Arc::new(line.bytes),
             flags: line.flags,
             partner: None,
-        });
+        };
+        let mut found = Vec::new();
+        if let Some(values) = &mut self.values {
+            if line.kind == Kind::Scalar {
+                frame.bytes = Arc::default();
+            }
+            values.line(&frame, &mut |value| found.push(value));
+        }
+        if line.kind != Kind::Json {
+            frame.bytes = Arc::default();
+        }
+        out(frame);
+        for value in found {
+            out(value);
+        }
     }
+}
+
+impl Line {
+    fn keep(&mut self, data: &[u8]) {
+        let room = FRAME_MAX_BYTES.saturating_sub(self.bytes.len());
+        if data.len() > room {
+            self.flags |= FrameFlags::TOO_LONG;
+        }
+        self.bytes.extend_from_slice(&data[..data.len().min(room)]);
+    }
+
+    /// A hint for people, not evidence.
+    fn look_for_hint(&mut self, data: &[u8]) {
+        if self.flags.contains(FrameFlags::MCP_LIKE) {
+            return;
+        }
+        let reach = MCP_HINT.len().max(MCP_HINT_UTF16.len()) - 1;
+        let mut window = std::mem::take(&mut self.tail);
+        window.extend_from_slice(&data[..data.len().min(reach)]);
+        if speaks_of_json_rpc(&window) || speaks_of_json_rpc(data) {
+            self.flags |= FrameFlags::MCP_LIKE;
+            return;
+        }
+        if data.len() >= reach {
+            window.clear();
+            window.extend_from_slice(&data[data.len() - reach..]);
+        } else {
+            window.drain(..window.len().saturating_sub(reach));
+        }
+        self.tail = window;
+    }
+
+    /// Some decoders read a number and go on with the object behind it.
+    fn settle_scalar(&mut self) {
+        let head = &self.bytes[..self.bytes.len().min(SCALARS_MAX_BYTES)];
+        self.kind = match memchr::memchr2(b'{', b'[', head) {
+            Some(at) if are_scalars(&head[..at]) => Kind::Json,
+            None if self.bytes.len() < SCALARS_MAX_BYTES => return,
+            Some(_) | None => Kind::Opaque,
+        };
+        if self.kind == Kind::Opaque {
+            self.bytes = Vec::new();
+        }
+    }
+}
+
+/// Whether a text that is no JSON names JSON-RPC, in UTF-8 or UTF-16.
+pub fn speaks_of_json_rpc(text: &[u8]) -> bool {
+    memchr::memmem::find(text, MCP_HINT).is_some()
+        || memchr::memmem::find(text, MCP_HINT_UTF16).is_some()
+}
+
+fn are_scalars(text: &[u8]) -> bool {
+    let mut rest = text.trim_ascii();
+    while !rest.is_empty() {
+        let Ok((_, end)) = Document::parse_first(rest, Limits::default()) else {
+            return false;
+        };
+        rest = rest[end..].trim_ascii_start();
+    }
+    true
 }
 
 fn is_object(text: &[u8]) -> bool {
@@ -257,9 +358,9 @@ fn is_object(text: &[u8]) -> bool {
         .is_ok_and(|document| document.root().kind() == JsonKind::Object)
 }
 
-/// White space, or a byte of the mark that some writers put before UTF-8.
+/// White space, also as Python strips it, or a byte of the mark that some writers put before UTF-8.
 fn is_blank(byte: u8) -> bool {
-    byte.is_ascii_whitespace() || b"\xef\xbb\xbf".contains(&byte)
+    byte.is_ascii_whitespace() || matches!(byte, 0x0b | 0x1c..=0x1f | 0xef | 0xbb | 0xbf)
 }
 
 #[cfg(test)]
@@ -317,7 +418,7 @@ mod tests {
     proptest::proptest! {
         #[test]
         fn rechunking_changes_no_frame(
-            text in "([ {}\\[\\]a\"\n\r]{0,40}\n){0,6}",
+            text in "([ {}\\[\\]:,1a\"\\\\\n\r]{0,40}\n){0,6}",
             cuts in proptest::collection::vec(0usize..300, 0..12),
         ) {
             let whole = frames_of(text.as_bytes(), &[]);

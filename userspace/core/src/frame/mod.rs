@@ -12,6 +12,7 @@ use crate::process::ProcessIx;
 use crate::time::BootNs;
 
 pub mod line;
+mod value;
 
 /// Longest frame kept, in bytes. Stops a writer that never ends its line from filling memory.
 pub const FRAME_MAX_BYTES: usize = 64 << 20;
@@ -42,6 +43,8 @@ bitflags! {
         const UNTERMINATED = 1 << 7;
         /// It is not JSON by itself, but speaks of JSON-RPC: another framing, or a value over several lines.
         const MCP_LIKE = 1 << 8;
+        /// A JSON value over several lines, or one that begins where another ended; its lines are frames too.
+        const SPANS_LINES = 1 << 9;
     }
 }
 
@@ -66,7 +69,7 @@ pub struct Frame {
     pub by: SmallVec<[ProcessIx; 4]>,
     /// Its bytes, without the line end; empty when not kept. Frames that were tied, or passed on, share them.
     pub bytes: Arc<Vec<u8>>,
-    /// [`hash`] of the bytes.
+    /// [`hash`] of the bytes, once the frame is kept.
     pub hash: u64,
     /// What is wrong with it.
     pub flags: FrameFlags,

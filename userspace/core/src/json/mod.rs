@@ -148,6 +148,21 @@ impl<'a> Document<'a> {
         scan::parse(bytes, limits)
     }
 
+    /// Parses the value that `bytes` begin with, white space before it aside, and says where it ends. Does not look at what
+    /// comes after, so that many values in one text cost one pass.
+    ///
+    /// # Errors
+    /// As [`Document::parse`].
+    pub fn parse_first(bytes: &'a [u8], limits: Limits) -> Result<(Self, usize), Error> {
+        scan::parse_first(bytes, limits)
+    }
+
+    /// What can be read of a text whose end is missing, or that is too large to be read whole: values that were open are closed
+    /// where it ends. `None` if it is no beginning of a value.
+    pub fn parse_head(bytes: &'a [u8], limits: Limits) -> Option<Self> {
+        scan::parse_head(bytes, limits)
+    }
+
     /// The value that the text holds.
     pub fn root(&self) -> Value<'_> {
         Value::at(self.bytes, &self.tape, 0)

@@ -35,6 +35,35 @@ pub(super) fn parse(bytes: &[u8], limits: Limits) -> Result<Document<'_>, Error>
     })
 }
 
+/// How many bytes before the end of a cut text the scanner may have stopped at: half a literal or escape.
+const CUT_TOKEN_MAX_BYTES: usize = 12;
+
+pub(super) fn parse_first(bytes: &[u8], limits: Limits) -> Result<(Document<'_>, usize), Error> {
+    let limit = limits.max_bytes.min(u32::MAX as usize - 1);
+    let mut scanner = Scanner::unsurveyed(&bytes[..bytes.len().min(limit)], limits);
+    scanner.skip_space();
+    scanner.root()?;
+    let end = scanner.position;
+    Ok((scanner.into_document(), end))
+}
+
+pub(super) fn parse_head(bytes: &[u8], limits: Limits) -> Option<Document<'_>> {
+    let bytes = &bytes[..bytes.len().min(limits.max_bytes).min(u32::MAX as usize - 1)];
+    let mut scanner = Scanner::unsurveyed(bytes, limits);
+    scanner.skip_space();
+    if let Err(Error::Malformed { .. }) = scanner.root()
+        && bytes.len().saturating_sub(scanner.position) > CUT_TOKEN_MAX_BYTES
+    {
+        return None;
+    }
+    let (end, next) = (index(scanner.position), index(scanner.tape.len()));
+    while let Some(top) = scanner.open.pop() {
+        let token = &mut scanner.tape[top as usize];
+        (token.end, token.next) = (end, next);
+    }
+    (!scanner.tape.is_empty()).then(|| scanner.into_document())
+}
+
 struct Scanner<'a> {
     bytes: &'a [u8],
     position: usize,
@@ -47,7 +76,28 @@ struct Scanner<'a> {
     utf8: bool,
 }
 
-impl Scanner<'_> {
+impl<'a> Scanner<'a> {
+    /// One that checks each string by itself: where texts follow each other, each look at all of the rest would be one too many.
+    fn unsurveyed(bytes: &'a [u8], limits: Limits) -> Self {
+        Self {
+            bytes,
+            position: 0,
+            tape: Vec::with_capacity(4),
+            open: SmallVec::new(),
+            limits,
+            leniency: Leniency::empty(),
+            utf8: false,
+        }
+    }
+
+    fn into_document(self) -> Document<'a> {
+        Document {
+            bytes: self.bytes,
+            tape: self.tape,
+            leniency: self.leniency,
+        }
+    }
+
     /// What one look at the whole text tells cheaper than one at each string.
     fn survey(&mut self) {
         if self.bytes.is_ascii() {
@@ -71,15 +121,7 @@ impl Scanner<'_> {
         if self.position != start {
             self.leniency |= Leniency::SURROUNDING_SPACE;
         }
-        loop {
-            // A container that opened wants its first member; anything else is complete.
-            if self.value()? {
-                continue;
-            }
-            if !self.after_value()? {
-                break;
-            }
-        }
+        self.root()?;
         let end = self.position;
         self.skip_space();
         if self.position != end {
@@ -89,6 +131,19 @@ impl Scanner<'_> {
             return Err(self.malformed("end of text"));
         }
         Ok(())
+    }
+
+    /// Reads one value with all that it holds.
+    fn root(&mut self) -> Result<(), Error> {
+        loop {
+            // A container that opened wants its first member; anything else is complete.
+            if self.value()? {
+                continue;
+            }
+            if !self.after_value()? {
+                return Ok(());
+            }
+        }
     }
 
     /// Reads one value, or the opening of a container. True: a member's value comes next.

@@ -45,7 +45,7 @@ table! {
         stream_offset: u64,
         /// Length in bytes, the terminator included.
         byte_len: u64,
-        /// How the stream was cut into frames: `line`.
+        /// How the stream was cut into frames: `line`, or `value` for JSON over several lines, whose lines are frames too.
         framing: &'static str,
         /// First to last byte were captured.
         complete: bool,

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use crate::channel::{ChannelTable, End, StreamIx};
 use crate::delivery::StreamFrames;
 use crate::evidence;
-use crate::process::ProcessIx;
 use crate::record::GapReason;
 use crate::role::{InstanceIx, Leg, Roles};
 use crate::stream::Gap;
@@ -203,8 +202,10 @@ fn placed(
     open_tails: &[OpenTail],
 ) -> Vec<PlacedGap> {
     let mut out = Vec::new();
-    for tail in open_tails {
-        let leg = roles.leg(tail.stream);
+    let tails = open_tails
+        .iter()
+        .flat_map(|tail| roles.legs(tail.stream).map(move |leg| (tail, leg)));
+    for (tail, leg) in tails {
         let of_record = if leg == Leg::Direct {
             tail.end == End::Reader
         } else {
@@ -219,8 +220,10 @@ fn placed(
             anybodys: false,
         });
     }
-    for (stream, frames) in streams {
-        let leg = roles.leg(*stream);
+    let all = streams
+        .iter()
+        .flat_map(|(stream, frames)| roles.legs(*stream).map(move |leg| (stream, frames, leg)));
+    for (stream, frames, leg) in all {
         for (end, gap) in &frames.gaps {
             let of_record = match leg {
                 Leg::Direct => *end == End::Reader,
@@ -267,12 +270,7 @@ fn placed(
 
 /// Whether a gap is an untrusted process's own doing.
 pub fn self_inflicted(gap: &PlacedGap, roles: &Roles) -> bool {
-    let untrusted = |process: ProcessIx| roles.instance_of(process).is_none();
-    gap.gap.process.is_some_and(untrusted)
-        && matches!(
-            gap.gap.reason,
-            GapReason::Limit | GapReason::Fault | GapReason::Splice | GapReason::Vectors
-        )
+    evidence::self_inflicted(&gap.gap, roles)
 }
 
 fn end_of_proxy(leg: Leg) -> End {

@@ -4,6 +4,7 @@ use crate::call::passage::ends;
 use crate::call::{Call, CallKind, Hops, Passage, Route, Way};
 use crate::channel::{Channel, ChannelKind, Got};
 use crate::evidence::Placed;
+use crate::message::Form;
 use crate::proxylog::signature;
 use crate::role::{InstanceIx, Leg};
 use crate::time::BootNs;
@@ -42,7 +43,10 @@ fn foreign(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Judg
     let Some(placed) = primary(case, passage) else {
         return judgement;
     };
-    if let Some(gap) = case.gaps.in_stream(placed.stream, placed.until)
+    if let Some(reason) = unsure_of(call, passage.message.form) {
+        let lost = (reason == "gap").then(|| case.gaps.in_stream(placed.stream, case.end));
+        undecided(&mut judgement, reason, lost.flatten());
+    } else if let Some(gap) = case.gaps.in_stream(placed.stream, placed.until)
         && passage.route == Route::Foreign(instance)
         && placed.delivery.written.is_none()
     {
@@ -50,7 +54,7 @@ fn foreign(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Judg
         undecided(&mut judgement, "gap", Some(gap));
     } else if placed.delivery.read.is_none() {
         undecided(&mut judgement, "not_read", None);
-    } else if !passage.proved {
+    } else if !passage.proved && passage.message.form != Form::Cut {
         undecided(&mut judgement, "order_ambiguous", None);
     }
     if let (Some(writer), _) = ends(case.scene, placed)
@@ -81,7 +85,9 @@ fn direct(case: Case<'_>, ix: usize, call: &Call) -> Judgement {
     };
     let (writer, reader) = ends(case.scene, placed);
     judgement.via = Some(via_of(case, placed));
-    if !passage.message.is_mcp {
+    // An answer of which the rest is missing may have a method there.
+    let nameless = passage.message.form == Form::Cut && call.request.is_none();
+    if !passage.message.is_mcp && !nameless {
         judgement.verdict = Verdict::OutOfScope;
         judgement.reason = Some(if call.request.is_some() {
             "unknown_method"
@@ -105,7 +111,7 @@ fn direct(case: Case<'_>, ix: usize, call: &Call) -> Judgement {
         );
         return judgement;
     }
-    if !passage.proved {
+    if !passage.proved && !matches!(passage.message.form, Form::Cut | Form::Lost) {
         undecided(&mut judgement, "order_ambiguous", None);
         return judgement;
     }
@@ -130,8 +136,24 @@ fn direct(case: Case<'_>, ix: usize, call: &Call) -> Judgement {
     });
     if allowed.is_some() {
         judgement.verdict = Verdict::Allowed;
+    } else if let Some(reason) = unsure_of(call, passage.message.form) {
+        let lost = (reason == "gap").then(|| case.gaps.in_stream(placed.stream, case.end));
+        undecided(&mut judgement, reason, lost.flatten());
     }
     judgement
+}
+
+/// Why it is not known that a receiver executed what it got, or what that was.
+///
+/// A value that is no line is a message to a decoder of streams only; an answer shows that the receiver is one.
+fn unsure_of(call: &Call, form: Form) -> Option<&'static str> {
+    let answered = call.request.is_some() && call.response.is_some();
+    match form {
+        Form::Line => None,
+        Form::Reframed => (!answered).then_some("framing"),
+        Form::Cut => call.method().is_none().then_some("method_unseen"),
+        Form::Lost => Some("gap"),
+    }
 }
 
 /// Made by the proxy itself.

@@ -14,7 +14,9 @@ impl Writer<'_> {
         for (placed, ix) in derived.placed.iter().zip(0u32..) {
             let ix = PlacedIx(ix);
             let wanted = !self.carried.by(ix).is_empty() || derived.mcp.contains(&placed.stream);
-            if !wanted || matches!(placed.leg, Leg::ProxyFile(_)) {
+            // Between two proxies a frame is on two legs, and one row.
+            let again = derived.roles.second_leg(placed.stream) == Some(placed.leg);
+            if !wanted || again || matches!(placed.leg, Leg::ProxyFile(_)) {
                 continue;
             }
             for frame in [placed.delivery.written, placed.delivery.read]
@@ -79,7 +81,11 @@ impl Writer<'_> {
             last_byte_boot_ns: frame.last_exit,
             stream_offset: frame.position,
             byte_len: frame.len,
-            framing: "line",
+            framing: if frame.flags.contains(FrameFlags::SPANS_LINES) {
+                "value"
+            } else {
+                "line"
+            },
             complete,
             gap_bytes: 0,
             gap_reason: self.gap_reason(frame),

@@ -15,8 +15,8 @@ use std::collections::BTreeMap;
 use super::Correlator;
 use super::case::Derived;
 use crate::call::{Call, Passage, PlacedIx};
-use crate::channel::{ChannelIx, ChannelKind, StreamIx};
-use crate::frame::FrameIx;
+use crate::channel::{ChannelIx, ChannelKind, End, StreamIx};
+use crate::frame::{FrameFlags, FrameIx};
 use crate::pairing::LogEntry;
 use crate::pairing::statement::EntryIx;
 use crate::process::ProcessIx;
@@ -179,11 +179,17 @@ impl Writer<'_> {
 
     fn make_frame_id(&self, ix: FrameIx) -> FrameId {
         let frame = &self.correlator.frames[ix.0 as usize];
+        // A value begins where its first line does.
+        let end = match (frame.end, frame.flags.contains(FrameFlags::SPANS_LINES)) {
+            (end, false) => end.as_str(),
+            (End::Writer, true) => "writer value",
+            (End::Reader, true) => "reader value",
+        };
         FrameId::of(
             self.capture(),
             self.channel_id(frame.stream.channel),
             self.stream_name(frame.stream),
-            frame.end.as_str(),
+            end,
             frame.position,
             self.utc(frame.first_exit),
         )

@@ -5,7 +5,7 @@ use super::entries::bad_word;
 use crate::call::passage::Oddity;
 use crate::call::{Hops, Passage, PlacedIx, Sighting};
 use crate::channel::End;
-use crate::frame::FrameIx;
+use crate::frame::{FrameIx, line};
 use crate::pairing::statement::EntryIx;
 use crate::proxylog::SignatureState;
 use crate::role::Leg;
@@ -193,7 +193,7 @@ impl Writer<'_> {
             | Verdict::Blocked
             | Verdict::Matched
             | Verdict::Outside
-            | Verdict::OutOfScope => return self.of_recovered(ix, judgement),
+            | Verdict::OutOfScope => return self.of_lesser(ix, judgement),
         };
         let (_, utc, boot) = self.subject_key(judgement)?;
         let call = judgement.call().map(|ix| &self.derived.calls[ix]);
@@ -218,18 +218,40 @@ impl Writer<'_> {
         })
     }
 
-    /// A log that went through a JSON re-serialiser is a finding, even where it tells the truth.
-    fn of_recovered(&self, ix: usize, judgement: &Judgement) -> Option<Finding> {
-        if judgement.signature != Some(SignatureState::Recovered) {
-            return None;
-        }
+    /// What is to be looked at of a call that no verdict accuses.
+    fn of_lesser(&self, ix: usize, judgement: &Judgement) -> Option<Finding> {
+        let (kind, message, weakens) = if judgement.signature == Some(SignatureState::Recovered) {
+            // Even where it tells the truth.
+            (
+                "log_reserialised",
+                "an entry's bytes are not the proxy's, though its values are",
+                "what no signature covers in this log",
+            )
+        } else {
+            match judgement
+                .reason
+                .filter(|_| judgement.verdict == Verdict::Undecided)
+            {
+                Some("framing") => (
+                    "mcp_like",
+                    "a message past the proxy, in a framing that readers of lines do not read",
+                    "what is said of calls on this channel",
+                ),
+                Some("method_unseen") => (
+                    "message_cut",
+                    "a message past the proxy that was sent so that its method could not be read",
+                    "what is said of calls on this channel",
+                ),
+                Some(_) | None => return None,
+            }
+        };
         let (_, utc, boot) = self.subject_key(judgement)?;
         let verdict = self.verdict_id(judgement)?;
         Some(Finding {
-            kind: "log_reserialised",
+            kind,
             severity: "medium",
-            message: "an entry's bytes are not the proxy's, though its values are".to_owned(),
-            weakens: Some("what no signature covers in this log"),
+            message: message.to_owned(),
+            weakens: Some(weakens),
             utc,
             boot,
             subject: verdict.to_string().into_bytes(),
@@ -272,10 +294,15 @@ impl Writer<'_> {
                 ix,
             ),
             Oddity::McpLike(ix) => {
-                let proxied = self.derived.placed[ix.0 as usize].leg != Leg::Direct;
+                // Servers print what they got.
+                let stream = self.derived.placed[ix.0 as usize].stream;
                 (
                     "mcp_like",
-                    if proxied { "medium" } else { "low" },
+                    if self.derived.roles.is_log(stream) {
+                        "low"
+                    } else {
+                        "medium"
+                    },
                     "text that speaks of JSON-RPC, in a framing that is not read",
                     Some("what is said of calls on this channel"),
                     ix,
@@ -329,7 +356,7 @@ impl Writer<'_> {
     fn speaks_of_json_rpc(&self, ix: PlacedIx) -> bool {
         let record = self.derived.placed[ix.0 as usize].record;
         let bytes = &self.correlator.frames[record.0 as usize].bytes;
-        memchr::memmem::find(bytes, b"\"jsonrpc\"").is_some()
+        line::speaks_of_json_rpc(bytes)
     }
 
     fn at_delivery(
