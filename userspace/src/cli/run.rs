@@ -87,6 +87,13 @@ pub(super) fn run(args: RunArgs) -> Result<Code, Failure> {
         keys,
         out: &out,
         json: evidence.json,
+    })
+    .inspect_err(|_| {
+        let dir = out.path().display();
+        tell(&format!(
+            "nothing that was recorded is lost: it is kept in {dir}; put right what the error says, then run \
+             `countersign pair {dir} -o ANOTHER_DIRECTORY` with the same key"
+        ));
     })?;
     if !config.capture.keep_spool
         && let Err(error) = recording::remove_spool(&out)
