@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "tests panic on purpose")]
 
 mod attach;
+mod churn;
 mod groups;
 mod input;
 mod kept;
@@ -12,4 +13,5 @@ mod output;
 mod place;
 mod recording;
 mod session;
+mod terminal;
 mod trouble;
