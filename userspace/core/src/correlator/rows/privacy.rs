@@ -4,6 +4,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
 use crate::correlator::Settings;
+use crate::hex::hex;
 use crate::json::{Document, Limits};
 use crate::proxylog::canonical::{self, Redaction};
 use crate::row::{PayloadBytes, PayloadText};
@@ -96,15 +97,4 @@ impl<'a> Privacy<'a> {
         let document = Document::parse(raw, Limits::default()).ok()?;
         Some(canonical::canonicalise_any(document.root(), redaction))
     }
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            // Writing into a string cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
 }
