@@ -4,7 +4,7 @@
 use std::path::PathBuf;
 use std::process::Command;
 
-use super::place::Place;
+use super::place::{Place, skipped};
 use super::session::{Recorder, Session, assert_no_accusation, of, pair, verdict_of};
 
 /// A control group that goes with the test, and the one around it.
@@ -112,5 +112,54 @@ fn a_container_with_namespaces_of_its_own_is_found_by_its_id_and_recorded() {
         "--net",
     ]);
     let session = Session::within(&place, container, "sockets");
+    watch(&place, session, &["--container", &id]);
+}
+
+/// A root of its own that shows what the host's does, below a control group file system of version 2 alone: crun refuses one beside
+/// version 1.
+const CRUN: &str = r#"
+if ! [ -e /sys/fs/cgroup/cgroup.procs ]; then
+    umount -l /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup || exit 1
+fi
+mkdir rootfs && mount --rbind / rootfs || exit 1
+exec crun --root "$PWD/crun" run "$0"
+"#;
+
+#[test]
+fn a_container_of_crun_is_recorded() {
+    let Some(place) = Place::that_can_record() else {
+        return;
+    };
+    let made = Command::new("crun")
+        .arg("spec")
+        .current_dir(place.path("."))
+        .status();
+    if !made.is_ok_and(|status| status.success()) {
+        skipped("needs crun: apt-get install crun");
+        return;
+    }
+    let spec = std::fs::read(place.path("config.json")).unwrap();
+    let mut spec: serde_json::Value = serde_json::from_slice(&spec).unwrap();
+    let arguments: Vec<_> = Session::agent("pipes")
+        .into_iter()
+        .map(|word| word.to_str().unwrap())
+        .collect();
+    let path = format!("PATH={}", std::env::var("PATH").unwrap());
+    spec["root"]["readonly"] = false.into();
+    spec["process"]["terminal"] = false.into();
+    spec["process"]["args"] = arguments.into();
+    spec["process"]["env"] = vec![path].into();
+    spec["process"]["cwd"] = place.0.path().to_str().into();
+    // Rules on devices make crun ask for rights that not every machine gives to root.
+    spec["linux"]["resources"].take();
+    place.file("config.json", spec.to_string().as_bytes(), 0o600);
+    let id = format!(
+        "{:064x}",
+        0xc40f_0000_0000_u64 + u64::from(std::process::id())
+    );
+    let mut crun = Command::new("unshare");
+    crun.args(["-m", "sh", "-c", CRUN, &id])
+        .current_dir(place.path("."));
+    let session = Session::within(&place, crun, "pipes");
     watch(&place, session, &["--container", &id]);
 }
