@@ -166,7 +166,10 @@ fn open_spool(path: &Path) -> Result<(Dir, SpoolReader), Failure> {
         };
         Failure {
             code,
-            error: error.context(format!("{} is no usable spool", path.display())),
+            error: error.context(format!(
+                "{} is no usable spool: name the directory that holds 00000001.spool, or the one around it",
+                path.display()
+            )),
         }
     })
 }

@@ -81,6 +81,8 @@ pub(super) fn run(args: RunArgs) -> Result<Code, Failure> {
     // Kills the agent if the capture ended before it did: it must not go on unseen.
     drop(agent);
     tell_losses(&recorded);
+    // Pairing may take long and can be repeated: from here on Ctrl-C ends this program.
+    signals.release();
 
     let outcome = pair_recording(Setup {
         config: &config,

@@ -129,7 +129,7 @@ pub struct Flags {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration {}", path.display())]
+    #[error("cannot read the configuration {}: check --config", path.display())]
     Io {
         /// The file.
         path: PathBuf,

@@ -373,23 +373,28 @@ impl Correlator for Engine {
         });
         let mut summary = Summary::new();
         let mut failed = None;
+        let mut unheard = None;
         core.finish(&mut |row: Row| {
             if failed.is_some() {
                 return;
             }
             summary.observe(&row);
-            let written = parquet.row(row.as_table_row());
-            let told = lines
-                .as_mut()
-                .map_or(Ok(()), |lines| lines.row(row.as_table_row()));
-            failed = written.and(told).err();
+            failed = parquet.row(row.as_table_row()).err();
+            if let Some(sink) = &mut lines
+                && let Err(error) = sink.row(row.as_table_row())
+            {
+                unheard = Some(error);
+                lines = None;
+            }
         });
         if let Some(error) = failed {
             return Err(error);
         }
         let files = parquet.finish()?;
-        if let Some(lines) = lines {
-            lines.finish()?;
+        let told = if let Some(lines) = lines {
+            lines.finish().map(drop)
+        } else if let Some(error) = unheard {
+            Err(error)
         } else {
             let text = summary.text(Evidence {
                 capture,
@@ -399,13 +404,30 @@ impl Correlator for Engine {
             io::stdout()
                 .lock()
                 .write_all(text.as_bytes())
-                .context("cannot print the summary")?;
+                .context("cannot print the summary")
+        };
+        if let Err(error) = told {
+            accept_no_listener(error, &self.out)?;
         }
         Ok(Outcome {
             findings: summary.has_findings(),
             could_not_see: summary.could_not_see(),
         })
     }
+}
+
+/// Whoever read the output may stop when it likes; the evidence is in its files all the same.
+fn accept_no_listener(error: anyhow::Error, out: &OutDir) -> Result<()> {
+    let gone = error
+        .downcast_ref::<io::Error>()
+        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe);
+    if gone {
+        return Ok(());
+    }
+    Err(error.context(format!(
+        "the evidence in {} is complete, but standard output did not take what was to be said of it",
+        out.path().display()
+    )))
 }
 
 /// Identity of the file at a path now; `None` if there is none.

@@ -117,6 +117,7 @@ fn mistakes_in_the_configuration_name_file_line_and_key() {
     output.fails(78, "logg");
     place.file("w.toml", b"", 0o666);
     place.run(&["--config", "w.toml"]).fails(78, "chmod o-w");
+    place.run(&["--config", "."]).fails(78, "check --config");
     place
         .run(&["--config", "nowhere.toml"])
         .fails(78, "nowhere.toml");
@@ -212,12 +213,30 @@ fn pairing_what_is_no_spool_is_refused() {
             .output()
             .into_outcome()
     };
-    pair("nowhere", "log").fails(66, "nowhere");
-    pair("empty", "log").fails(65, "00000001.spool");
+    pair("nowhere", "log").fails(66, "name the directory that holds 00000001.spool");
+    pair("log", "log").fails(66, "name the directory that holds 00000001.spool");
+    pair("empty", "log").fails(65, "name the directory that holds 00000001.spool");
     std::fs::create_dir(place.path("spool")).unwrap();
     place.file("spool/00000001.spool", b"not a spool at all", 0o600);
     pair("spool", "gone").fails(66, "does not exist: check --proxy-log");
     pair("spool", "log").fails(65, "no segment of the spool has a readable header");
+}
+
+#[test]
+fn a_proxy_that_cannot_begin_says_what_to_change() {
+    let place = Place::new();
+    place.file("key", b"k", 0o600);
+    place.file("plain", b"", 0o644);
+    let proxy = |log: &str, key: &str, server: &str| {
+        place
+            .command(&["proxy", "--log", log, "--key-file", key, "--", server])
+            .output()
+            .into_outcome()
+    };
+    proxy("log", "key", "/nowhere/server").fails(127, "check the command after `--`");
+    proxy("log", "key", "./plain").fails(126, "check the command after `--`");
+    proxy("nowhere/log", "key", "cat").fails(78, "its directory must exist");
+    proxy("log", "gone", "cat").fails(78, "check --key-file");
 }
 
 #[test]

@@ -1,6 +1,7 @@
 //! Pairing again from what a recording kept: its settings, its copies of the logs, its segments, whole or damaged.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use countersign::config::{Config, Flags};
 use countersign::outdir::Dir;
@@ -10,7 +11,7 @@ use countersign::source::user_record::user_record;
 use countersign::spool::{Limits, SegmentHeader, SpoolWriter};
 use countersign_common::kind;
 
-use super::place::{IntoOutcome, Outcome, Place};
+use super::place::{IntoOutcome, Outcome, Place, binary, text};
 use super::session::{Row, of, pair_with};
 
 const CAPTURE: &str = "01M7W8A32X5A61542FDDZS4AYP";
@@ -105,8 +106,8 @@ fn a_copy_that_is_damaged_is_not_used_and_not_overlooked() {
 fn copies_that_are_gone_or_have_no_end_are_told_of() {
     let place = recording();
     let events = place.path("out/spool/logs/events.jsonl");
-    let text = std::fs::read_to_string(&events).unwrap();
-    let (first, _) = text.split_once('\n').unwrap();
+    let lines = std::fs::read_to_string(&events).unwrap();
+    let (first, _) = lines.split_once('\n').unwrap();
     std::fs::write(&events, format!("{first}\n")).unwrap();
     let (_, _, words) = pair_with(&place, &["--key-file", "key"], "unsealed");
     assert!(words.contains("have no end"), "{words}");
@@ -173,6 +174,37 @@ fn a_missing_first_segment_is_a_hole_and_the_rest_counts() {
     let hole = of(&rows, "coverage").find(|row| row["name"] == "spool_damage");
     let detail = hole.unwrap()["detail"].to_string();
     assert!(detail.contains("segment 1"), "{detail}");
+}
+
+#[test]
+fn evidence_is_complete_though_nobody_listens() {
+    let place = recording();
+    for (format, output, listener, code) in [
+        (&["--json"][..], "json", "nobody", 1),
+        (&[], "text", "nobody", 1),
+        (&["--json"], "json-full", "a full disk", 74),
+        (&[], "text-full", "a full disk", 74),
+    ] {
+        let to_full = listener == "a full disk";
+        let script = if to_full {
+            "\"$0\" \"$@\" > /dev/full; echo $? > code"
+        } else {
+            "{ \"$0\" \"$@\"; echo $? > code; } | true"
+        };
+        let outcome = Command::new("sh")
+            .args(["-c", script])
+            .arg(binary())
+            .args(["pair", "out", "--key-file", "key", "-o", output])
+            .args(format)
+            .current_dir(place.path("."))
+            .output()
+            .unwrap();
+        let said = text(&outcome.stderr);
+        let ended = std::fs::read_to_string(place.path("code")).unwrap();
+        assert_eq!(ended, format!("{code}\n"), "{said}");
+        assert_eq!(said.contains("is complete"), to_full, "{said}");
+        assert!(place.path(output).join("verdicts").exists());
+    }
 }
 
 /// Writes a spool of some small segments with the settings that these flags make.
