@@ -193,3 +193,33 @@ fn the_terminal_is_the_shells_again_when_the_agent_has_ended() {
     terminal.press("this\n");
     terminal.until("shell read this");
 }
+
+#[test]
+fn the_agent_cannot_type_into_the_terminal_that_it_shares() {
+    let Some(place) = Place::that_can_record() else {
+        return;
+    };
+    // As root it could, if nothing kept it from doing so.
+    place.file(
+        "agent.py",
+        b"import fcntl, termios, sys
+for request in termios.TIOCSTI, 0x541c:
+    try:
+        fcntl.ioctl(0, request, b'x')
+        print('typed')
+    except OSError as error:
+        print('refused', error.errno)
+print(fcntl.ioctl(0, termios.TIOCGWINSZ, bytes(8)) == bytes(8), 'size')
+",
+        0o644,
+    );
+    let mut terminal = Terminal::start(&place, "$run python3 agent.py; echo ended");
+    terminal.until("ended");
+    assert_eq!(
+        terminal.seen.matches("refused 1\r\n").count(),
+        2,
+        "{}",
+        terminal.seen
+    );
+    assert!(terminal.seen.contains("True size"), "{}", terminal.seen);
+}
