@@ -9,6 +9,7 @@ mod legs;
 mod lies;
 mod loss;
 mod past;
+mod values;
 
 use countersign_tests::scene::Outcome;
 

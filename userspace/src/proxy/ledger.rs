@@ -10,7 +10,7 @@ use std::time::Instant;
 
 use countersign_core::hex::hex;
 use countersign_core::json::{Document, Kind, Limits, Value};
-use countersign_core::proxylog::canonical::{canonicalise_any, string};
+use countersign_core::proxylog::canonical::{canonicalise_any, exact, string};
 use countersign_core::proxylog::{Direction, Redaction, own};
 use sha2::{Digest, Sha256};
 
@@ -149,7 +149,7 @@ impl Ledger {
         let Some(id) = id.filter(|_| result.is_some() || error.is_some()) else {
             return false;
         };
-        let result = result.map(|result| canonicalise_any(result, &self.redaction));
+        let result = result.map(|result| exact(result, &self.redaction));
         let error = error.map(|error| self.error(error));
         let request = self.pending(opposite(direction)).take(id);
         let request = request.unwrap_or_else(|| InFlight::unmatched(id, now));
@@ -181,7 +181,7 @@ impl Ledger {
             tool_name: tool
                 .map(|tool| tool.as_str_lossy().into_owned())
                 .unwrap_or_default(),
-            params: params.map(|params| canonicalise_any(params, &self.redaction)),
+            params: params.map(|params| exact(params, &self.redaction)),
             method,
         }
     }
@@ -193,13 +193,13 @@ impl Ledger {
             code.and_then(|code| code.as_i64()),
             message.filter(|message| message.kind() == Kind::String),
         ) else {
-            return canonicalise_any(error, &self.redaction);
+            return exact(error, &self.redaction);
         };
         let mut out = format!("{{\"code\":{code},\"message\":").into_bytes();
         out.extend(string(&message.as_str_lossy()));
         if let Some(data) = error.get("data") {
             out.extend_from_slice(b",\"data\":");
-            out.extend(canonicalise_any(data, &self.redaction));
+            out.extend(exact(data, &self.redaction));
         }
         out.push(b'}');
         out

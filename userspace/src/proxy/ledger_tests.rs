@@ -35,6 +35,23 @@ impl Bench {
 }
 
 #[test]
+fn numbers_and_text_are_logged_as_they_are_not_as_go_would_round_them() {
+    let mut sees = Bench::new();
+    let asked =
+        r#"{"id":1,"method":"tools/call","params":{"n":9007199254740993,"s":"\ud800","m":1.0}}"#;
+    sees.client(asked);
+    let record = sees.server(r#"{"id":1,"result":{"at":1795159135189522853}}"#);
+    let text = |json: &Option<Vec<u8>>| {
+        String::from_utf8(json.clone().unwrap_or_default()).unwrap_or_default()
+    };
+    assert_eq!(
+        text(&record[0].params),
+        r#"{"m":1,"n":9007199254740993,"s":"\ud800"}"#
+    );
+    assert_eq!(text(&record[0].result), r#"{"at":1795159135189522853}"#);
+}
+
+#[test]
 fn ids_of_different_kinds_are_different_calls() {
     let mut bench = Bench::new();
     bench.client(r#"{"id":7,"method":"number"}"#);

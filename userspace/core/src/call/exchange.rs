@@ -3,7 +3,10 @@
 //! Owns the tables of requests in flight, one per session and way, because both sides count ids from the same numbers. Ids
 //! are compared as the peers do: `7` and `"7"` differ, `1` and `1.0` do not.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use ahash::AHashMap;
 
 use crate::call::passage::Passages;
 use crate::call::{Call, Passage, Route, Way};
@@ -32,7 +35,7 @@ enum IdKey {
 /// Pairs all passages into calls, in order of time.
 pub fn pair(passages: &Passages, roles: &Roles) -> Vec<Call> {
     let mut calls: Vec<Call> = Vec::new();
-    let mut in_flight: HashMap<(Session, Way, IdKey), VecDeque<usize>> = HashMap::new();
+    let mut in_flight: AHashMap<(Session, Way, IdKey), VecDeque<usize>> = AHashMap::new();
     for passage in &passages.passages {
         let session = session_of(passage.route);
         let id = passage.message.id.as_deref().map(id_key);
@@ -60,7 +63,7 @@ pub fn pair(passages: &Passages, roles: &Roles) -> Vec<Call> {
                     .get_mut(&key)
                     .and_then(|queue| take(queue, &calls, passage, roles));
                 match request {
-                    Some(ix) => calls[ix].response = Some(passage.clone()),
+                    Some(ix) => calls[ix].response = Some(Arc::clone(passage)),
                     None => calls.push(stray(passage)),
                 }
             }
@@ -93,12 +96,14 @@ fn take(
         let request = calls[*ix].request.as_ref()?;
         let proxied = !matches!(calls[*ix].route, Route::Foreign(_));
         let fits = request.at <= answer.until && request.received.is_some() == from_server;
-        Some(match (fits, proxied) {
+        let place = match (fits, proxied) {
             (true, true) => 0,
-            (true, false) => 1,
-            (false, true) => 2,
-            (false, false) => 3,
-        })
+            (true, false) => 2,
+            (false, true) => 4,
+            (false, false) => 6,
+        };
+        // Ids that are one float64 are one id to many servers; where they are not, the digits tell.
+        Some(place + u8::from(request.message.id != answer.message.id))
     };
     let in_order = answer
         .route
@@ -126,22 +131,22 @@ fn take(
     queue.remove(at)
 }
 
-fn call_of(passage: &Passage, duplicate_in_flight: bool) -> Call {
+fn call_of(passage: &Arc<Passage>, duplicate_in_flight: bool) -> Call {
     Call {
         route: passage.route,
         way: passage.way,
-        request: Some(passage.clone()),
+        request: Some(Arc::clone(passage)),
         response: None,
         duplicate_in_flight,
     }
 }
 
-fn stray(passage: &Passage) -> Call {
+fn stray(passage: &Arc<Passage>) -> Call {
     Call {
         route: passage.route,
         way: passage.way,
         request: None,
-        response: Some(passage.clone()),
+        response: Some(Arc::clone(passage)),
         duplicate_in_flight: false,
     }
 }

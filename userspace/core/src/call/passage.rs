@@ -5,12 +5,15 @@
 //! is foreign. Direct streams give one passage a message.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use ahash::AHashMap;
 
 use crate::call::relay;
 use crate::call::trouble;
 use crate::call::{Hops, Passage, PlacedIx, Route, Sighting, Way};
 use crate::channel::{ChannelKind, ChannelTable, StreamIx};
-use crate::delivery::{StreamFrames, hash};
+use crate::delivery::StreamFrames;
 use crate::evidence::{self, Author, Placed};
 use crate::frame::{Frame, FrameFlags};
 use crate::json::{Document, Limits};
@@ -42,11 +45,9 @@ pub enum Oddity {
 #[derive(Debug, Default)]
 pub struct Passages {
     /// In order of time.
-    pub passages: Vec<Passage>,
+    pub passages: Vec<Arc<Passage>>,
     /// In order of time of their deliveries.
     pub oddities: Vec<Oddity>,
-    /// Parsed messages by delivery, for those that hold any.
-    pub parsed: BTreeMap<PlacedIx, message::Messages>,
 }
 
 /// What passages are made from.
@@ -162,8 +163,8 @@ impl Passages {
     fn join(&mut self, scene: Scene<'_>, instance: InstanceIx, way: Way, joint: Joint) {
         // A line is passed on after it was read, as a rule at once: of several equal ones the last before it is its origin. So
         // one that was kept back, or whose passing on was missed, stays alone where that happened.
-        let mut waiting: HashMap<u64, Vec<PlacedIx>> = HashMap::new();
-        let mut partner: BTreeMap<PlacedIx, PlacedIx> = BTreeMap::new();
+        let mut waiting: AHashMap<u64, Vec<PlacedIx>> = AHashMap::new();
+        let mut partner: AHashMap<PlacedIx, PlacedIx> = AHashMap::new();
         let mut loose_written = Vec::new();
         let mut reads = joint.read.iter().peekable();
         let mut written: Vec<PlacedIx> = joint.written.clone();
@@ -172,13 +173,14 @@ impl Passages {
             let until = scene.placed[written.0 as usize].until;
             while let Some(read) = reads.next_if(|read| scene.placed[read.0 as usize].at <= until) {
                 waiting
-                    .entry(hash(bytes(scene, *read)))
+                    .entry(frame(scene, *read).hash)
                     .or_default()
                     .push(*read);
             }
-            let text = bytes(scene, *written);
-            let read = waiting.get_mut(&hash(text)).and_then(|stack| {
-                let at = stack.iter().rposition(|read| bytes(scene, *read) == text)?;
+            let text = frame(scene, *written);
+            let read = waiting.get_mut(&text.hash).and_then(|stack| {
+                let same = |read: &PlacedIx| frame(scene, *read).is_same_text(text);
+                let at = stack.iter().rposition(same)?;
                 Some(stack.remove(at))
             });
             match read {
@@ -345,7 +347,7 @@ impl Passages {
         let until = legs().map(|placed| placed.until).max().unwrap_or(at);
         let proved = legs().all(|placed| placed.proved);
         let trouble = trouble::of(scene, sent, received);
-        self.passages.push(Passage {
+        self.passages.push(Arc::new(Passage {
             route,
             way,
             message,
@@ -356,7 +358,7 @@ impl Passages {
             until,
             proved,
             trouble,
-        });
+        }));
     }
 
     /// The JSON-RPC messages of a delivery; what else it holds becomes an oddity.
@@ -365,16 +367,12 @@ impl Passages {
             self.oddities.push(Oddity::Malformed(ix));
             return Vec::new();
         };
-        let messages: Vec<Message> = parsed
-            .messages
-            .iter()
-            .filter(|message| message.kind != MessageKind::NotJsonRpc)
-            .cloned()
-            .collect();
-        if messages.len() < parsed.messages.len() {
+        let mut messages = parsed.messages;
+        let all = messages.len();
+        messages.retain(|message| message.kind != MessageKind::NotJsonRpc);
+        if messages.len() < all {
             self.oddities.push(Oddity::NotJsonRpc(ix));
         }
-        self.parsed.insert(ix, parsed);
         messages
     }
 
@@ -451,8 +449,12 @@ pub(crate) fn ends(scene: Scene<'_>, placed: &Placed) -> (Option<ProcessIx>, Opt
 }
 
 pub(super) fn bytes(scene: Scene<'_>, ix: PlacedIx) -> &[u8] {
+    frame(scene, ix).bytes.as_slice()
+}
+
+pub(super) fn frame(scene: Scene<'_>, ix: PlacedIx) -> &Frame {
     let record = scene.placed[ix.0 as usize].record;
-    scene.frames[record.0 as usize].bytes.as_slice()
+    &scene.frames[record.0 as usize]
 }
 
 fn text<'a>(scene: Scene<'a>, loose: &Loose) -> &'a [u8] {

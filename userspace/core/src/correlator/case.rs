@@ -4,16 +4,17 @@ use std::collections::BTreeSet;
 
 use super::Correlator;
 use crate::call::passage::{self, Oddity, Passages, Scene};
-use crate::call::{Call, CallKind, PlacedIx, Route, bytes_of, exchange};
+use crate::call::{Call, CallKind, PlacedIx, Route, exchange};
 use crate::channel::StreamIx;
 use crate::evidence::{self, Placed};
 use crate::message;
 use crate::pairing::assign::{self, Assignment, CallSide, StatementSide};
-use crate::pairing::content::{self, WireContent};
+use crate::pairing::content::{self, Contents, WireContent};
 use crate::pairing::statement::{self, Statement, ThirdView};
+use crate::proxylog::Redaction;
 use crate::role::{InstanceIx, Leg, Roles};
-use crate::verdict::doubt::{self, PlacedGap};
-use crate::verdict::{Case, Judgement, ProxyPolicy, judge, unpaired};
+use crate::verdict::doubt::Gaps;
+use crate::verdict::{self, Case, Judgement, KeyReach, ProxyPolicy, judge, unpaired};
 
 /// Everything that is derived from the stores.
 #[derive(Debug)]
@@ -25,7 +26,8 @@ pub(super) struct Derived {
     pub(super) statements: Vec<Statement>,
     pub(super) assignment: Assignment,
     pub(super) side_of_call: Vec<Option<usize>>,
-    pub(super) gaps: Vec<PlacedGap>,
+    pub(super) gaps: Gaps,
+    key_reach: Vec<KeyReach>,
     /// Streams that carry MCP.
     pub(super) mcp: BTreeSet<StreamIx>,
 }
@@ -38,11 +40,8 @@ impl Derived {
             .iter()
             .map(|proxy| proxy.identity.clone())
             .collect();
-        let wrote = statement::writers_of_logs(
-            &correlator.entries,
-            &correlator.frames,
-            &correlator.channels,
-        );
+        let lines = statement::file_lines(&correlator.frames, &correlator.channels);
+        let wrote = statement::writers_of_logs(&correlator.entries, &lines, &correlator.frames);
         let roles = Roles::decide(
             &identities,
             &wrote,
@@ -66,24 +65,28 @@ impl Derived {
         let statements = statement::statements(
             &correlator.entries,
             seen_to,
+            &lines,
             &placed,
             &correlator.frames,
             &correlator.streams,
             &roles,
         );
-        let (call_sides, call_of_side) = call_sides(correlator, scene, &calls, policies);
+        let mut contents = Contents::default();
+        let (call_sides, call_of_side) =
+            call_sides(correlator, scene, &calls, policies, &mut contents);
         let mut side_of_call = vec![None; calls.len()];
         for (side, call) in call_of_side.iter().enumerate() {
             side_of_call[*call] = Some(side);
         }
-        let statement_sides = statement_sides(correlator, &statements, policies);
+        let statement_sides = statement_sides(correlator, &statements, policies, &mut contents);
         let assignment = assign::assign(&call_sides, &statement_sides);
-        let gaps = doubt::gaps(
+        let gaps = Gaps::new(
             &correlator.streams,
             &correlator.channels,
             &roles,
             &correlator.open_tails(),
         );
+        let key_reach = verdict::key_reach(&correlator.processes, &roles, policies);
         let mcp = mcp_streams(scene, &passages);
         Self {
             roles,
@@ -94,6 +97,7 @@ impl Derived {
             assignment,
             side_of_call,
             gaps,
+            key_reach,
             mcp,
         }
     }
@@ -119,6 +123,7 @@ impl Derived {
             side_of_call: &self.side_of_call,
             gaps: &self.gaps,
             proxies: policies,
+            key_reach: &self.key_reach,
             allow_direct: &correlator.settings.allow_direct,
             clock: &correlator.clock,
             end: correlator.now,
@@ -145,6 +150,7 @@ fn call_sides(
     scene: Scene<'_>,
     calls: &[Call],
     policies: &[ProxyPolicy],
+    contents: &mut Contents,
 ) -> (Vec<CallSide>, Vec<usize>) {
     let mut sides = Vec::new();
     let mut call_of_side = Vec::new();
@@ -167,7 +173,9 @@ fn call_sides(
             continue;
         };
         let call = stand_in.as_ref().unwrap_or(call);
-        sides.push(call_side(correlator, scene, call, instance, policies));
+        sides.push(call_side(
+            correlator, scene, call, instance, policies, contents,
+        ));
         call_of_side.push(ix);
     }
     (sides, call_of_side)
@@ -179,20 +187,13 @@ fn call_side(
     call: &Call,
     instance: InstanceIx,
     policies: &[ProxyPolicy],
+    contents: &mut Contents,
 ) -> CallSide {
     let proxy = scene.roles.instance(instance).proxy;
     let redaction = policies
         .get(proxy)
-        .map(|policy| policy.redaction.clone())
-        .unwrap_or_default();
-    let bytes = |passage: &Option<crate::call::Passage>| {
-        let sighting = passage.as_ref()?.primary()?;
-        bytes_of(scene.placed, scene.frames, sighting)
-    };
-    let wire = WireContent::of(
-        call.request.as_ref().zip(bytes(&call.request)),
-        call.response.as_ref().zip(bytes(&call.response)),
-    );
+        .map_or(Redaction::usual(), |policy| &policy.redaction);
+    let wire = WireContent::of(scene, call);
     let message = call.request.as_ref().map(|passage| &passage.message);
     let name = |of: Option<&String>| of.cloned().unwrap_or_default();
     // That no answer came can be logged as late as when the proxy ends.
@@ -209,7 +210,7 @@ fn call_side(
                 call.until()
             })
             .0,
-        content: content::of_call(call, &wire, &redaction),
+        content: content::of_call(contents, call, &wire, redaction),
         id: call.subject().and_then(|passage| passage.message.id_text()),
         method: message.map_or_else(
             || crate::proxylog::own::UNMATCHED_RESPONSE.to_owned(),
@@ -223,14 +224,14 @@ fn statement_sides(
     correlator: &Correlator,
     statements: &[Statement],
     policies: &[ProxyPolicy],
+    contents: &mut Contents,
 ) -> Vec<StatementSide> {
     statements
         .iter()
         .map(|statement| {
             let redaction = policies
                 .get(statement.proxy)
-                .map(|policy| policy.redaction.clone())
-                .unwrap_or_default();
+                .map_or(Redaction::usual(), |policy| &policy.redaction);
             let said = statement.said(&correlator.entries);
             StatementSide {
                 proxy: statement.proxy,
@@ -240,7 +241,7 @@ fn statement_sides(
                     .filter(|_| statement.repeats.is_none())
                     .and_then(|entry| entry.utc_ns),
                 content: said.map_or_else(content::nothing, |entry| {
-                    content::of_entry(entry, &redaction)
+                    content::of_entry(contents, entry, redaction)
                 }),
                 id: said.and_then(|entry| entry.request_id.clone()),
                 method: said.map(|entry| entry.method.clone()).unwrap_or_default(),

@@ -5,8 +5,10 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::channel::{End, StreamIx};
-use crate::frame::{FRAME_MAX_BYTES, Frame, FrameFlags};
+use crate::frame::{FRAME_MAX_BYTES, Frame, FrameFlags, hash};
 use crate::json::{Document, Kind as JsonKind, Limits};
 use crate::process::ProcessIx;
 use crate::stream::Op;
@@ -44,7 +46,7 @@ struct Line {
     first_enter: BootNs,
     first_exit: BootNs,
     last_exit: BootNs,
-    by: Vec<ProcessIx>,
+    by: SmallVec<[ProcessIx; 4]>,
     bytes: Vec<u8>,
     flags: FrameFlags,
     kind: Kind,
@@ -154,7 +156,7 @@ impl LineFramer {
             first_enter: op.enter,
             first_exit: op.exit,
             last_exit: op.exit,
-            by: Vec::new(),
+            by: SmallVec::new(),
             bytes: Vec::new(),
             flags: std::mem::take(&mut self.next_flags),
             kind: Kind::Blank,
@@ -242,8 +244,10 @@ impl LineFramer {
             first_exit: line.first_exit,
             last_exit: line.last_exit,
             by: line.by,
+            hash: hash(&line.bytes),
             bytes: Arc::new(line.bytes),
             flags: line.flags,
+            partner: None,
         });
     }
 }

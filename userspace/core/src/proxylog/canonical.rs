@@ -4,7 +4,9 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::sync::OnceLock;
 
+use super::decimal;
 use crate::json::{self, Elements, Kind, Leniency, Value};
 
 /// What stands in place of a redacted value.
@@ -24,6 +26,9 @@ pub const DEFAULT_PATTERNS: [&str; 6] = [
 ///
 /// Source: Go `encoding/json/scanner.go`, `maxNestingDepth`.
 const GO_DEPTH_MAX: usize = 10_000;
+
+/// Keys up to this length are looked at without a copy on the heap.
+const SHORT_KEY_BYTES: usize = 64;
 
 /// Which members are redacted: those whose lower-cased key contains a pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -47,16 +52,33 @@ impl Redaction {
     }
 
     /// No redaction.
-    pub fn none() -> Self {
+    pub const fn none() -> Self {
         Self {
             patterns: Vec::new(),
         }
+    }
+
+    /// What is taken for the redaction of a proxy of which nothing is known.
+    pub fn usual() -> &'static Self {
+        static USUAL: OnceLock<Redaction> = OnceLock::new();
+        USUAL.get_or_init(Self::default)
     }
 
     /// True if a member with this (decoded) key is redacted.
     pub fn hits(&self, key: &str) -> bool {
         if self.patterns.is_empty() {
             return false;
+        }
+        let mut short = [0; SHORT_KEY_BYTES];
+        if let Some(short) = short.get_mut(..key.len())
+            && key.is_ascii()
+        {
+            short.copy_from_slice(key.as_bytes());
+            short.make_ascii_lowercase();
+            return self.patterns.iter().any(|pattern| {
+                let windows = &mut short.windows(pattern.len());
+                windows.any(|window| window == pattern.as_bytes())
+            });
         }
         let key = lower(key);
         self.patterns
@@ -97,13 +119,33 @@ pub fn canonicalise(value: Value<'_>, redaction: &Redaction) -> Result<Vec<u8>, 
     if leniency.intersects(Leniency::FLOAT_OVERFLOW) {
         return Err(NotCanonical::NumberRange);
     }
-    write(value, redaction, GO_DEPTH_MAX)
+    let mut out = Vec::with_capacity(value.raw().len());
+    write(&mut out, value, redaction, GO_DEPTH_MAX, Spelling::Go)?;
+    Ok(out)
 }
 
 /// As [`canonicalise`], but for every value: numbers that Go cannot hold keep their text, so nothing
 /// escapes redaction by being unreadable to Go.
 pub fn canonicalise_any(value: Value<'_>, redaction: &Redaction) -> Vec<u8> {
-    write(value, redaction, usize::MAX).unwrap_or_default()
+    let mut out = Vec::with_capacity(value.raw().len());
+    canonicalise_any_into(&mut out, value, redaction);
+    out
+}
+
+/// As [`canonicalise_any`], behind what `out` holds already; whether anything was redacted.
+pub fn canonicalise_any_into(out: &mut Vec<u8>, value: Value<'_>, redaction: &Redaction) -> bool {
+    // Without a limit of depth there is nothing to refuse.
+    write(out, value, redaction, usize::MAX, Spelling::Go).unwrap_or_default()
+}
+
+/// As [`canonicalise_any`], but nothing is rounded: a number that float64 does not hold keeps its
+/// text, and a lone surrogate is an escape. Bytes that are not UTF-8 become U+FFFD even so: JSON has no
+/// way to write them.
+pub fn exact(value: Value<'_>, redaction: &Redaction) -> Vec<u8> {
+    let mut out = Vec::with_capacity(value.raw().len());
+    // Without a limit of depth there is nothing to refuse.
+    let _redacted = write(&mut out, value, redaction, usize::MAX, Spelling::Exact);
+    out
 }
 
 /// Go's spelling of a string, with quotes.
@@ -150,15 +192,27 @@ pub fn compact(raw: &[u8]) -> Vec<u8> {
 /// would overflow.
 enum Open<'d> {
     Array(Elements<'d>, bool),
-    Object(std::vec::IntoIter<(Cow<'d, str>, Value<'d>)>, bool),
+    Object(std::vec::IntoIter<Member<'d>>, bool),
+}
+
+/// A member of an object: its key as Go reads it, its key as it stands, its value.
+type Member<'d> = (Cow<'d, str>, Value<'d>, Value<'d>);
+
+/// How numbers and strings are spelled.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Spelling {
+    Go,
+    Exact,
 }
 
 fn write(
+    out: &mut Vec<u8>,
     value: Value<'_>,
     redaction: &Redaction,
     depth_max: usize,
-) -> Result<Vec<u8>, NotCanonical> {
-    let mut out = Vec::with_capacity(value.raw().len());
+    spelling: Spelling,
+) -> Result<bool, NotCanonical> {
+    let mut redacted = false;
     let mut open = Vec::new();
     let mut next = Some(value);
     loop {
@@ -170,10 +224,11 @@ fn write(
                 }
                 Kind::Object => {
                     out.push(b'{');
-                    open.push(Open::Object(sorted_members(value).into_iter(), true));
+                    let members = sorted_members(value, spelling).into_iter();
+                    open.push(Open::Object(members, true));
                 }
-                Kind::String => push_string(&mut out, &value.as_str_lossy()),
-                Kind::Number => push_number(&mut out, value),
+                Kind::String => push_text(out, value, spelling),
+                Kind::Number => push_number(out, value, spelling),
                 Kind::Null | Kind::Bool => out.extend_from_slice(value.raw()),
             }
             if open.len() > depth_max {
@@ -181,7 +236,7 @@ fn write(
             }
         }
         match open.last_mut() {
-            None => return Ok(out),
+            None => return Ok(redacted),
             Some(Open::Array(elements, first)) => {
                 next = elements.next();
                 if next.is_none() {
@@ -192,7 +247,7 @@ fn write(
                 }
             }
             Some(Open::Object(members, first)) => {
-                let Some((key, value)) = members.next() else {
+                let Some((key, exact, value)) = members.next() else {
                     out.push(b'}');
                     open.pop();
                     continue;
@@ -200,10 +255,14 @@ fn write(
                 if !std::mem::take(first) {
                     out.push(b',');
                 }
-                push_string(&mut out, &key);
+                match spelling {
+                    Spelling::Go => push_string(out, &key),
+                    Spelling::Exact => push_text(out, exact, spelling),
+                }
                 out.push(b':');
                 if redaction.hits(&key) {
-                    push_string(&mut out, REDACTED);
+                    redacted = true;
+                    push_string(out, REDACTED);
                 } else {
                     next = Some(value);
                 }
@@ -213,17 +272,18 @@ fn write(
 }
 
 /// Members by key, in order of the keys' bytes; of equal keys, the last.
-pub(super) fn sorted_members(object: Value<'_>) -> Vec<(Cow<'_, str>, Value<'_>)> {
+fn sorted_members(object: Value<'_>, spelling: Spelling) -> Vec<Member<'_>> {
     let mut members: Vec<_> = object
         .entries()
-        .map(|(key, value)| (key.as_str_lossy(), value))
+        .map(|(key, value)| (key.as_str_lossy(), key, value))
         .collect();
     members.sort_by(|a, b| a.0.cmp(&b.0));
     // The sort is stable, so of a run the last one in the text stands last.
     members.dedup_by(|later, earlier| {
-        let same = later.0 == earlier.0;
+        let same = later.0 == earlier.0
+            && (spelling == Spelling::Go || later.1.as_str_bytes() == earlier.1.as_str_bytes());
         if same {
-            earlier.1 = later.1;
+            earlier.2 = later.2;
         }
         same
     });
@@ -236,10 +296,10 @@ fn push_string(out: &mut Vec<u8>, text: &str) {
     let bytes = text.as_bytes();
     let mut plain = 0;
     let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        let special = byte < 0x20 || matches!(byte, b'"' | b'\\' | b'<' | b'>' | b'&');
-        let separator = byte == 0xe2 && matches!(bytes[at + 1..], [0x80, 0xa8 | 0xa9, ..]);
-        if !special && !separator {
+    loop {
+        at += plain_len(&bytes[at..]);
+        let Some(&byte) = bytes.get(at) else { break };
+        if byte == 0xe2 && !matches!(bytes[at + 1..], [0x80, 0xa8 | 0xa9, ..]) {
             at += 1;
             continue;
         }
@@ -270,6 +330,34 @@ fn push_string(out: &mut Vec<u8>, text: &str) {
     out.push(b'"');
 }
 
+/// How many bytes at the start need no second look, eight at a time: no control character, none of `"\\<>&`, and not the first
+/// byte of a line separator.
+fn plain_len(bytes: &[u8]) -> usize {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x8080_8080_8080_8080;
+    // Has the high bit set in every byte that is zero, and perhaps in bytes above one: never clear where it must be set.
+    let zero = |word: u64| word.wrapping_sub(ONES) & !word & HIGH;
+    let is = |word: u64, byte: u8| zero(word ^ (ONES * u64::from(byte)));
+    let words = bytes.chunks_exact(8);
+    let special_word = words.clone().position(|chunk| {
+        let word = chunk
+            .iter()
+            .rev()
+            .fold(0, |word, byte| word << 8 | u64::from(*byte));
+        let control = word.wrapping_sub(ONES * 0x20) & !word & HIGH;
+        let special = [b'"', b'\\', b'<', b'>', b'&', 0xe2];
+        special
+            .iter()
+            .fold(control, |found, byte| found | is(word, *byte))
+            != 0
+    });
+    let begin = special_word.unwrap_or(words.len()) * 8;
+    let special =
+        |byte: &u8| *byte < 0x20 || matches!(byte, b'"' | b'\\' | b'<' | b'>' | b'&' | 0xe2);
+    let rest = &bytes[begin..];
+    begin + rest.iter().position(special).unwrap_or(rest.len())
+}
+
 fn push_unicode_escape(out: &mut Vec<u8>, byte: u8) {
     const HEX: &[u8; 16] = b"0123456789abcdef";
     out.extend_from_slice(b"\\u00");
@@ -277,17 +365,54 @@ fn push_unicode_escape(out: &mut Vec<u8>, byte: u8) {
     out.push(HEX[usize::from(byte & 15)]);
 }
 
-fn push_number(out: &mut Vec<u8>, value: Value<'_>) {
-    match value.as_f64() {
-        Some(number) if number.is_finite() => out.extend_from_slice(float(number).as_bytes()),
-        Some(_) | None => out.extend_from_slice(value.raw()),
+fn push_text(out: &mut Vec<u8>, value: Value<'_>, spelling: Spelling) {
+    // Beside stray bytes nothing is exact any more.
+    let odd = value.leniency() & (Leniency::LONE_SURROGATE | Leniency::INVALID_UTF8);
+    let keep = spelling == Spelling::Exact && odd == Leniency::LONE_SURROGATE;
+    match value.as_str_bytes().filter(|_| keep) {
+        Some(bytes) => push_wtf8(out, &bytes),
+        None => push_string(out, &value.as_str_lossy()),
+    }
+}
+
+/// A string whose lone surrogates stand as their three bytes.
+fn push_wtf8(out: &mut Vec<u8>, bytes: &[u8]) {
+    let mut text = Vec::with_capacity(bytes.len() + 2);
+    out.push(b'"');
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let lone = |at: &usize| matches!(rest[*at..], [0xed, 0xa0..=0xbf, 0x80..=0xbf, ..]);
+        let at = memchr::memchr_iter(0xed, rest).find(lone);
+        let (plain, tail) = rest.split_at(at.unwrap_or(rest.len()));
+        text.clear();
+        push_string(&mut text, &String::from_utf8_lossy(plain));
+        out.extend_from_slice(&text[1..text.len() - 1]);
+        rest = tail;
+        if let [_, second, third, after @ ..] = tail {
+            let code = 0xd000 | (u16::from(second & 0x3f) << 6) | u16::from(third & 0x3f);
+            out.extend_from_slice(format!("\\u{code:04x}").as_bytes());
+            rest = after;
+        }
+    }
+    out.push(b'"');
+}
+
+fn push_number(out: &mut Vec<u8>, value: Value<'_>, spelling: Spelling) {
+    let spelled = value
+        .as_f64()
+        .filter(|number| number.is_finite())
+        .map(float)
+        .filter(|text| spelling == Spelling::Go || decimal::same(text.as_bytes(), value.raw()));
+    match spelled {
+        Some(text) => out.extend_from_slice(text.as_bytes()),
+        None => out.extend_from_slice(value.raw()),
     }
 }
 
 /// The shortest digits that read back as the same float64, in Go's layout.
 ///
 /// Source: Go `encoding/json/encode.go`, `floatEncoder.encode`.
-fn float(number: f64) -> String {
+pub(super) fn float(number: f64) -> String {
     let size = number.abs();
     if size == 0.0 || (1e-6..1e21).contains(&size) {
         return format!("{number}");

@@ -7,6 +7,24 @@ use super::super::draft::Draft;
 use super::{NotCanonical, Redaction, canonicalise, canonicalise_any, compact};
 
 #[test]
+fn the_exact_form_rounds_nothing() {
+    for (text, exact_form) in [
+        (
+            r#"{"b":9007199254740993,"a":1.0}"#,
+            r#"{"a":1,"b":9007199254740993}"#,
+        ),
+        ("[1e400,1e2,-0,1e-400]", "[1e400,100,-0,1e-400]"),
+        (r#"["a\ud800b\udfff<"]"#, r#"["a\ud800b\udfff\u003c"]"#),
+        (r#"{"\ud800":1,"\ud801":2}"#, r#"{"\ud800":1,"\ud801":2}"#),
+        (r#"{"token":9007199254740993}"#, r#"{"token":"[REDACTED]"}"#),
+    ] {
+        let document = parse(text.as_bytes());
+        let written = super::exact(document.root(), &Redaction::default());
+        assert_eq!(String::from_utf8(written).unwrap(), exact_form);
+    }
+}
+
+#[test]
 fn every_redacted_vector_is_canonicalised_as_go_did() {
     let redaction = Redaction::default();
     let mut raw = 0;

@@ -1,12 +1,19 @@
 //! Comparison by value: what the wire carried against what the log says.
 //!
-//! Owns: equality through Go's eyes (numbers as float64, strings with U+FFFD, the last of repeated
-//! keys) and redaction. Does not own: which values belong together, or what a difference means.
+//! Owns: equality by value (numbers by their decimal digits, strings by their code units, the last of
+//! repeated keys), redaction, and what Go's collapse excuses. Does not own: which values belong
+//! together, or what a difference means.
+//!
+//! A log written by Go holds numbers as the nearest float64 and U+FFFD where text was no Unicode, so
+//! one entry stands for many messages. Such a pair is neither equal nor different: it is
+//! [`Comparison::Collapsed`], and proves nothing more than that the log is what this proxy makes of
+//! the message. The collapse goes one way: a log that holds *more* than the wire is different.
 
 use std::borrow::Cow;
 
-use super::canonical::{REDACTED, Redaction, sorted_members};
-use crate::json::{Elements, Kind, Value};
+use super::canonical::{self, REDACTED, Redaction};
+use super::decimal;
+use crate::json::{Elements, Kind, Leniency, Value};
 
 /// Longest JSON pointer reported, bytes; an agent can make keys of megabytes.
 pub const POINTER_MAX_BYTES: usize = 1024;
@@ -18,6 +25,11 @@ pub enum Comparison {
     Equal,
     /// The same but for members that the proxy redacts by their key.
     EqualAfterRedaction,
+    /// The log holds what Go makes of the value, and it makes the same of others.
+    Collapsed {
+        /// Pointer, as below, to the first value that lost something.
+        pointer: String,
+    },
     /// Not the same.
     Different {
         /// RFC 6901 pointer to the first difference; cut, with `…` at its end, when over
@@ -45,11 +57,16 @@ pub enum Difference {
 
 /// Compares two values. Keys that `redaction` hits may hold `"[REDACTED]"` in the log.
 pub fn values(wire: Value<'_>, log: Value<'_>, redaction: &Redaction) -> Comparison {
-    Walk {
-        open: Vec::new(),
-        redacted: false,
+    let exact = Walk::new(Eyes::Exact).run(wire, log, redaction);
+    let Comparison::Different { pointer, .. } = exact else {
+        return exact;
+    };
+    match Walk::new(Eyes::Go).run(wire, log, redaction) {
+        different @ Comparison::Different { .. } => different,
+        Comparison::Equal | Comparison::EqualAfterRedaction | Comparison::Collapsed { .. } => {
+            Comparison::Collapsed { pointer }
+        }
     }
-    .run(wire, log, redaction)
 }
 
 /// As [`values`] where either may be absent. `null` and absent are the same: MCP knows no difference,
@@ -84,10 +101,14 @@ pub fn errors(
         return values(wire_error, log_error, redaction);
     }
     let mut redacted = false;
+    let mut collapsed = None;
     for member in ["code", "message", "data"] {
         match optional(wire_error.get(member), log_error.get(member), redaction) {
             Comparison::Equal => {}
             Comparison::EqualAfterRedaction => redacted = true,
+            Comparison::Collapsed { pointer } => {
+                collapsed.get_or_insert(format!("/{member}{pointer}"));
+            }
             Comparison::Different {
                 pointer,
                 difference,
@@ -96,7 +117,10 @@ pub fn errors(
             }
         }
     }
-    equal(redacted)
+    collapsed.map_or_else(
+        || equal(redacted),
+        |pointer| Comparison::Collapsed { pointer },
+    )
 }
 
 fn different(pointer: String, difference: Difference) -> Comparison {
@@ -123,22 +147,41 @@ enum Open<'d> {
     },
     Object {
         pairs: std::vec::IntoIter<Pair<'d>>,
-        key: Cow<'d, str>,
+        key: Key<'d>,
     },
 }
 
+/// A key, decoded; not always UTF-8.
+type Key<'d> = Cow<'d, [u8]>;
+
 struct Pair<'d> {
-    key: Cow<'d, str>,
+    key: Key<'d>,
     wire: Option<Value<'d>>,
     log: Option<Value<'d>>,
 }
 
+/// How the wire is read. The log is always taken as it stands.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Eyes {
+    Exact,
+    Go,
+}
+
 struct Walk<'d> {
+    eyes: Eyes,
     open: Vec<Open<'d>>,
     redacted: bool,
 }
 
 impl<'d> Walk<'d> {
+    fn new(eyes: Eyes) -> Self {
+        Self {
+            eyes,
+            open: Vec::new(),
+            redacted: false,
+        }
+    }
+
     fn run(mut self, wire: Value<'d>, log: Value<'d>, redaction: &Redaction) -> Comparison {
         let mut next = Some((wire, log));
         loop {
@@ -178,19 +221,45 @@ impl<'d> Walk<'d> {
                 true
             }
             Kind::Object => {
-                let pairs = merge(sorted_members(wire), sorted_members(log)).into_iter();
+                let pairs = merge(members(wire, self.eyes), members(log, Eyes::Exact)).into_iter();
                 self.open.push(Open::Object {
                     pairs,
-                    key: Cow::Borrowed(""),
+                    key: Cow::Borrowed(b""),
                 });
                 true
             }
-            Kind::String => wire.as_str_lossy() == log.as_str_lossy(),
-            Kind::Number => same_number(wire, log),
+            Kind::String => self.same_text(wire, log),
+            Kind::Number => self.same_number(wire, log),
             Kind::Null => true,
             Kind::Bool => false,
         };
         if same { Ok(()) } else { Err(Difference::Value) }
+    }
+
+    fn same_text(&self, wire: Value<'_>, log: Value<'_>) -> bool {
+        match self.eyes {
+            // Three stray bytes and one stray escape decode to the same bytes, but not to the same text.
+            Eyes::Exact => {
+                let odd = Leniency::LONE_SURROGATE | Leniency::INVALID_UTF8;
+                wire.as_str_bytes() == log.as_str_bytes()
+                    && (!(wire.leniency() | log.leniency()).intersects(odd)
+                        || wire.as_str_lossy() == log.as_str_lossy())
+            }
+            Eyes::Go => log.is_str(wire.as_str_lossy().as_bytes()),
+        }
+    }
+
+    fn same_number(&self, wire: Value<'_>, log: Value<'_>) -> bool {
+        match self.eyes {
+            Eyes::Exact => decimal::same(wire.raw(), log.raw()),
+            Eyes::Go => {
+                let read = wire.as_f64().filter(|number| number.is_finite());
+                read.is_some_and(|read| {
+                    let zeros = read == 0.0 && decimal::is_zero(log.raw());
+                    zeros || decimal::same(canonical::float(read).as_bytes(), log.raw())
+                })
+            }
+        }
     }
 
     /// The next pair to compare; `None` when everything was.
@@ -220,7 +289,10 @@ impl<'d> Walk<'d> {
                             (None, Some(_)) => return Err(Difference::MissingOnWire),
                             (None, None) => continue,
                         };
-                        if log.is_str(REDACTED) && !wire.is_str(REDACTED) && redaction.hits(key) {
+                        if log.is_str(REDACTED)
+                            && !wire.is_str(REDACTED)
+                            && redaction.hits(&String::from_utf8_lossy(key))
+                        {
                             self.redacted = true;
                             continue;
                         }
@@ -241,7 +313,7 @@ impl<'d> Walk<'d> {
             match open {
                 Open::Array { index, .. } => out.push_str(&index.saturating_sub(1).to_string()),
                 Open::Object { key, .. } => {
-                    for ch in key.chars().take(POINTER_MAX_BYTES) {
+                    for ch in String::from_utf8_lossy(key).chars().take(POINTER_MAX_BYTES) {
                         match ch {
                             '~' => out.push_str("~0"),
                             '/' => out.push_str("~1"),
@@ -261,21 +333,39 @@ impl<'d> Walk<'d> {
     }
 }
 
-/// Through float64; numbers outside it by their text.
-fn same_number(wire: Value<'_>, log: Value<'_>) -> bool {
-    match (wire.as_f64(), log.as_f64()) {
-        // Exact on purpose: these are the same float64 or they are different numbers.
-        #[expect(clippy::float_cmp, reason = "equality of values, not of measurements")]
-        (Some(a), Some(b)) => a.is_finite() && a == b,
-        _ => false,
+/// Members by key, in order of the keys' bytes; of equal keys, the last.
+fn members<'d>(object: Value<'d>, eyes: Eyes) -> Vec<(Key<'d>, Value<'d>)> {
+    let mut members: Vec<(Key<'d>, Value<'d>)> = object
+        .entries()
+        .map(|(key, value)| {
+            let key = match eyes {
+                Eyes::Exact => key.as_str_bytes().unwrap_or_default(),
+                Eyes::Go => bytes_of(key.as_str_lossy()),
+            };
+            (key, value)
+        })
+        .collect();
+    members.sort_by(|a, b| a.0.cmp(&b.0));
+    // The sort is stable, so of a run the last one in the text stands last.
+    members.dedup_by(|later, earlier| {
+        let same = later.0 == earlier.0;
+        if same {
+            earlier.1 = later.1;
+        }
+        same
+    });
+    members
+}
+
+fn bytes_of(text: Cow<'_, str>) -> Cow<'_, [u8]> {
+    match text {
+        Cow::Borrowed(text) => Cow::Borrowed(text.as_bytes()),
+        Cow::Owned(text) => Cow::Owned(text.into_bytes()),
     }
 }
 
 /// Merges two sorted lists of members by key.
-fn merge<'d>(
-    wire: Vec<(Cow<'d, str>, Value<'d>)>,
-    log: Vec<(Cow<'d, str>, Value<'d>)>,
-) -> Vec<Pair<'d>> {
+fn merge<'d>(wire: Vec<(Key<'d>, Value<'d>)>, log: Vec<(Key<'d>, Value<'d>)>) -> Vec<Pair<'d>> {
     let mut pairs = Vec::with_capacity(wire.len().max(log.len()));
     let mut log = log.into_iter().peekable();
     for (key, value) in wire {

@@ -5,12 +5,13 @@
 
 pub mod canonical;
 pub mod compare;
+mod decimal;
 pub mod draft;
 pub mod entry;
 pub mod mcp_audit;
 pub mod own;
+pub mod redact;
 pub mod signature;
-
 pub mod timestamp;
 
 #[cfg(test)]

@@ -221,8 +221,11 @@ fn same_values(wire: &[u8], disk: &[u8]) -> bool {
     ) else {
         return false;
     };
-    compare::values(wire.root(), disk.root(), &canonical::Redaction::none())
-        == compare::Comparison::Equal
+    // What the re-serialiser rounded is for the comparison of contents to tell; the signature holds for the wire.
+    match compare::values(wire.root(), disk.root(), &canonical::Redaction::none()) {
+        compare::Comparison::Equal | compare::Comparison::Collapsed { .. } => true,
+        compare::Comparison::EqualAfterRedaction | compare::Comparison::Different { .. } => false,
+    }
 }
 
 fn decode_hex(hex: &str) -> Option<[u8; 32]> {

@@ -72,7 +72,7 @@ table! {
         tool_name: Option<String>,
         /// Why this is not MCP traffic, as `proxy_own`, `unknown_method`, `other_protocol`; null if it is.
         out_of_scope: Option<&'static str>,
-        /// What `payload` holds: `full` (the bytes on the wire), `redacted` (canonical JSON with secrets replaced), `hash` (nothing)
+        /// What `payload` holds: `full` (the bytes on the wire), `redacted` (the same with the values of sensitive keys replaced), `hash` (nothing)
         /// or `withheld` (nothing: out of scope).
         payload_mode: &'static str,
         /// The frame's bytes, which need not be valid UTF-8; null unless `payload_mode` is `full` or `redacted`.
