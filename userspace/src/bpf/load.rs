@@ -16,6 +16,7 @@ use countersign_common::{
     RecordHeader, counter,
     load::{ChannelKey, ChannelState, CpuState, ExeKey, MOVED, Offsets},
 };
+use countersign_core::hex::hex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sha2::{Digest, Sha256};
 use zerocopy::{FromBytes, IntoBytes};
@@ -216,9 +217,7 @@ impl Capture {
 
     /// SHA-256 of [`Capture::offsets`] in hex.
     pub fn offsets_sha256(&self) -> String {
-        Sha256::digest(self.offsets.as_bytes())
-            .iter()
-            .fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
+        hex(&Sha256::digest(self.offsets.as_bytes()))
     }
 
     /// The kernel's counters, summed over all CPUs, indexed by [`counter`]. One system call.

@@ -8,6 +8,7 @@ use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
 use crate::correlator::Settings;
+use crate::hex::hex;
 use crate::json::{Document, Limits};
 use crate::proxylog::canonical::{self, Redaction};
 use crate::proxylog::redact;
@@ -166,14 +167,4 @@ impl Recent {
             }
         }
     }
-}
-
-pub(super) fn hex(bytes: &[u8]) -> String {
-    let mut text = String::with_capacity(bytes.len() * 2);
-    for byte in bytes {
-        for digit in [byte >> 4, byte & 15] {
-            text.push(char::from(b"0123456789abcdef"[usize::from(digit)]));
-        }
-    }
-    text
 }
