@@ -157,24 +157,24 @@ pub unsafe fn walk(thread: *mut Thread) -> i64 {
     0
 }
 
-/// Captures an operation with one buffer. Most fit into one record and need no walk.
+/// Captures an operation with one buffer; whether all of it. Most fit into one record and need no walk.
 ///
 /// # Safety
 /// `thread` is the current thread's state, with the operation described and begun.
 #[inline(always)]
-pub unsafe fn capture_buffer(thread: *mut Thread, address: u64) {
+pub unsafe fn capture_buffer(thread: *mut Thread, address: u64) -> bool {
     // SAFETY: the caller's.
     unsafe {
         let len = (*thread).op_left;
         if len <= CHUNK_MAX_BYTES as u64 && len <= (*thread).limit_left {
             match chunk(thread, address, len) {
-                Outcome::Captured => return,
+                Outcome::Captured => return true,
                 // What the walker would do after its own attempt: page by page.
                 Outcome::Fault => (*thread).fault_until = address + len,
                 Outcome::RingFull => {
                     count(counter::RING_DROPPED_BYTES, len);
                     missing(thread, len, gap::RING_FULL);
-                    return;
+                    return false;
                 }
             }
         }
@@ -182,6 +182,7 @@ pub unsafe fn capture_buffer(thread: *mut Thread, address: u64) {
         (*thread).segment_left = len;
         (*thread).vectors_left = 0;
         walk(thread);
+        (*thread).missed == 0
     }
 }
 
@@ -203,6 +204,7 @@ pub unsafe fn missing(thread: *mut Thread, len: u64, reason: u16) -> i64 {
     unsafe {
         (*thread).transfer.offset += len;
         (*thread).op_left -= len;
+        (*thread).missed |= 1 << reason;
     }
     0
 }

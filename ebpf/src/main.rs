@@ -17,6 +17,7 @@
 mod arch;
 mod channel;
 mod emit;
+mod log;
 mod maps;
 mod offsets;
 mod probes;
@@ -56,6 +57,7 @@ pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
         let Some(bits) = tag_of(leader) else { return 0 };
         if compat {
             count(counter::COMPAT_SYSCALLS, 1);
+            log::compat(number);
             // It may be an `execve`, and a tag lost there is lost for good.
             process::before_exec(task, leader, bits);
             return 0;
@@ -66,6 +68,7 @@ pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
             Class::Exec => process::before_exec(task, leader, bits),
             Class::Unseen if number != nr::IO_URING_SETUP || polls(regs) => {
                 count(counter::UNSEEN_SUBMISSIONS, 1);
+                log::unseen(number);
             }
             Class::Other | Class::End | Class::OwnEnd | Class::Unseen => {}
         }

@@ -8,6 +8,7 @@ use countersign_common::{ChannelId, Transfer, counter, tag};
 
 use crate::{
     emit::count,
+    log,
     maps::{TAGS, THREADS},
 };
 
@@ -43,6 +44,8 @@ pub struct Thread {
     pub limit_left: u64,
     /// Pieces stop at pages up to here.
     pub fault_until: u64,
+    /// Reasons of the gaps of the system call so far, a bit each.
+    pub missed: u64,
     /// Start of the message array (`struct mmsghdr`).
     pub messages: u64,
 }
@@ -100,6 +103,7 @@ pub unsafe fn thread(task: *mut task_struct) -> Option<*mut Thread> {
     let thread = unsafe { THREADS.find_or_create(task) };
     if thread.is_none() {
         count(counter::PENDING_FAILED, 1);
+        log::no_thread_state();
     }
     thread
 }

@@ -15,6 +15,7 @@ use crate::{
     arch::{PtRegs, syscall_args},
     channel::{Enrolled, enrol, file_of, leave, resolve},
     emit::{count, missing},
+    log,
     offsets::current,
     scope::{Held, Thread, thread},
 };
@@ -74,6 +75,7 @@ pub unsafe fn exit(
             return;
         }
         count(counter::SPLICE_BYTES, returned as u64);
+        log::spliced(number);
         let mut flags = whose(bits);
         if !entered {
             flags |= transfer_flags::NO_ENTER;

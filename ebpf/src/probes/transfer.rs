@@ -17,6 +17,7 @@ use crate::{
     arch::{PtRegs, syscall_args},
     channel::{Enrolled, advance, enrol_operation, file_of, leave, resolve},
     emit::{capture_buffer, count, walk},
+    log,
     offsets::current,
     scope::{Thread, thread},
 };
@@ -98,8 +99,11 @@ pub unsafe fn exit(
             bytes,
             &raw mut (*thread).transfer,
         );
-        if enrolled == Enrolled::No && (*thread).first.channel.epoch == 0 {
-            return;
+        if enrolled == Enrolled::No {
+            if (*thread).first.channel.epoch == 0 {
+                return;
+            }
+            log::no_channel((*thread).first.channel.inode);
         }
         let who = current(leader);
         if enrolled == Enrolled::New {
@@ -114,7 +118,21 @@ pub unsafe fn exit(
         }
         describe(thread, &who, number, exit_ns, flags, op_direction);
         (*thread).limit_left = op_limit(bits, op_direction);
-        capture(thread, number, returned as u64);
+        (*thread).missed = 0;
+        if !capture(thread, number, returned as u64) {
+            tell_missed((*thread).missed, returned as u64);
+        }
+    }
+}
+
+/// Messages about what an operation lacks.
+#[inline(always)]
+fn tell_missed(missed: u64, bytes: u64) {
+    if missed & 1 << gap::RING_FULL != 0 {
+        log::ring_full(bytes);
+    }
+    if missed & 1 << gap::FAULT != 0 {
+        log::fault(bytes);
     }
 }
 
@@ -199,8 +217,9 @@ const fn numbers_itself(number: u64) -> bool {
     matches!(number, nr::SENDMMSG | nr::RECVMMSG)
 }
 
+/// Captures what moved; whether all of it.
 #[inline(always)]
-unsafe fn capture(thread: *mut Thread, number: u64, returned: u64) {
+unsafe fn capture(thread: *mut Thread, number: u64, returned: u64) -> bool {
     // SAFETY: the caller's.
     unsafe {
         match number {
@@ -236,9 +255,10 @@ unsafe fn capture(thread: *mut Thread, number: u64, returned: u64) {
             }
             _ => {
                 begin(thread, returned);
-                capture_buffer(thread, (*thread).args[1]);
+                return capture_buffer(thread, (*thread).args[1]);
             }
         }
+        (*thread).missed == 0
     }
 }
 

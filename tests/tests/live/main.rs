@@ -9,6 +9,7 @@
 mod calls;
 mod harness;
 mod limits;
+mod messages;
 mod moves;
 mod peers;
 mod processes;

@@ -20,7 +20,11 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sha2::{Digest, Sha256};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{object, offsets, tag::Tagger};
+use super::{
+    messages::{self, Messages},
+    object, offsets,
+    tag::Tagger,
+};
 
 /// Default size of the data ring, in bytes.
 pub const RING_BYTES_DEFAULT: u32 = 64 << 20;
@@ -71,6 +75,7 @@ pub struct Capture {
     malformed: u64,
     generation: u64,
     offsets: Offsets,
+    messages: Messages,
 }
 
 /// What one program did, from its `fdinfo`.
@@ -109,6 +114,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         .allow_unsupported_maps()
         .override_global("OFFSETS", offsets.as_bytes(), true)
         .override_global("GENERATION", &options.generation, true)
+        .override_global("AYA_LOG_LEVEL", &messages::level(), true)
         .map_max_entries("RING", options.ring_bytes)
         .load(object)
         .context("create the maps (capturing needs root, or CAP_BPF and CAP_PERFMON)")?;
@@ -161,6 +167,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         .as_fd()
         .try_clone_to_owned()
         .context("keep the tag map open")?;
+    let messages = Messages::of(&mut ebpf)?;
     Ok(Capture {
         _ebpf: ebpf,
         ring,
@@ -171,6 +178,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         malformed: 0,
         generation: options.generation,
         offsets,
+        messages,
     })
 }
 
@@ -323,6 +331,11 @@ impl Capture {
     /// Ring entries so far whose size field contradicts their length. Anything but 0 is a bug or another ABI.
     pub fn malformed(&self) -> u64 {
         self.malformed
+    }
+
+    /// Gives the messages of the kernel programs to `tracing`. Without any, it reads two words of shared memory.
+    pub fn tell(&mut self) {
+        self.messages.tell();
     }
 
     /// Waits until the kernel says that much is waiting, at most `timeout`. Little data gives no wake-up: poll.
