@@ -10,6 +10,7 @@ use crate::{
     emit::count,
     log,
     maps::{TAGS, THREADS},
+    offsets::has_storage,
 };
 
 /// What a watched thread's `sys_enter` saw, and where its capture walker stands.
@@ -20,6 +21,10 @@ use crate::{
 pub struct Thread {
     /// Number of the system call whose `sys_enter` was seen, plus one; 0 when none is open.
     pub open_call: u64,
+    /// The tag of its process at that time.
+    pub bits: u32,
+    /// Zero.
+    pub reserved: u32,
     /// Its arguments: those that the kernel took, whatever a tracer writes into the registers later.
     pub args: [u64; 6],
     /// `CLOCK_BOOTTIME` at `sys_enter`.
@@ -46,6 +51,8 @@ pub struct Thread {
     pub fault_until: u64,
     /// Reasons of the gaps of the system call so far, a bit each.
     pub missed: u64,
+    /// Number of a record that was not made, plus one: the next one has it. 0 for none.
+    pub spare_seq: u64,
     /// Start of the message array (`struct mmsghdr`).
     pub messages: u64,
 }
@@ -59,6 +66,8 @@ pub struct Held {
     pub channel: ChannelId,
     /// `f_mode`.
     pub mode: u64,
+    /// Address of the inode's super block; 0 for sockets.
+    pub super_block: u64,
 }
 
 /// The tag of a process, by its leader.
@@ -68,8 +77,13 @@ pub struct Held {
 #[inline(always)]
 pub unsafe fn tag_of(leader: *mut task_struct) -> Option<u32> {
     // SAFETY: storage of a live task, aligned.
-    unsafe { TAGS.find(leader).map(|value| *value) }
-        .filter(|bits| *bits & (tag::TREE | tag::PEER) != 0)
+    unsafe {
+        if !has_storage(leader) {
+            return None;
+        }
+        TAGS.find(leader).map(|value| *value)
+    }
+    .filter(|bits| *bits & (tag::TREE | tag::PEER) != 0)
 }
 
 /// Stores a tag. Counted if it cannot be.
@@ -90,6 +104,20 @@ pub unsafe fn set_tag(task: *mut task_struct, bits: u32) -> bool {
                 false
             }
         }
+    }
+}
+
+/// The state of the calling thread if it is in this system call, as its `sys_enter` left it.
+///
+/// # Safety
+/// `task` is the current task.
+#[inline(always)]
+pub unsafe fn entered(task: *mut task_struct, number: u64) -> Option<*mut Thread> {
+    // SAFETY: storage of the current task.
+    unsafe {
+        THREADS
+            .find(task)
+            .filter(|thread| (**thread).open_call == number + 1)
     }
 }
 

@@ -13,7 +13,7 @@ use aya::{
     programs::BtfTracePoint,
 };
 use countersign_common::{
-    RecordHeader, counter,
+    RecordHeader, Transfer, counter, kind,
     load::{ChannelKey, ChannelState, CpuState, ExeKey, MOVED, Offsets},
 };
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -73,6 +73,8 @@ pub struct Capture {
     channels: [ChannelMap; 2],
     programs: Vec<(&'static str, RawFd)>,
     malformed: u64,
+    /// Payload bytes taken out of the ring.
+    payload_bytes: u64,
     generation: u64,
     offsets: Offsets,
     messages: Messages,
@@ -176,6 +178,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         channels,
         programs,
         malformed: 0,
+        payload_bytes: 0,
         generation: options.generation,
         offsets,
         messages,
@@ -248,6 +251,7 @@ impl Capture {
         // Each record attempted took a number, so that the programs need not count them once more.
         sums[counter::RECORDS as usize] =
             numbered.wrapping_sub(sums[counter::RING_DROPPED_RECORDS as usize]);
+        sums[counter::PAYLOAD_BYTES as usize] = self.payload_bytes;
         Ok(sums)
     }
 
@@ -319,6 +323,7 @@ impl Capture {
         {
             match whole_record(&item) {
                 Some(record) => {
+                    self.payload_bytes += payload_bytes(record);
                     take(record);
                     records += 1;
                 }
@@ -357,6 +362,15 @@ impl fmt::Debug for Capture {
         f.debug_struct("Capture")
             .field("programs", &self.programs)
             .finish_non_exhaustive()
+    }
+}
+
+/// Length of the payload in a record.
+fn payload_bytes(record: &[u8]) -> u64 {
+    if record.starts_with(&kind::CHUNK.to_ne_bytes()) {
+        record.len().saturating_sub(size_of::<Transfer>()) as u64
+    } else {
+        0
     }
 }
 
