@@ -10,6 +10,7 @@ mod calls;
 mod harness;
 mod limits;
 mod mending;
+mod messages;
 mod moves;
 mod peers;
 mod processes;

@@ -42,6 +42,7 @@ fn from_btf(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         task_cgroups: task("cgroups")?,
         task_thread_pid: task("thread_pid")?,
         task_exit_code: task("exit_code")?,
+        task_bpf_storage: task("bpf_storage")?,
         files_fdt: btf.offset("files_struct", "fdt")?,
         fdtable_fd: btf.offset("fdtable", "fd")?,
         fdtable_max_fds: btf.offset("fdtable", "max_fds")?,
