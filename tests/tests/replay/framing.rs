@@ -79,6 +79,19 @@ fn a_private_call_in_another_framing_that_nobody_answers_is_undecided_and_a_find
 }
 
 #[test]
+fn an_answer_that_nobody_reads_is_an_answer() {
+    for text in framings() {
+        let (mut scene, own) = own_server();
+        scene.write(own.agent, own.to_server, &text);
+        scene.read(own.server, own.to_server, ALL);
+        let answer = [OK.line("1"), b"\n".to_vec()].concat();
+        scene.write(own.server, own.to_agent, &answer);
+        let told = Play::new(scene, &[]).run().told();
+        assert_eq!(told, ["bypassed/own_server tools/call evil 1"]);
+    }
+}
+
+#[test]
 fn the_last_body_with_a_length_before_it_is_a_call() {
     let (mut scene, own) = own_server();
     let body = request("1", "tools/call", &tool_params("evil"));
