@@ -5,6 +5,7 @@
 
 mod cut;
 pub mod exchange;
+mod on_lines;
 pub mod passage;
 mod relay;
 mod trouble;
