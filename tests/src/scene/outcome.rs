@@ -36,6 +36,10 @@ pub struct Play {
     pub payload: PayloadMode,
     /// Allowed direct channels.
     pub allow_direct: Vec<AllowDirect>,
+    /// The proxies' executables are not known: the record that lists them is damaged.
+    pub exes_lost: bool,
+    /// The spool's reader says that something of it is gone.
+    pub lost_from_spool: bool,
 }
 
 impl Play {
@@ -55,6 +59,8 @@ impl Play {
             key: Some(key()),
             payload: PayloadMode::Redacted,
             allow_direct: Vec::new(),
+            exes_lost: false,
+            lost_from_spool: false,
         }
     }
 
@@ -82,10 +88,14 @@ impl Play {
             proxies: vec![Proxy {
                 name: "proxy".to_owned(),
                 identity: ProxyIdentity {
-                    exes: vec![FileId {
-                        dev: DISK,
-                        inode: program::PROXY,
-                    }],
+                    exes: if self.exes_lost {
+                        Vec::new()
+                    } else {
+                        vec![FileId {
+                            dev: DISK,
+                            inode: program::PROXY,
+                        }]
+                    },
                     own_exes: Vec::new(),
                     logs: Vec::new(),
                 },
@@ -99,6 +109,9 @@ impl Play {
         });
         for record in &self.records {
             core.handle_record(record);
+        }
+        if self.lost_from_spool {
+            core.handle_loss("spool", "a frame is damaged".to_owned(), 0);
         }
         for (at, content) in &self.logs {
             let file = core.handle_log_file(LogFile {

@@ -266,6 +266,7 @@ pub struct Log {
     /// What the proxy redacts.
     pub redaction: Redaction,
     key: Option<Key>,
+    verbatim: bool,
     next_id: u64,
     opened: Vec<Proc>,
 }
@@ -278,6 +279,7 @@ impl Log {
             disk: Vec::new(),
             redaction: Redaction::default(),
             key: Some(key()),
+            verbatim: false,
             next_id: 0,
             opened: Vec::new(),
         }
@@ -287,6 +289,14 @@ impl Log {
     #[must_use]
     pub fn unsigned(mut self) -> Self {
         self.key = None;
+        self
+    }
+
+    /// A log of mcp-audit with redaction off: it signs the wire's bytes and writes them compacted.
+    #[must_use]
+    pub fn verbatim(mut self) -> Self {
+        self.verbatim = true;
+        self.redaction = Redaction::none();
         self
     }
 
@@ -318,6 +328,9 @@ impl Log {
     pub fn line_with_id(&self, scene: &Scene, entry: &Entry, id: &str) -> Vec<u8> {
         let [params, result, error] = [&entry.params, &entry.result, &entry.error].map(|json| {
             let json = json.as_ref()?;
+            if self.verbatim {
+                return Some(json.clone().into_bytes());
+            }
             let document = Document::parse(json.as_bytes(), Limits::default()).expect("json");
             Some(canonical::canonicalise_any(
                 document.root(),

@@ -79,6 +79,19 @@ fn a_private_call_in_another_framing_that_nobody_answers_is_undecided_and_a_find
 }
 
 #[test]
+fn an_answer_that_nobody_reads_is_an_answer() {
+    for text in framings() {
+        let (mut scene, own) = own_server();
+        scene.write(own.agent, own.to_server, &text);
+        scene.read(own.server, own.to_server, ALL);
+        let answer = [OK.line("1"), b"\n".to_vec()].concat();
+        scene.write(own.server, own.to_agent, &answer);
+        let told = Play::new(scene, &[]).run().told();
+        assert_eq!(told, ["bypassed/own_server tools/call evil 1"]);
+    }
+}
+
+#[test]
 fn the_last_body_with_a_length_before_it_is_a_call() {
     let (mut scene, own) = own_server();
     let body = request("1", "tools/call", &tool_params("evil"));
@@ -114,7 +127,7 @@ fn every_message_of_a_stream_with_lengths_is_a_call_of_its_own() {
 }
 
 #[test]
-fn text_in_utf16_on_a_private_channel_is_a_finding() {
+fn text_in_utf16_for_one_who_answers_is_a_finding() {
     let plain = String::from_utf8(request("1", "tools/call", &tool_params("evil"))).unwrap();
     for swap in [false, true] {
         let (mut scene, own) = own_server();
@@ -133,12 +146,25 @@ fn text_in_utf16_on_a_private_channel_is_a_finding() {
             scene.write(own.agent, own.to_server, piece);
             scene.read(own.server, own.to_server, ALL);
         }
+        own.answers(&mut scene, &OK.line("1"));
         let outcome = Play::new(scene, &[]).run();
         let found = outcome
             .findings()
             .any(|row| row.severity == "medium" || row.severity == "high");
         assert!(found, "{swap}");
     }
+}
+
+#[test]
+fn text_about_json_rpc_between_programs_is_no_grave_finding() {
+    let (mut scene, own) = own_server();
+    let text = b"src/a.rs: \"jsonrpc\": \"2.0\"\n+  \"jsonrpc\"\n";
+    scene.write(own.agent, own.to_server, text);
+    scene.read(own.server, own.to_server, ALL);
+    own.says(&mut scene, text);
+    let outcome = Play::new(scene, &[]).run();
+    expect(&outcome, &[]);
+    assert!(outcome.findings().all(|row| row.severity == "low"));
 }
 
 #[test]

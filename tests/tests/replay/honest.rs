@@ -241,6 +241,38 @@ fn a_log_without_redaction_is_matched_by_its_wire_bytes() {
 }
 
 #[test]
+fn a_signature_over_the_wires_bytes_holds_where_the_disk_has_another_text() {
+    let params = r#"{ "name": "login", "arguments": {"query": "a<b", "n": 9007199254740993} }"#;
+    let play = |edit: Option<(&str, &str)>| {
+        let (mut scene, session, log) = start();
+        let mut log = log.verbatim();
+        let answer = Answer::Result("{}");
+        session.call(&mut scene, &mut log, "1", "tools/call", params, answer);
+        if let Some((from, to)) = edit {
+            log.edit(0, from, to);
+        }
+        Play::new(scene, &[&log]).run()
+    };
+    let outcome = play(None);
+    expect(&outcome, &["matched tools/call login 1"]);
+    let row = outcome.verdicts().next().unwrap();
+    assert_eq!(row.signature, Some("valid_wire"));
+    let outcome = play(Some(("9007199254740993", "9007199254740992")));
+    expect(
+        &outcome,
+        &["altered:rewritten_on_disk@line tools/call login 1"],
+    );
+    assert_eq!(
+        outcome.verdicts().next().unwrap().signature,
+        Some("recovered")
+    );
+    expect(
+        &play(Some(("\\u003cb", "\\u003cc"))),
+        &["altered@params tools/call login 1"],
+    );
+}
+
+#[test]
 fn a_refused_call_that_went_no_further_is_blocked() {
     let (mut scene, session, mut log) = start();
     let error = Answer::Error(r#"{"code":-32030,"message":"denied by policy"}"#);

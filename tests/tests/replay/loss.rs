@@ -106,6 +106,42 @@ fn a_proxy_whose_execution_was_not_seen_is_known_by_its_tag() {
 }
 
 #[test]
+fn a_lost_list_of_the_proxies_programs_makes_no_bypass() {
+    let (mut scene, session, mut log) = start();
+    for id in ["1", "2", "3"] {
+        session.tool(&mut scene, &mut log, id, "a");
+    }
+    let mut play = Play::new(scene, &[&log]);
+    play.exes_lost = true;
+    let told = play.run().told();
+    let fine = |told: &String| told.contains("matched") || told.contains("undecided");
+    assert!(told.iter().all(fine), "{told:?}");
+}
+
+#[test]
+fn no_single_record_that_is_lost_makes_a_bypass() {
+    let play = || {
+        let (mut scene, session, mut log) = start();
+        for id in ["1", "2", "3"] {
+            session.tool(&mut scene, &mut log, id, "a");
+        }
+        // The clock is read more than once.
+        let (boot, utc) = (scene.now(), scene.utc());
+        let reading = format!(r#"{{"boot_ns":{boot},"utc_ns":{utc}}}"#);
+        scene.user(countersign_common::kind::CLOCK, reading.as_bytes());
+        Play::new(scene, &[&log])
+    };
+    for lost in 0..play().records.len() {
+        let mut play = play();
+        play.records.remove(lost);
+        play.lost_from_spool = true;
+        let told = play.run().told();
+        let fine = |told: &String| told.contains("matched") || told.contains("undecided");
+        assert!(told.iter().all(fine), "{lost}: {told:?}");
+    }
+}
+
+#[test]
 fn a_server_whose_creation_was_not_seen_is_still_the_proxys() {
     let (mut scene, mut session, mut log) = start();
     session.server = scene.root(program::SERVER);

@@ -395,11 +395,11 @@ fn lines_of_mcp_in_a_file_are_no_calls_whoever_writes_them() {
 fn honest_calls_after_bytes_that_were_spliced_in_are_not_accused() {
     // A whole line, half a line, and half a line that the next write ends.
     let evil = line(&request("66", "tools/call", &tool_params("evil")));
-    for (spliced, ended_by) in [
-        (evil.clone(), &b""[..]),
-        (evil[..evil.len() - 1].to_vec(), b"\n"),
-        (b"{\"x\":\"".to_vec(), b""),
-        (b"garbage\n".to_vec(), b""),
+    for (spliced, ended_by, run_together) in [
+        (evil.clone(), &b""[..], false),
+        (evil[..evil.len() - 1].to_vec(), b"\n", false),
+        (b"{\"x\":\"".to_vec(), b"", true),
+        (b"garbage\n".to_vec(), b"", false),
     ] {
         let (mut scene, session, mut log) = start();
         session.tool(&mut scene, &mut log, "1", "before");
@@ -429,6 +429,9 @@ fn honest_calls_after_bytes_that_were_spliced_in_are_not_accused() {
             .filter(|told| told.starts_with("bypassed"))
             .count();
         assert!(bypassed <= 1, "{told:?}");
+        // The server read that one as the end of a line that another began.
+        let undecided = "undecided:run_together tools/call after 2".to_owned();
+        assert_eq!(told.contains(&undecided), run_together, "{told:?}");
     }
 }
 

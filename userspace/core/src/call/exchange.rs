@@ -29,12 +29,17 @@ enum Session {
 pub fn pair(passages: &Passages, roles: &Roles) -> Vec<Call> {
     let mut calls: Vec<Call> = Vec::new();
     let mut in_flight: AHashMap<(Session, Way, IdKey), VecDeque<usize>> = AHashMap::new();
+    // Of requests between two processes: by the receiver, where they are in flight.
+    let mut asked: AHashMap<(ProcessIx, IdKey), (Session, Way)> = AHashMap::new();
     for passage in &passages.passages {
         let session = session_of(passage.route);
         let id = passage.message.id_key();
         match (passage.message.kind, id) {
             (MessageKind::Request, Some(id)) => {
                 let ix = calls.len();
+                if let (_, Some(receiver)) = direct_ends(passage) {
+                    asked.insert((receiver, id.clone()), (session, passage.way));
+                }
                 let queue = in_flight.entry((session, passage.way, id)).or_default();
                 let duplicate = !queue.is_empty();
                 // Those before the last have been told when it came.
@@ -51,7 +56,14 @@ pub fn pair(passages: &Passages, roles: &Roles) -> Vec<Call> {
                 calls.push(stray(passage));
             }
             (MessageKind::Response | MessageKind::ErrorResponse, Some(id)) => {
-                let key = (session, passage.way.back(), id);
+                let key = match direct_ends(passage) {
+                    // Nobody was seen to read it; who was asked is enough.
+                    (Some(sender), None) if asked.contains_key(&(sender, id.clone())) => {
+                        let (session, way) = asked[&(sender, id.clone())];
+                        (session, way, id)
+                    }
+                    (Some(_) | None, _) => (session, passage.way.back(), id),
+                };
                 let request = in_flight
                     .get_mut(&key)
                     .and_then(|queue| take(queue, &calls, passage, roles));
@@ -141,6 +153,15 @@ fn stray(passage: &Arc<Passage>) -> Call {
         request: None,
         response: Some(Arc::clone(passage)),
         duplicate_in_flight: false,
+    }
+}
+
+/// Sender and receiver of a message between two processes, as far as seen.
+fn direct_ends(passage: &Passage) -> (Option<ProcessIx>, Option<ProcessIx>) {
+    match (passage.route, passage.way) {
+        (Route::Direct(one, other), Way::ToServer) => (one, other),
+        (Route::Direct(one, other), Way::ToClient) => (other, one),
+        (Route::Proxy(_) | Route::ProxyOwn(_) | Route::Foreign(_), _) => (None, None),
     }
 }
 

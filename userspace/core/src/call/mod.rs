@@ -5,6 +5,7 @@
 
 mod cut;
 pub mod exchange;
+mod on_lines;
 pub mod passage;
 mod relay;
 mod trouble;
@@ -115,6 +116,8 @@ pub enum Trouble {
     ForeignAuthor,
     /// Somebody else than the server took it out of the proxy's channel to the server.
     TakenByAnother,
+    /// Others wrote into the channel, and what the server read there is not what the proxy wrote.
+    RunTogether,
 }
 
 impl Trouble {
@@ -124,6 +127,7 @@ impl Trouble {
             Self::ReadDifferently => "read_differently",
             Self::ForeignAuthor => "foreign_author",
             Self::TakenByAnother => "taken_by_another",
+            Self::RunTogether => "run_together",
         }
     }
 }

@@ -4,19 +4,20 @@
 //! messages by kind, id and method, whose content then differs. What a proxy's channel delivered and the proxy did not write
 //! is foreign. Direct streams give one passage a message.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::Arc;
 
 use ahash::AHashMap;
 
 use crate::call::cut;
+use crate::call::on_lines::OnLines;
 use crate::call::relay;
 use crate::call::trouble;
 use crate::call::{Hops, Passage, PlacedIx, Route, Sighting, Way};
 use crate::channel::{ChannelKind, ChannelTable, StreamIx};
 use crate::delivery::StreamFrames;
 use crate::evidence::{self, Author, Placed};
-use crate::frame::{Frame, FrameFlags, hash};
+use crate::frame::{Frame, FrameFlags};
 use crate::json::{self, Document, Limits};
 use crate::message::{self, Form, IdKey, Message, MessageKind, Messages};
 use crate::process::ProcessIx;
@@ -439,58 +440,6 @@ impl Passages {
                 message,
             });
         }
-    }
-}
-
-/// Messages that stand on lines which a value over several lines also holds: they are calls already.
-#[derive(Debug, Default)]
-struct OnLines {
-    /// By stream and position of the line: hashes of its messages.
-    lines: BTreeMap<(StreamIx, u64), Vec<u64>>,
-}
-
-impl OnLines {
-    fn of(scene: Scene<'_>, direct: &[PlacedIx]) -> Self {
-        let frame = |ix: &PlacedIx| &scene.frames[scene.placed[ix.0 as usize].record.0 as usize];
-        let spans = |ix: &&PlacedIx| frame(ix).flags.contains(FrameFlags::SPANS_LINES);
-        let streams: BTreeSet<StreamIx> = direct
-            .iter()
-            .filter(spans)
-            .map(|ix| frame(ix).stream)
-            .collect();
-        let mut lines = BTreeMap::new();
-        for ix in direct.iter().filter(|ix| !spans(ix)) {
-            let frame = frame(ix);
-            if !streams.contains(&frame.stream) {
-                continue;
-            }
-            let Ok(parsed) = message::parse_stream(&frame.bytes) else {
-                continue;
-            };
-            let texts = parsed.messages.iter().filter_map(|message| {
-                let text = frame.bytes.get(message.span.clone())?;
-                Some(hash(text))
-            });
-            lines.insert((frame.stream, frame.position), texts.collect());
-        }
-        Self { lines }
-    }
-
-    fn holds(&self, scene: Scene<'_>, ix: PlacedIx, message: &Message) -> bool {
-        let frame = &scene.frames[scene.placed[ix.0 as usize].record.0 as usize];
-        if !frame.flags.contains(FrameFlags::SPANS_LINES) {
-            return false;
-        }
-        let Some(text) = frame.bytes.get(message.span.clone()) else {
-            return false;
-        };
-        let text = hash(text);
-        // A line's position is that of the blanks before it; the last line begins before the value ends.
-        let range = (frame.stream, frame.position)
-            ..(frame.stream, frame.position.saturating_add(frame.len));
-        self.lines
-            .range(range)
-            .any(|(_, messages)| messages.contains(&text))
     }
 }
 

@@ -11,6 +11,7 @@ use crate::frame::FrameIx;
 use crate::message::{self, MessageKind};
 use crate::process::ProcessIx;
 use crate::role::Leg;
+use crate::stream::Gap;
 
 /// The first trouble of a message on its legs.
 pub(super) fn of(
@@ -31,9 +32,48 @@ pub(super) fn of(
     if sent.is_some_and(|placed| has_foreign_author(scene, placed)) {
         return Some(Trouble::ForeignAuthor);
     }
-    received
-        .is_some_and(|placed| was_taken(scene, placed))
-        .then_some(Trouble::TakenByAnother)
+    let received = received?;
+    if was_taken(scene, received) {
+        return Some(Trouble::TakenByAnother);
+    }
+    was_run_together(scene, received).then_some(Trouble::RunTogether)
+}
+
+/// Half a line from somebody else makes the proxy's next one part of another line. A server that writes there itself buys no doubt
+/// by it, nor does one that was not seen to read these bytes.
+fn was_run_together(scene: Scene<'_>, placed: &Placed) -> bool {
+    let Leg::ProxyToServer(instance) = placed.leg else {
+        return false;
+    };
+    let (Some(written), None, Some(stream)) = (
+        placed.delivery.written,
+        placed.delivery.read,
+        scene.streams.get(&placed.stream),
+    ) else {
+        return false;
+    };
+    let Some(frame) = scene.frames.get(written.0 as usize) else {
+        return false;
+    };
+    let end = frame.position.saturating_add(frame.len);
+    if stream.bytes_read() < end {
+        return false;
+    }
+    let foreign = |process: ProcessIx| {
+        scene.roles.instance_of(process) != Some(instance)
+            && !stream.readers.iter().any(|(reader, _)| *reader == process)
+    };
+    let hides = |gap: &Gap| {
+        let gap_end = gap
+            .len
+            .map_or(u64::MAX, |len| gap.position.saturating_add(len));
+        gap.position < end && gap_end > frame.position
+    };
+    stream.writers.iter().any(|(process, _)| foreign(*process))
+        && !stream
+            .gaps
+            .iter()
+            .any(|(side, gap)| *side == End::Reader && hides(gap))
 }
 
 /// Some runtimes take a lone carriage return for a line end; to JSON it is white space. Harmless unless a piece is a message.

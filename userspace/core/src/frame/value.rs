@@ -2,12 +2,16 @@
 //!
 //! Owns the second look at lines that are no values by themselves. Decoders of streams (Go's is one) execute such values, so a
 //! line framer alone can be passed by. What is found is a frame beside its lines, never instead of them; blanks at the
-//! beginnings of its lines are not kept. The look costs nothing where every line is a value: a line that ends with a closing bracket is held, and read again only if the next one
-//! begins with what can follow inside a value.
+//! beginnings of its lines are not kept. The look costs next to nothing where every line is a value: a line that ends with a closing
+//! bracket is held, and read again only if the next one begins with what can follow inside a value.
 
 use std::sync::Arc;
 
 use crate::frame::{FRAME_MAX_BYTES, Frame, FrameFlags};
+
+/// Longest line that is held until the next one shows whether it was a whole value, bytes; longer ones are read at once. Stops ten
+/// thousand streams from each holding a long one.
+const HELD_LINE_MAX_BYTES: usize = 16 * 1024;
 
 /// What makes a line useless as a part of a value.
 const BROKEN: FrameFlags = FrameFlags::HEAD_MISSING
@@ -63,7 +67,11 @@ impl Values {
     fn fresh(&mut self, line: &Frame, out: &mut impl FnMut(Frame)) {
         let last = self.last.take();
         match line.bytes.first() {
-            Some(b'{' | b'[') if ends_closed(&line.bytes) => self.last = Some(line.clone()),
+            Some(b'{' | b'[')
+                if line.bytes.len() <= HELD_LINE_MAX_BYTES && ends_closed(&line.bytes) =>
+            {
+                self.last = Some(line.clone());
+            }
             Some(b',' | b'}' | b']') => {
                 if let Some(last) = last {
                     self.seek(&last, 0, false, out);
@@ -88,6 +96,8 @@ impl Values {
             Fed::Closed(end) => (end, true),
         };
         if open.text.len() + taken >= FRAME_MAX_BYTES {
+            open.from.flags |= FrameFlags::TOO_LONG;
+            emit(open.from, open.text, start_of(line), out);
             return;
         }
         open.text.push(b'\n');

@@ -96,6 +96,10 @@ impl Roles {
         processes: &ProcessTable,
         written: &BTreeMap<ProcessIx, Vec<FileId>>,
     ) {
+        // The kernel marks by a list of executables that the recording holds too. Where that is missing, the mark is all there is.
+        let list_lost = proxies
+            .iter()
+            .all(|proxy| proxy.exes.is_empty() && proxy.own_exes.is_empty());
         for (ix, process) in processes.iter() {
             let Some((first, last)) = process
                 .acted_as_proxy
@@ -111,12 +115,11 @@ impl Roles {
             {
                 continue;
             }
-            if proxies.is_empty()
-                || process
-                    .executions
-                    .iter()
-                    .any(|execution| !execution.inherited && execution.at <= first)
-            {
+            let executed = process
+                .executions
+                .iter()
+                .any(|execution| !execution.inherited && execution.at <= first);
+            if proxies.is_empty() || (executed && !list_lost) {
                 continue;
             }
             let files = files_of(ix, process, written);

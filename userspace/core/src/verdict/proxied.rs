@@ -1,6 +1,6 @@
 //! Judgement of calls that a proxy passed: undecided, altered, blocked, matched or unlogged.
 
-use crate::call::{Call, CallKind, Hops, Route, Way};
+use crate::call::{Call, CallKind, Hops, Route, Trouble, Way};
 use crate::evidence::Source;
 use crate::pairing::assign::{EARLY_NS, LATE_NS, Likeness};
 use crate::pairing::content::WireContent;
@@ -155,6 +155,10 @@ fn compare_with_entry(
         .into_iter()
         .flatten()
         .find_map(|passage| passage.trouble.map(|trouble| (trouble, passage.way)));
+    if let Some((Trouble::RunTogether, _)) = trouble {
+        undecided(judgement, Trouble::RunTogether.as_str(), None);
+        return;
+    }
     if let Some((trouble, way)) = trouble {
         // The log tells what the proxy saw; it is not what the other side had.
         alter(

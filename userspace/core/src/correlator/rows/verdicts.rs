@@ -1,12 +1,15 @@
 //! Rows of verdicts, of the sightings that they rest on, and of findings.
 
+use std::collections::BTreeSet;
+
 use super::Writer;
 use super::entries::bad_word;
-use crate::call::passage::Oddity;
-use crate::call::{Hops, Passage, PlacedIx, Sighting};
+use crate::call::passage::{Oddity, ends};
+use crate::call::{Hops, Passage, PlacedIx, Route, Sighting};
 use crate::channel::End;
 use crate::frame::{FrameIx, line};
 use crate::pairing::statement::EntryIx;
+use crate::process::ProcessIx;
 use crate::proxylog::SignatureState;
 use crate::role::Leg;
 use crate::row::ids::{ChannelId, FindingId, ProcessId, VerdictId};
@@ -154,8 +157,9 @@ impl Writer<'_> {
         for (ix, judgement) in self.judgements.iter().enumerate() {
             findings.extend(self.of_judgement(ix, judgement));
         }
+        let answering = self.answering();
         for oddity in &self.derived.passages.oddities {
-            findings.extend(self.of_oddity(oddity));
+            findings.extend(self.of_oddity(oddity, &answering));
         }
         findings.extend(self.of_logs());
         findings.extend(self.of_keys());
@@ -265,7 +269,21 @@ impl Writer<'_> {
         })
     }
 
-    fn of_oddity(&self, oddity: &Oddity) -> Option<Finding> {
+    /// Processes that were seen to answer somebody past a proxy: what they are sent in another framing is likely meant for them.
+    fn answering(&self) -> BTreeSet<ProcessIx> {
+        let passages = self.derived.passages.passages.iter();
+        passages
+            .filter(|passage| {
+                matches!(passage.route, Route::Direct(..)) && passage.message.kind.is_response()
+            })
+            .filter_map(|passage| {
+                let placed = passage.primary()?.placed;
+                ends(self.case.scene, &self.derived.placed[placed.0 as usize]).0
+            })
+            .collect()
+    }
+
+    fn of_oddity(&self, oddity: &Oddity, answering: &BTreeSet<ProcessIx>) -> Option<Finding> {
         let (kind, severity, message, weakens, ix) = match oddity {
             Oddity::ReaderLies(ix) => (
                 "evidence_denied",
@@ -294,15 +312,16 @@ impl Writer<'_> {
                 ix,
             ),
             Oddity::McpLike(ix) => {
-                // Servers print what they got.
-                let stream = self.derived.placed[ix.0 as usize].stream;
+                // Programs print what they got and what they find in files; whoever answers is spoken to.
+                let placed = &self.derived.placed[ix.0 as usize];
+                let spoken_to = placed.leg != Leg::Direct
+                    || (!self.derived.roles.is_log(placed.stream)
+                        && ends(self.case.scene, placed)
+                            .1
+                            .is_some_and(|reader| answering.contains(&reader)));
                 (
                     "mcp_like",
-                    if self.derived.roles.is_log(stream) {
-                        "low"
-                    } else {
-                        "medium"
-                    },
+                    if spoken_to { "medium" } else { "low" },
                     "text that speaks of JSON-RPC, in a framing that is not read",
                     Some("what is said of calls on this channel"),
                     ix,
