@@ -167,7 +167,8 @@ fn open_spool(path: &Path) -> Result<(Dir, SpoolReader), Failure> {
         Failure {
             code,
             error: error.context(format!(
-                "{} is no usable spool: name the directory that holds 00000001.spool, or the one around it",
+                "{} is no usable spool: name the directory that holds 00000001.spool, or the one around it; \
+                 `run` keeps it with --keep-spool only",
                 path.display()
             )),
         }

@@ -418,9 +418,10 @@ impl Correlator for Engine {
 
 /// Whoever read the output may stop when it likes; the evidence is in its files all the same.
 fn accept_no_listener(error: anyhow::Error, out: &OutDir) -> Result<()> {
-    let gone = error
-        .downcast_ref::<io::Error>()
-        .is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe);
+    let gone = error.downcast_ref::<io::Error>().is_some_and(|error| {
+        error.kind() == io::ErrorKind::BrokenPipe
+            || (error.raw_os_error() == Some(libc::EIO) && stdout_is_a_device())
+    });
     if gone {
         return Ok(());
     }
@@ -428,6 +429,13 @@ fn accept_no_listener(error: anyhow::Error, out: &OutDir) -> Result<()> {
         "the evidence in {} is complete, but standard output did not take what was to be said of it",
         out.path().display()
     )))
+}
+
+/// A terminal whose window was closed answers like a broken disk, and no longer that it is a terminal.
+fn stdout_is_a_device() -> bool {
+    rustix::fs::fstat(io::stdout()).is_ok_and(|stat| {
+        rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::CharacterDevice
+    })
 }
 
 /// Identity of the file at a path now; `None` if there is none.

@@ -5,8 +5,9 @@ use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::place::{Place, binary, text};
 
@@ -17,27 +18,22 @@ const DEADLINE: Duration = Duration::from_secs(20);
 struct Terminal {
     shell: Child,
     keys: File,
-    screen: Receiver<Vec<u8>>,
     seen: String,
 }
 
 impl Terminal {
     /// Runs a script there that finds `countersign run` with its flags in `$run`.
     fn start(place: &Place, script: &str) -> Self {
-        let (mut keys, mut line) = (0, 0);
-        // SAFETY: two places for descriptors; no name, settings or size are given.
-        let opened = unsafe {
-            libc::openpty(
-                &raw mut keys,
-                &raw mut line,
-                std::ptr::null_mut(),
-                std::ptr::null(),
-                std::ptr::null(),
-            )
+        let flags = libc::O_RDWR | libc::O_NOCTTY | libc::O_CLOEXEC;
+        // SAFETY: each descriptor was just opened and belongs to nobody else. Processes of other tests must not inherit them:
+        // a terminal is gone only when nobody has it any more.
+        let (keys, line) = unsafe {
+            let keys = libc::posix_openpt(flags);
+            assert!(keys >= 0 && libc::unlockpt(keys) == 0, "no terminal");
+            let line = libc::ioctl(keys, libc::TIOCGPTPEER, flags);
+            assert!(line >= 0, "no line to the terminal");
+            (File::from_raw_fd(keys), File::from_raw_fd(line))
         };
-        assert_eq!(opened, 0, "a terminal can be made");
-        // SAFETY: both were just opened and belong to nobody else.
-        let (keys, line) = unsafe { (File::from_raw_fd(keys), File::from_raw_fd(line)) };
         let run = format!(
             "{} run --user root --linger 100ms --proxy-log log -o out --",
             binary().display()
@@ -63,20 +59,9 @@ impl Terminal {
         let shell = command.spawn().expect("this test needs bash");
         // The command holds copies of the line; while they are open, its end does not show.
         drop(command);
-        let (to, screen) = channel();
-        let mut output = keys.try_clone().unwrap();
-        std::thread::spawn(move || {
-            let mut bytes = [0; 4096];
-            while let Ok(length @ 1..) = output.read(&mut bytes) {
-                if to.send(bytes[..length].to_vec()).is_err() {
-                    break;
-                }
-            }
-        });
         Self {
             shell,
             keys,
-            screen,
             seen: String::new(),
         }
     }
@@ -87,15 +72,29 @@ impl Terminal {
         let deadline = Instant::now() + DEADLINE;
         while !self.seen.contains(needle) {
             let left = deadline.saturating_duration_since(Instant::now());
-            let Ok(bytes) = self.screen.recv_timeout(left) else {
-                panic!("{needle:?} never came: {}", self.seen);
+            let left = Timespec::try_from(left).unwrap();
+            let mut wait = [PollFd::new(&self.keys, PollFlags::IN)];
+            poll(&mut wait, Some(&left)).unwrap();
+            let ready = !wait[0].revents().is_empty();
+            let mut bytes = [0; 4096];
+            // At the end of the line a read fails.
+            let length = if ready {
+                self.keys.read(&mut bytes).unwrap_or(0)
+            } else {
+                0
             };
-            self.seen.push_str(&text(&bytes));
+            assert!(length > 0, "{needle:?} never came: {}", self.seen);
+            self.seen.push_str(&text(&bytes[..length]));
         }
     }
 
     fn press(&mut self, keys: &str) {
         self.keys.write_all(keys.as_bytes()).unwrap();
+    }
+
+    /// Takes the terminal away, as closing its window does.
+    fn close(&mut self) {
+        self.keys = File::open("/dev/null").unwrap();
     }
 
     fn resize(&self, rows: u16, columns: u16) {
@@ -144,11 +143,9 @@ fn ctrl_z_stops_both_and_fg_continues_both() {
     let Some(place) = Place::that_can_record() else {
         return;
     };
-    place.file(
-        "agent",
-        b"echo ready; while [ ! -e go ]; do sleep 0.05; done; read -r line; echo went on with $line",
-        0o644,
-    );
+    // One process that only waits: a shell that is stopped while it starts a program by vfork cannot be stopped itself.
+    let agent = b"echo ready; read -r line; echo went on with $line";
+    place.file("agent", agent, 0o644);
     let script = "set -m; $run sh agent; echo shell again; read -r line; echo shell read $line; \
         fg; echo ended with $?";
     let mut terminal = Terminal::start(&place, script);
@@ -157,7 +154,6 @@ fn ctrl_z_stops_both_and_fg_continues_both() {
     terminal.until("shell again");
     terminal.press("one\n");
     terminal.until("shell read one");
-    place.file("go", b"", 0o644);
     terminal.press("two\n");
     terminal.until("went on with two");
     terminal.until("the agent exited with code 0");
@@ -192,6 +188,22 @@ fn the_terminal_is_the_shells_again_when_the_agent_has_ended() {
     terminal.until("EVIDENCE of capture");
     terminal.press("this\n");
     terminal.until("shell read this");
+}
+
+#[test]
+fn a_window_that_is_closed_ends_the_agent_and_not_the_evidence() {
+    let Some(place) = Place::that_can_record() else {
+        return;
+    };
+    let mut terminal = Terminal::start(&place, "$run sh -c 'echo ready; sleep 60'");
+    terminal.until("ready");
+    terminal.close();
+    // The spool goes last, once the evidence is complete.
+    let deadline = Instant::now() + DEADLINE;
+    while !place.path("out/coverage").exists() || place.path("out/spool").exists() {
+        assert!(Instant::now() < deadline, "the evidence never came");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 #[test]
