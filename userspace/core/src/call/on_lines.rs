@@ -2,21 +2,24 @@
 //!
 //! Owns the question which messages of such a value are calls already. It judges nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::ops::Range;
 
 use super::PlacedIx;
-use super::passage::Scene;
+use super::passage::{Scene, bytes};
 use crate::channel::StreamIx;
 use crate::frame::FrameFlags;
-use crate::frame::hash;
-use crate::message::{self, Message};
+use crate::message;
 
 /// Messages that stand on lines which a value over several lines also holds: they are calls already.
 #[derive(Debug, Default)]
 pub(super) struct OnLines {
-    /// By stream and position of the line: hashes of its messages.
-    lines: BTreeMap<(StreamIx, u64), Vec<u64>>,
+    /// By stream and position of the line: its messages.
+    lines: BTreeMap<(StreamIx, u64), Line>,
 }
+
+/// A line's delivery, and where its messages lie in it.
+type Line = (PlacedIx, Vec<Range<usize>>);
 
 impl OnLines {
     pub(super) fn of(scene: Scene<'_>, direct: &[PlacedIx]) -> Self {
@@ -36,30 +39,28 @@ impl OnLines {
             let Ok(parsed) = message::parse_stream(&frame.bytes) else {
                 continue;
             };
-            let texts = parsed.messages.iter().filter_map(|message| {
-                let text = frame.bytes.get(message.span.clone())?;
-                Some(hash(text))
-            });
-            lines.insert((frame.stream, frame.position), texts.collect());
+            let spans = parsed.messages.into_iter().map(|message| message.span);
+            lines.insert((frame.stream, frame.position), (*ix, spans.collect()));
         }
         Self { lines }
     }
 
-    /// Whether a message of a value over several lines is one that a line holds.
-    pub(super) fn holds(&self, scene: Scene<'_>, ix: PlacedIx, message: &Message) -> bool {
+    /// The messages on the lines of a value over several lines; none for anything else.
+    pub(super) fn within<'a>(&self, scene: Scene<'a>, ix: PlacedIx) -> HashSet<&'a [u8]> {
         let frame = &scene.frames[scene.placed[ix.0 as usize].record.0 as usize];
         if !frame.flags.contains(FrameFlags::SPANS_LINES) {
-            return false;
+            return HashSet::new();
         }
-        let Some(text) = frame.bytes.get(message.span.clone()) else {
-            return false;
-        };
-        let text = hash(text);
         // A line's position is that of the blanks before it; the last line begins before the value ends.
         let range = (frame.stream, frame.position)
             ..(frame.stream, frame.position.saturating_add(frame.len));
-        self.lines
-            .range(range)
-            .any(|(_, messages)| messages.contains(&text))
+        let lines = self.lines.range(range).map(|(_, line)| line);
+        lines
+            .flat_map(|(line, spans)| {
+                spans
+                    .iter()
+                    .filter_map(|span| bytes(scene, *line).get(span.clone()))
+            })
+            .collect()
     }
 }

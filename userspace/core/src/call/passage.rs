@@ -325,8 +325,10 @@ impl Passages {
             self.oddities.push(Oddity::McpLike(ix));
             messages.retain(|message| message.form == Form::Line);
         }
+        let told = on_lines.within(scene, ix);
         for message in messages {
-            if on_lines.holds(scene, ix, &message) {
+            let text = || bytes(scene, ix).get(message.span.clone());
+            if !told.is_empty() && text().is_some_and(|text| told.contains(text)) {
                 continue;
             }
             let sighting = Sighting {

@@ -42,9 +42,9 @@ pub(super) fn of(
 /// Half a line from somebody else makes the proxy's next one part of another line. A server that writes there itself buys no doubt
 /// by it, nor does one that was not seen to read these bytes.
 fn was_run_together(scene: Scene<'_>, placed: &Placed) -> bool {
-    let Leg::ProxyToServer(instance) = placed.leg else {
+    if !matches!(placed.leg, Leg::ProxyToServer(_)) || !scene.roles.is_intruded(placed.stream) {
         return false;
-    };
+    }
     let (Some(written), None, Some(stream)) = (
         placed.delivery.written,
         placed.delivery.read,
@@ -59,21 +59,16 @@ fn was_run_together(scene: Scene<'_>, placed: &Placed) -> bool {
     if stream.bytes_read() < end {
         return false;
     }
-    let foreign = |process: ProcessIx| {
-        scene.roles.instance_of(process) != Some(instance)
-            && !stream.readers.iter().any(|(reader, _)| *reader == process)
-    };
     let hides = |gap: &Gap| {
         let gap_end = gap
             .len
             .map_or(u64::MAX, |len| gap.position.saturating_add(len));
         gap.position < end && gap_end > frame.position
     };
-    stream.writers.iter().any(|(process, _)| foreign(*process))
-        && !stream
-            .gaps
-            .iter()
-            .any(|(side, gap)| *side == End::Reader && hides(gap))
+    !stream
+        .gaps
+        .iter()
+        .any(|(side, gap)| *side == End::Reader && hides(gap))
 }
 
 /// Some runtimes take a lone carriage return for a line end; to JSON it is white space. Harmless unless a piece is a message.

@@ -2,6 +2,8 @@
 //!
 //! Owns the decision from who moved bytes at its ends and who made it. Who is a proxy is decided before.
 
+use std::collections::BTreeSet;
+
 use super::{InstanceIx, Leg, Roles};
 use crate::channel::{Channel, ChannelKind, ChannelTable, StreamIx};
 use crate::delivery::{Moved, StreamFrames};
@@ -30,6 +32,20 @@ impl Roles {
         });
         if upward && !frames.writers.is_empty() {
             self.logs.insert(stream);
+        }
+    }
+
+    pub(super) fn find_intruders(&mut self, stream: StreamIx, leg: Leg, frames: &StreamFrames) {
+        let Leg::ProxyToServer(instance) = leg else {
+            return;
+        };
+        let readers: BTreeSet<ProcessIx> =
+            frames.readers.iter().map(|(process, _)| *process).collect();
+        let intruder = |(process, _): &(ProcessIx, Moved)| {
+            self.instance_of(*process) != Some(instance) && !readers.contains(process)
+        };
+        if frames.writers.iter().any(intruder) {
+            self.intruded.insert(stream);
         }
     }
 

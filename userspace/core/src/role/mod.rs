@@ -128,6 +128,7 @@ pub struct Roles {
     second_legs: BTreeMap<StreamIx, Leg>,
     outsiders: BTreeMap<StreamIx, Vec<ProcessIx>>,
     logs: BTreeSet<StreamIx>,
+    intruded: BTreeSet<StreamIx>,
 }
 
 impl Roles {
@@ -150,6 +151,7 @@ impl Roles {
             }
             for leg in [Some(leg), second].into_iter().flatten() {
                 roles.find_outsiders(*stream, leg, frames, processes, channels);
+                roles.find_intruders(*stream, leg, frames);
             }
             roles.find_log(*stream, leg, frames, processes);
         }
@@ -168,6 +170,11 @@ impl Roles {
             .get(&stream)
             .map(Vec::as_slice)
             .unwrap_or_default()
+    }
+
+    /// Whether others than the proxy wrote into its channel to the server, those aside who read there.
+    pub fn is_intruded(&self, stream: StreamIx) -> bool {
+        self.intruded.contains(&stream)
     }
 
     /// All proxy instances.
