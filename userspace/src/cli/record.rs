@@ -58,14 +58,17 @@ pub(super) fn record(args: RecordArgs) -> Result<Code, Failure> {
         "recording {} processes and what they start, until interrupted; {} others hold an end of their channels",
         attached.processes, attached.peers
     ));
-    follow(&found, &signals, &mut recording)?;
-    let recorded = recording.finish(&json!({ "event": "end" }));
+    let followed = follow(&found, &signals, &mut recording);
+    // Without an end in the records, what a later pairing cannot have seen is no accusation.
+    let end = if followed.is_ok() { "end" } else { "failed" };
+    let recorded = recording.finish(&json!({ "event": end }));
     tell_losses(&recorded);
     tell(&format!(
         "recorded {} records into {}",
         recorded.spool.records,
         out.path().display()
     ));
+    followed?;
     Ok(Code::of_evidence(false, recorded.incomplete()))
 }
 

@@ -115,6 +115,43 @@ fn a_container_with_namespaces_of_its_own_is_found_by_its_id_and_recorded() {
     watch(&place, session, &["--container", &id]);
 }
 
+/// Processes that join the group from outside and end at once, and others that are forked in it, until `stop` is there or the
+/// whole place is gone.
+const COMERS_AND_GOERS: &str = r#"
+( while [ -e key -a ! -e stop ]; do sh -c 'echo $$ > "$0/cgroup.procs"' "$0"; done ) &
+echo $$ > "$0/cgroup.procs"
+for loop in 1 2; do
+    ( while [ -e key -a ! -e stop ]; do /bin/true; done ) &
+done
+wait
+"#;
+
+#[test]
+fn processes_that_come_and_go_while_it_attaches_are_no_error() {
+    let Some(place) = Place::that_can_record() else {
+        return;
+    };
+    place.file("key", b"k", 0o600);
+    let group = Group::new("busy").expect("this test needs cgroups of version 2");
+    let below = group.0.ancestors().nth(2).unwrap();
+    let name = group.0.strip_prefix(below).unwrap().to_str().unwrap();
+    let mut crowd = Command::new("sh")
+        .args(["-c", COMERS_AND_GOERS])
+        .arg(&group.0)
+        .current_dir(place.path("."))
+        .spawn()
+        .unwrap();
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    let recorder = Recorder::start(&place, &["--cgroup", name]);
+    // Three looks at who has joined.
+    std::thread::sleep(std::time::Duration::from_millis(3500));
+    let (code, said) = recorder.stop();
+    place.file("stop", b"", 0o600);
+    assert!(crowd.wait().unwrap().success());
+    assert!(code == 0 || code == 2, "{code}: {said}");
+    assert!(!said.contains("error"), "{said}");
+}
+
 /// A root of its own that shows what the host's does, below a control group file system of version 2 alone: crun refuses one beside
 /// version 1.
 const CRUN: &str = r#"

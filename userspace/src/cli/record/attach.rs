@@ -5,21 +5,23 @@
 //! evidence says so by the time of its scan.
 
 use std::collections::{BTreeSet, HashSet};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use countersign_common::{kind, tag};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::json;
 
 use super::targets::Found;
 use crate::bpf::scan::{self, ProcessScan};
 use crate::bpf::unix_peers::unix_peers;
+use crate::cli::tell;
 use crate::exit::{Code, Failure, OrExit};
 use crate::recording::Recording;
 use crate::tree::Missed;
 
-/// Most rounds of listing and tagging.
-const ROUNDS_MAX: usize = 64;
+/// Most rounds of listing and tagging. Stops an agent whose processes come and go without end from putting off the recording.
+const ROUNDS_MAX: usize = 16;
 
 /// Times that a tag is corrected because the process executed another program meanwhile.
 const EXECS_MAX: usize = 8;
@@ -42,17 +44,21 @@ pub(super) fn attach(found: &Found, recording: &Recording) -> Result<Attached, F
     loop {
         let new: Vec<u32> = tree_of(found)?
             .into_iter()
-            .filter(|pid| !seen.contains(pid))
+            // What was forked by one that has its tag already is recorded from birth.
+            .filter(|pid| !seen.contains(pid) && !recording.tree().is_member(*pid))
             .collect();
         if new.is_empty() {
             break;
         }
         rounds += 1;
         if rounds > ROUNDS_MAX {
-            return Err(Failure::new(
-                Code::Unavailable,
-                "processes appear faster than they can be tagged: name fewer, or stop the fork storm",
-            ));
+            // Those that are missed now are found by the next look at the tree or its groups, and declared.
+            tell(
+                "could not see: processes came faster than they could be tagged; each one missed will be named",
+            );
+            let body = json!({ "what": "attach_unsettled", "rounds": ROUNDS_MAX });
+            recording.note(kind::LOSS, &body);
+            break;
         }
         for pid in new {
             seen.insert(pid);
@@ -118,11 +124,13 @@ fn adopt(pid: u32, recording: &Recording) -> Result<Option<ProcessScan>, Failure
     for _ in 0..EXECS_MAX {
         let bits = recording.tree().bits(before.as_ref());
         let known = recording.tagger().tag_of(pid).ok().flatten().unwrap_or(0);
-        if known & bits != bits {
-            recording
-                .tagger()
-                .tag_process(pidfd.as_fd(), bits)
-                .or_exit(Code::Internal)?;
+        if known & bits != bits
+            && let Err(error) = recording.tagger().tag_process(pidfd.as_fd(), bits)
+        {
+            if has_ended(&pidfd) {
+                return Ok(None);
+            }
+            return Err(error).or_exit(Code::Internal);
         }
         let Some(mut after) = look()? else {
             return Ok(None);
@@ -130,13 +138,13 @@ fn adopt(pid: u32, recording: &Recording) -> Result<Option<ProcessScan>, Failure
         if recording.tree().bits(Some(&after)) == bits {
             if !recording.tree().is_member(pid) {
                 // It has ended, or the tag did not stick: then it must not be taken for watched.
-                return match look()? {
-                    None => Ok(None),
-                    Some(_) => Err(Failure::new(
-                        Code::Internal,
-                        format!("the tag of process {pid} could not be read back"),
-                    )),
-                };
+                if has_ended(&pidfd) {
+                    return Ok(None);
+                }
+                return Err(Failure::new(
+                    Code::Internal,
+                    format!("the tag of process {pid} could not be read back"),
+                ));
             }
             after.tag = bits;
             return Ok(Some(after));
@@ -147,6 +155,12 @@ fn adopt(pid: u32, recording: &Recording) -> Result<Option<ProcessScan>, Failure
         Code::Unavailable,
         format!("process {pid} executes programs faster than it can be tagged"),
     ))
+}
+
+/// Whether the very process has ended, whoever has its number now. What has ended needs no tag.
+fn has_ended(pidfd: &OwnedFd) -> bool {
+    let mut fds = [PollFd::new(pidfd, PollFlags::IN)];
+    poll(&mut fds, Some(&Timespec::default())).is_ok_and(|ready| ready > 0)
 }
 
 /// Marks processes outside the tree that hold an end of one of its channels.
