@@ -122,6 +122,8 @@ pub struct ExeKey {
 pub struct CpuState {
     /// Next [`RecordHeader::cpu_seq`](super::RecordHeader::cpu_seq).
     pub seq: u64,
+    /// Bytes put into the ring since this CPU last woke the consumer.
+    pub unannounced: u64,
     /// Indexed by [`counter`](super::counter).
     pub counters: [u64; super::counter::COUNT as usize],
 }
@@ -131,5 +133,5 @@ const _: () = {
     assert!(size_of::<ChannelKey>() == 16);
     assert!(size_of::<ChannelState>() == 80);
     assert!(size_of::<ExeKey>() == 16);
-    assert!(size_of::<CpuState>() == 8 + 8 * 32);
+    assert!(size_of::<CpuState>() == 16 + 8 * 32);
 };

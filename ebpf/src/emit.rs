@@ -10,12 +10,12 @@ use core::{
 };
 
 use aya_ebpf::{
-    bindings::{BPF_RB_AVAIL_DATA, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
+    bindings::{BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP},
     helpers::{
         bpf_probe_read_user,
         generated::{
             bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, bpf_loop, bpf_ringbuf_discard,
-            bpf_ringbuf_query, bpf_ringbuf_reserve, bpf_ringbuf_submit,
+            bpf_ringbuf_reserve, bpf_ringbuf_submit,
         },
     },
 };
@@ -30,8 +30,8 @@ use crate::{
     scope::Thread,
 };
 
-/// The consumer is woken when another 2^this many bytes are waiting (a mebibyte); else it polls.
-const WAKE_UP_SHIFT: u64 = 20;
+/// The consumer is woken when a CPU has put another so many bytes into the ring; else it polls.
+const WAKE_UP_BYTES: u64 = 1 << 20;
 
 /// Adds to a counter of this CPU.
 #[inline(always)]
@@ -88,19 +88,24 @@ pub fn reserve(size: u64) -> Option<*mut u8> {
 }
 
 /// Submits a reservation of `size` bytes. The wake-up is most of a record's cost, so only the record that completes another
-/// mebibyte pays for one; where two do so at once on two CPUs and neither sees it, the consumer's own clock wakes it.
+/// mebibyte of this CPU's pays for one; otherwise the consumer's own clock wakes it.
 ///
 /// # Safety
 /// `place` is a reservation with a written header.
 #[inline(always)]
 pub unsafe fn submit(place: *mut c_void, size: u64) {
-    // SAFETY: a map of this object.
-    let waiting = unsafe { bpf_ringbuf_query(ring(), u64::from(BPF_RB_AVAIL_DATA)) };
-    let flags = if waiting >> WAKE_UP_SHIFT != waiting.wrapping_sub(size) >> WAKE_UP_SHIFT {
-        BPF_RB_FORCE_WAKEUP
-    } else {
-        BPF_RB_NO_WAKEUP
-    };
+    let mut flags = BPF_RB_NO_WAKEUP;
+    if let Some(cpu) = CPUS.get_ptr_mut(0) {
+        // SAFETY: a value of the map. Where another program comes in between, a wake-up comes a little early or late.
+        unsafe {
+            let mut unannounced = (*cpu).unannounced + size;
+            if unannounced >= WAKE_UP_BYTES {
+                unannounced = 0;
+                flags = BPF_RB_FORCE_WAKEUP;
+            }
+            (*cpu).unannounced = unannounced;
+        }
+    }
     // SAFETY: the caller's.
     unsafe { bpf_ringbuf_submit(place, u64::from(flags)) };
 }

@@ -228,6 +228,43 @@ fn the_disk_budget_removes_paired_segments_first_and_counts_what_it_cannot_keep(
 }
 
 #[test]
+fn a_large_block_is_written_whole_or_given_up_and_counted_record_by_record() {
+    let place = Place::new();
+    let limits = Limits {
+        max_disk_bytes: Some(3 << 20),
+        ..Limits::default()
+    };
+    let mut writer = SpoolWriter::create(place.dir(), identity("01A"), limits).unwrap();
+    let mut block = Vec::new();
+    for n in 0..16 {
+        push_frame(
+            &mut block,
+            &record(kind::CHUNK, &[3; 60_000], n),
+            RECORD_MAX_BYTES,
+        );
+    }
+    push_frame(&mut block, &record(kind::FORK, b"", 16), RECORD_MAX_BYTES);
+    for _ in 0..4 {
+        writer.block(&block, 17);
+    }
+    let stats = writer.finish();
+    let (read, damage, _) = place.read();
+    assert!(damage.is_empty());
+    let of = |wanted: u16| {
+        read.iter()
+            .filter(|record| record.starts_with(&wanted.to_ne_bytes()))
+            .count() as u64
+    };
+    assert_eq!(
+        (of(kind::FORK), stats.lost_small_records),
+        (4, 0),
+        "{stats:?}"
+    );
+    assert_eq!(of(kind::CHUNK) + stats.lost_records, 64, "{stats:?}");
+    assert!(stats.lost_records > 0 && of(kind::CHUNK) >= 16);
+}
+
+#[test]
 fn the_end_of_a_recording_has_room_when_payload_has_none() {
     let place = Place::new();
     let limits = Limits {

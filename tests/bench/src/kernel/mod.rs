@@ -4,6 +4,7 @@
 //! Owns the settings and their interleaving. Within a repetition every setting runs each test once, in an order that changes, and
 //! each is compared with the bare run of that repetition: what the machine does otherwise hits all of them alike.
 
+mod limits;
 mod recorded;
 mod report;
 mod tools;
@@ -21,6 +22,7 @@ use aya::{Btf, Ebpf};
 use countersign::bpf::load::{self, LoadOptions};
 
 use crate::say;
+use limits::Limits;
 use recorded::{Crowd, Losses, ProgramTime};
 use traffic::{Sample, Test};
 
@@ -103,6 +105,8 @@ struct Results {
     spooled: BTreeMap<usize, u64>,
     /// Time in programs, by test, from a run of its own: counting it costs.
     program_time: BTreeMap<usize, ProgramTime>,
+    /// What the machine can do at most.
+    limits: Option<Limits>,
     /// Settings that could not run, and why.
     skipped: BTreeMap<Setting, String>,
 }
@@ -150,6 +154,8 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<String> {
     }
     if settings.contains(&Setting::Tagged) {
         bench.time_programs(&tests, &mut results)?;
+        settle()?;
+        results.limits = Some(limits::measure(&plan.scratch)?);
     }
     Ok(report::text(plan, &tests, &settings, &results, &others))
 }

@@ -17,6 +17,7 @@ use countersign::outdir::{Dir, OutDir};
 use countersign::recording::{Recording, SPOOL, TICK, capture_id};
 use countersign::spool::{SpoolItem, SpoolReader};
 use countersign::witness::{Request, attach};
+use countersign_common::Transfer;
 use countersign_core::record::{Direction, Record, parse};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
@@ -35,28 +36,36 @@ const CROWD_CHANNELS: usize = 100;
 pub(crate) struct Losses {
     /// Records that found the ring full.
     pub(crate) ring_dropped: u64,
-    /// Holes in the record numbers of a CPU that the ring does not explain, damage, records that the spool gave up.
-    pub(crate) records: u64,
-    /// Bytes in gap records.
-    pub(crate) gap_bytes: u64,
+    /// Records that waited for the disk and found no room.
+    pub(crate) backlog_dropped: u64,
+    /// Holes in the record numbers of a CPU that neither explains, and damage.
+    pub(crate) unexplained: u64,
     /// Bytes that the worker moved and that neither end's records hold.
     pub(crate) missing_bytes: u64,
+    /// Of these, what no counter of the kernel and no record of a loss in the spool says.
+    pub(crate) untold_bytes: u64,
     /// Times that the kernel skipped a program.
     pub(crate) skipped: u64,
 }
 
 impl Losses {
     pub(crate) fn any(&self) -> bool {
-        self.ring_dropped + self.records + self.gap_bytes + self.missing_bytes + self.skipped > 0
+        self.ring_dropped
+            + self.backlog_dropped
+            + self.unexplained
+            + self.missing_bytes
+            + self.skipped
+            > 0
     }
 }
 
 impl AddAssign for Losses {
     fn add_assign(&mut self, other: Self) {
         self.ring_dropped += other.ring_dropped;
-        self.records += other.records;
-        self.gap_bytes += other.gap_bytes;
+        self.backlog_dropped += other.backlog_dropped;
+        self.unexplained += other.unexplained;
         self.missing_bytes += other.missing_bytes;
+        self.untold_bytes += other.untold_bytes;
         self.skipped += other.skipped;
     }
 }
@@ -177,7 +186,6 @@ pub(crate) fn measure(
         stats.failed
     );
     let mut recorded = read_back(out.dir(), sample)?;
-    recorded.losses.records += stats.spool.lost_records;
     recorded.spool_bytes = stats.spool.disk_bytes;
     fs::remove_dir_all(folder.path()).context("remove the spool")?;
     Ok(recorded)
@@ -198,9 +206,27 @@ struct Program {
     run_time_ns: u64,
 }
 
+/// The part of a loss record that is looked at.
+#[derive(Debug, Deserialize)]
+struct Told {
+    records: u64,
+    bytes: u64,
+    records_without_payload: u64,
+}
+
+impl Told {
+    /// Bytes of payload in it. Records without payload are given up last, and never here.
+    fn payload_bytes(&self) -> u64 {
+        let with_payload = self.records - self.records_without_payload;
+        self.bytes
+            .saturating_sub(with_payload * size_of::<Transfer>() as u64)
+    }
+}
+
 fn read_back(out: &Dir, sample: Sample) -> anyhow::Result<Recorded> {
     let mut spool = SpoolReader::open(out.open_dir(SPOOL.as_ref())?)?;
     let mut losses = Losses::default();
+    let mut told_bytes = 0;
     let mut ledger = Ledger::default();
     let mut numbers: BTreeMap<u16, (u64, u64)> = BTreeMap::new();
     let mut captured: BTreeMap<u64, [u64; 2]> = BTreeMap::new();
@@ -208,7 +234,7 @@ fn read_back(out: &Dir, sample: Sample) -> anyhow::Result<Recorded> {
         let record = match item {
             SpoolItem::Segment(_) => continue,
             SpoolItem::Damage(_) => {
-                losses.records += 1;
+                losses.unexplained += 1;
                 continue;
             }
             SpoolItem::Record(record) => parse(record)?,
@@ -219,10 +245,7 @@ fn read_back(out: &Dir, sample: Sample) -> anyhow::Result<Recorded> {
                 captured.entry(transfer.channel.object).or_default()[side] += data.len() as u64;
                 transfer.header
             }
-            Record::Gap(transfer, ..) => {
-                losses.gap_bytes += u64::from(transfer.len);
-                transfer.header
-            }
+            Record::Gap(transfer, ..) => transfer.header,
             Record::Fork(fork) => fork.header,
             Record::Exec(exec, ..) => exec.header,
             Record::Exit(exit) => exit.header,
@@ -233,6 +256,11 @@ fn read_back(out: &Dir, sample: Sample) -> anyhow::Result<Recorded> {
                 if header.kind == countersign_common::kind::LEDGER {
                     ledger = serde_json::from_slice(json).context("read a ledger")?;
                 }
+                if header.kind == countersign_common::kind::LOSS {
+                    let told: Told = serde_json::from_slice(json).context("read a loss")?;
+                    losses.backlog_dropped += told.records;
+                    told_bytes += told.payload_bytes();
+                }
                 continue;
             }
             Record::Unknown(header) => header,
@@ -242,23 +270,25 @@ fn read_back(out: &Dir, sample: Sample) -> anyhow::Result<Recorded> {
         *seen += 1;
         *last = (*last).max(header.cpu_seq + 1);
     }
-    losses.ring_dropped = ledger
-        .counters
-        .get("ring_dropped_records")
-        .copied()
-        .unwrap_or(0);
+    let counter = |name: &str| ledger.counters.get(name).copied().unwrap_or(0);
+    losses.ring_dropped = counter("ring_dropped_records");
+    // Each counts before it tries to leave a gap record, which a full ring can drop as well.
+    for name in ["ring_dropped_bytes", "limit_bytes", "fault_bytes"] {
+        told_bytes += counter(name);
+    }
     let holes: u64 = numbers
         .values()
         .map(|(seen, last)| last.saturating_sub(*seen))
         .sum();
-    losses.records += holes.saturating_sub(losses.ring_dropped);
+    losses.unexplained += holes.saturating_sub(losses.ring_dropped + losses.backlog_dropped);
     losses.skipped = ledger
         .programs
         .iter()
         .map(|program| program.recursion_misses)
         .sum();
     let held = held_by_busiest(captured.into_values().collect(), sample.test.pattern);
-    losses.missing_bytes = (2 * sample.moved).saturating_sub(held + losses.gap_bytes);
+    losses.missing_bytes = (2 * sample.moved).saturating_sub(held);
+    losses.untold_bytes = losses.missing_bytes.saturating_sub(told_bytes);
     let time = ProgramTime {
         programs: ledger
             .programs

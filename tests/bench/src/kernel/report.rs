@@ -2,6 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use countersign::bpf::load::RING_BYTES_DEFAULT;
+use countersign::spool::BACKLOG_MAX_BYTES;
+
 use crate::table::{Spread, Table, line, short, size};
 
 use super::traffic::{Pattern, Test};
@@ -98,10 +101,12 @@ fn losses(text: &mut String, tests: &[Test], settings: &[Setting], results: &Res
     let mut table = Table::new([
         "losses over all repetitions",
         "",
+        "payload, both ends, MB/s",
         "ring drops",
-        "records missing",
-        "gap bytes",
+        "waited in vain",
         "bytes missing",
+        "of them untold",
+        "records unexplained",
         "programs skipped",
     ]);
     let mut lossless = Vec::new();
@@ -124,10 +129,12 @@ fn losses(text: &mut String, tests: &[Test], settings: &[Setting], results: &Res
             table.row([
                 setting.name().to_owned(),
                 name(*test),
+                offered(*test, spread(results, at, *setting, None)),
                 losses.ring_dropped.to_string(),
-                losses.records.to_string(),
-                losses.gap_bytes.to_string(),
+                losses.backlog_dropped.to_string(),
                 losses.missing_bytes.to_string(),
+                losses.untold_bytes.to_string(),
+                losses.unexplained.to_string(),
                 losses.skipped.to_string(),
             ]);
         }
@@ -144,7 +151,35 @@ fn losses(text: &mut String, tests: &[Test], settings: &[Setting], results: &Res
     if some {
         text.push_str(&table.to_string());
         text.push('\n');
+        if let Some(limits) = &results.limits {
+            line(
+                text,
+                format_args!(
+                    "*Ring drops* found the {} MiB between kernel and consumer full, those that *waited in vain* the {} MiB between consumer \
+                     and disk. What is *untold* is in no counter and in no record of a loss: it must be 0. The traffic never \
+                     pauses for its witness, and beyond these buffers nothing can keep more than the machine does: on one core it \
+                     copies {} MB/s in memory, and the disk of the spools takes {} MB/s until they are durable.\n",
+                    RING_BYTES_DEFAULT >> 20,
+                    BACKLOG_MAX_BYTES >> 20,
+                    limits.memcpy,
+                    limits.disk,
+                ),
+            );
+        }
     }
+}
+
+/// Payload that both ends move in a second.
+#[expect(clippy::cast_precision_loss, reason = "sizes of messages")]
+fn offered(test: Test, time: Option<Spread>) -> String {
+    let ends = match test.pattern {
+        Pattern::RoundTrip => 4.0,
+        Pattern::OneWay => 2.0,
+        Pattern::SystemCall => 0.0,
+    };
+    time.map_or_else(String::new, |ns| {
+        format!("{:.0}", ends * test.bytes as f64 / ns.median * 1e3)
+    })
 }
 
 fn aims(text: &mut String, tests: &[Test], results: &Results) {
