@@ -71,9 +71,9 @@ pub fn values(wire: Value<'_>, log: Value<'_>, redaction: &Redaction) -> Compari
     };
     match collapsed(Eyes::Own) {
         Comparison::Different { .. } => collapsed(Eyes::Go),
-        excused @ (Comparison::Equal
+        other @ (Comparison::Equal
         | Comparison::EqualAfterRedaction
-        | Comparison::Collapsed { .. }) => excused,
+        | Comparison::Collapsed { .. }) => other,
     }
 }
 
