@@ -156,7 +156,7 @@ pub mod tag {
 pub mod counter {
     /// Records reserved and submitted. Not counted by the programs: the record numbers taken, less the records dropped.
     pub const RECORDS: u32 = 0;
-    /// Payload bytes submitted.
+    /// Payload bytes submitted. Not counted by the programs: the sum of what was taken out of the ring.
     pub const PAYLOAD_BYTES: u32 = 1;
     /// Records dropped because the ring was full.
     pub const RING_DROPPED_RECORDS: u32 = 2;

@@ -29,6 +29,7 @@ pub struct Offsets {
     pub task_cgroups: u32,
     pub task_thread_pid: u32,
     pub task_exit_code: u32,
+    pub task_bpf_storage: u32,
     pub files_fdt: u32,
     pub fdtable_fd: u32,
     pub fdtable_max_fds: u32,
@@ -99,6 +100,8 @@ pub struct ChannelState {
     pub kind: u32,
     /// 0 while the counters are still being moved here from the other table.
     pub ready: u64,
+    /// Kernel address of the super block that `dev` and `kind` were read from; 0 for sockets.
+    pub super_block: u64,
 }
 
 /// Key of the table of proxy executables.
@@ -124,9 +127,9 @@ pub struct CpuState {
 }
 
 const _: () = {
-    assert!(size_of::<Offsets>() == 46 * 4);
+    assert!(size_of::<Offsets>() == 47 * 4);
     assert!(size_of::<ChannelKey>() == 16);
-    assert!(size_of::<ChannelState>() == 72);
+    assert!(size_of::<ChannelState>() == 80);
     assert!(size_of::<ExeKey>() == 16);
     assert!(size_of::<CpuState>() == 8 + 8 * 32);
 };

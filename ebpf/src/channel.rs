@@ -68,57 +68,110 @@ unsafe fn member<T>(base: *const u8, offset: u64) -> T {
     unsafe { base.add(offset as usize).cast::<T>().read() }
 }
 
-/// Fills `held` with what `file` is. The kind stays 0 for what is not watched; regular files count only `with_files`.
+/// [`resolve`]: regular files count.
+pub const FILES: u64 = 1;
+/// [`resolve`]: device and kind of what lies in a file system are found out as well. Without it [`enrol_operation`] does so, for
+/// channels that it does not know.
+pub const WHOLE: u64 = 2;
+
+/// Fills `held` with what `file` is. The kind stays 0 for what is not watched.
 #[inline(never)]
-pub fn resolve(held: &mut Held, file: u64, with_files: u64) {
+pub fn resolve(held: &mut Held, file: u64, how: u64) {
+    clear(held);
     held.file = file;
-    clear(&mut held.channel);
-    held.mode = 0;
     if file != 0 {
-        let _ = try_resolve(held, file, with_files != 0);
+        let _ = try_resolve(held, file, how & FILES != 0);
+        if how & WHOLE != 0 {
+            let _ = identify(held);
+        }
     }
 }
 
 /// Zeroes in words: for a plain assignment LLVM calls a `memset` that goes byte by byte.
 #[inline(always)]
-fn clear(id: &mut ChannelId) {
-    let words = core::ptr::from_mut(id).cast::<u64>();
+fn clear(held: &mut Held) {
+    let words = core::ptr::from_mut(held).cast::<u64>();
     let mut at = 0;
-    while at < size_of::<ChannelId>() / size_of::<u64>() {
+    while at < size_of::<Held>() / size_of::<u64>() {
         // SAFETY: within the structure, which consists of whole words.
         unsafe { words.add(at).write_volatile(0) };
         at += 1;
     }
 }
 
+/// Bytes of a structure that are read at once: one call of a helper instead of one for each member.
+const WINDOW_BYTES: usize = 64;
+
+/// A part of a kernel structure.
+struct Window {
+    base: u64,
+    start: u64,
+    bytes: [u64; WINDOW_BYTES / 8],
+}
+
+impl Window {
+    /// Reads the part from `start` on.
+    #[inline(always)]
+    fn read(base: u64, start: u64) -> Option<Self> {
+        let start = start & !7;
+        Some(Self {
+            base,
+            start,
+            bytes: kernel(base, start)?,
+        })
+    }
+
+    /// A member; read from the kernel where it lies outside. Offsets are constants to the verifier, which removes the way
+    /// that is not taken.
+    #[inline(always)]
+    fn member<T>(&self, offset: u64) -> Option<T> {
+        let at = offset.wrapping_sub(self.start);
+        if at <= (WINDOW_BYTES - size_of::<T>()) as u64 {
+            let bytes = self.bytes.as_ptr().cast::<u8>();
+            // SAFETY: inside of the window; members are aligned in the kernel, and so is the window.
+            Some(unsafe { bytes.add(at as usize).cast::<T>().read_volatile() })
+        } else {
+            kernel(self.base, offset)
+        }
+    }
+}
+
+#[inline(always)]
+fn min(a: u64, b: u64) -> u64 {
+    if a < b { a } else { b }
+}
+
 #[inline(always)]
 fn try_resolve(held: &mut Held, file: u64, with_files: bool) -> Option<()> {
-    let inode: u64 = kernel(file, off!(file_inode))?;
-    let mode: u16 = kernel(inode, off!(inode_mode))?;
+    let file = Window::read(file, min(off!(file_inode), off!(file_mode)))?;
+    let address: u64 = file.member(off!(file_inode))?;
+    let inode = Window::read(address, off!(inode_sb))?;
+    // The mode is the first member, the number follows the super block: two lines of the cache.
+    let mode: u16 = kernel(address, off!(inode_mode))?;
     let format = mode & S_IFMT;
-    if format == S_IFIFO {
-        let sb: u64 = kernel(inode, off!(inode_sb))?;
-        let magic: u64 = kernel(sb, off!(sb_magic))?;
-        held.channel.dev = kernel(sb, off!(sb_dev))?;
-        held.channel.object = inode;
-        held.channel.inode = kernel(inode, off!(inode_ino))?;
-        held.mode = u64::from(kernel::<u32>(file, off!(file_mode))?);
-        held.channel.kind = if magic == PIPEFS_MAGIC {
+    if format == S_IFIFO || (format == S_IFREG && with_files) {
+        held.super_block = inode.member(off!(inode_sb))?;
+        held.channel.object = address;
+        held.channel.inode = inode.member(off!(inode_ino))?;
+        held.mode = u64::from(file.member::<u32>(off!(file_mode))?);
+        // A pipe until its super block says otherwise.
+        held.channel.kind = if format == S_IFIFO {
             channel_kind::PIPE
         } else {
-            channel_kind::FIFO
+            channel_kind::FILE
         };
     } else if format == S_IFSOCK {
-        let socket: u64 = kernel(file, off!(file_private_data))?;
-        if kernel::<u16>(socket, off!(socket_type))? != SOCK_STREAM {
+        let socket: u64 = file.member(off!(file_private_data))?;
+        let socket = Window::read(socket, min(off!(socket_type), off!(socket_sk)))?;
+        if socket.member::<u16>(off!(socket_type))? != SOCK_STREAM {
             return None;
         }
-        let sock: u64 = kernel(socket, off!(socket_sk))?;
+        let sock: u64 = socket.member(off!(socket_sk))?;
         if sock == 0 || kernel::<u16>(sock, off!(sock_family))? != AF_UNIX {
             return None;
         }
         held.channel.object = sock;
-        held.channel.inode = kernel(inode, off!(inode_ino))?;
+        held.channel.inode = inode.member(off!(inode_ino))?;
         held.mode = 3;
         let peer: u64 = kernel(sock, off!(unix_peer))?;
         if peer != 0 {
@@ -131,13 +184,21 @@ fn try_resolve(held: &mut Held, file: u64, with_files: bool) -> Option<()> {
             }
         }
         held.channel.kind = channel_kind::UNIX_STREAM;
-    } else if format == S_IFREG && with_files {
-        let sb: u64 = kernel(inode, off!(inode_sb))?;
-        held.channel.dev = kernel(sb, off!(sb_dev))?;
-        held.channel.object = inode;
-        held.channel.inode = kernel(inode, off!(inode_ino))?;
-        held.mode = u64::from(kernel::<u32>(file, off!(file_mode))?);
-        held.channel.kind = channel_kind::FILE;
+    }
+    Some(())
+}
+
+/// Reads device and kind from the super block.
+#[inline(always)]
+fn identify(held: &mut Held) -> Option<()> {
+    let sb = held.super_block;
+    if sb == 0 {
+        return None;
+    }
+    held.channel.dev = kernel(sb, off!(sb_dev))?;
+    if held.channel.kind == channel_kind::PIPE && kernel::<u64>(sb, off!(sb_magic))? != PIPEFS_MAGIC
+    {
+        held.channel.kind = channel_kind::FIFO;
     }
     Some(())
 }
@@ -171,11 +232,11 @@ pub const fn leave(bits: u32) -> u64 {
     leave
 }
 
-/// Finds the channel in the tables, adding it with [`MAY_ADD`] or when its other end is there. Completes `id` with the epoch
-/// and with the last peer known.
+/// Finds the channel in the tables, adding it with [`MAY_ADD`] or when its other end is there. Completes the channel's id with
+/// device, kind, epoch and the last peer known.
 #[inline(never)]
-pub fn enrol(id: &mut ChannelId, leave: u64) -> Enrolled {
-    find(id, leave).0
+pub fn enrol(held: &mut Held, leave: u64) -> Enrolled {
+    find(held, leave).0
 }
 
 /// [`enrol`], and numbers an operation of `bytes` in `transfer`, all with one look-up. Without bytes nothing is numbered.
@@ -184,21 +245,18 @@ pub fn enrol(id: &mut ChannelId, leave: u64) -> Enrolled {
 /// `transfer` is the record under construction.
 #[inline(never)]
 pub unsafe fn enrol_operation(
-    id: &mut ChannelId,
+    held: &mut Held,
     leave: u64,
     op_direction: u64,
     bytes: u64,
     transfer: *mut Transfer,
 ) -> Enrolled {
-    let (how, state) = find(id, leave);
+    let (how, state) = find(held, leave);
     let mut place = (0, 0);
     if let Some(state) = state
         && bytes != 0
     {
-        let key = ChannelKey {
-            object: id.object,
-            inode: id.inode,
-        };
+        let key = key_of(&held.channel);
         // SAFETY: a value of the maps for this key.
         place = unsafe { advance_at(&key, state, op_direction as u8, bytes) };
     }
@@ -207,14 +265,19 @@ pub unsafe fn enrol_operation(
     how
 }
 
+#[inline(always)]
+fn key_of(id: &ChannelId) -> ChannelKey {
+    ChannelKey {
+        object: id.object,
+        inode: id.inode,
+    }
+}
+
 /// The tables are asked in the order in which the channel is likely to be there. One that has moved is still in the first
 /// table, marked, until it makes room.
 #[inline(always)]
-fn find(id: &mut ChannelId, leave: u64) -> (Enrolled, Option<*mut ChannelState>) {
-    let key = ChannelKey {
-        object: id.object,
-        inode: id.inode,
-    };
+fn find(held: &mut Held, leave: u64) -> (Enrolled, Option<*mut ChannelState>) {
+    let key = key_of(&held.channel);
     let mut how = Enrolled::Known;
     let mut found = None;
     let mut here = None;
@@ -230,9 +293,11 @@ fn find(id: &mut ChannelId, leave: u64) -> (Enrolled, Option<*mut ChannelState>)
     if found.is_none() {
         found = here.or_else(|| CHANNELS.get_ptr_mut(&key));
         if found.is_none() {
-            if leave & MAY_ADD == 0 && !other_end_known(id) {
+            if leave & MAY_ADD == 0 && !other_end_known(&held.channel) {
                 return (Enrolled::No, None);
             }
+            let _ = identify(held);
+            let id = &held.channel;
             // SAFETY: no arguments.
             let now = unsafe { bpf_ktime_get_boot_ns() };
             let state = ChannelState {
@@ -244,13 +309,14 @@ fn find(id: &mut ChannelId, leave: u64) -> (Enrolled, Option<*mut ChannelState>)
                 dev: id.dev,
                 kind: u32::from(id.kind),
                 ready: 1,
+                super_block: held.super_block,
             };
             // Another CPU may have added it since: then this one is refused and the look-up finds the other.
             let _ = CHANNELS.insert(&key, &state, NO_EXIST);
             found = CHANNELS.get_ptr_mut(&key);
             how = Enrolled::New;
         }
-        if leave & BY_PROXY != 0 || other_end_of_proxy(id) {
+        if leave & BY_PROXY != 0 || other_end_of_proxy(&held.channel) {
             if let Some(state) = found {
                 // SAFETY: a value of the map.
                 if let Some(moved) = unsafe { move_to_proxies(&key, state) } {
@@ -262,11 +328,19 @@ fn find(id: &mut ChannelId, leave: u64) -> (Enrolled, Option<*mut ChannelState>)
     let Some(state) = found else {
         count(counter::CHANNEL_FAILED, 1);
         // SAFETY: no arguments. An epoch of its own: the numbers that follow continue nothing.
-        id.epoch = unsafe { bpf_ktime_get_boot_ns() };
+        held.channel.epoch = unsafe { bpf_ktime_get_boot_ns() };
         return (Enrolled::No, None);
     };
     // SAFETY: a value of the map, word-sized accesses.
     unsafe {
+        if (*state).super_block == held.super_block {
+            held.channel.dev = (*state).dev;
+            held.channel.kind = (*state).kind as u8;
+        } else {
+            // Memory that was another file system's inode of that number before.
+            let _ = identify(held);
+        }
+        let id = &mut held.channel;
         id.epoch = (*state).epoch;
         if id.peer_inode != 0 {
             (*state).peer_object = id.peer_object;
@@ -310,6 +384,7 @@ unsafe fn move_to_proxies(key: &ChannelKey, old: *mut ChannelState) -> Option<*m
             dev: (*old).dev,
             kind: (*old).kind,
             ready: 0,
+            super_block: (*old).super_block,
         };
         if PROXY_CHANNELS.insert(key, &state, NO_EXIST).is_err() {
             // Another CPU moves it, or there is no room: then it stays where it was.

@@ -50,18 +50,26 @@ pub fn count(index: u32, amount: u64) {
 /// Emits a record of fixed layout: `fill` writes all of it but the header.
 #[inline(always)]
 pub fn record<T>(record_kind: u16, fill: impl FnOnce(*mut T)) {
+    numbered(next_number(), record_kind, fill);
+}
+
+/// [`record`] with a number.
+#[inline(always)]
+fn numbered<T>(cpu_seq: u64, record_kind: u16, fill: impl FnOnce(*mut T)) {
     // SAFETY: reserve, fill, submit; the verifier follows the reservation.
     unsafe {
         let place = bpf_ringbuf_reserve(ring(), size_of::<T>() as u64, 0).cast::<T>();
         if place.is_null() {
-            let _ = header(record_kind, 0);
             count(counter::RING_DROPPED_RECORDS, 1);
             return;
         }
         fill(place);
-        place
-            .cast::<RecordHeader>()
-            .write(header(record_kind, size_of::<T>() as u32));
+        place.cast::<RecordHeader>().write(header_of(
+            cpu_seq,
+            bpf_ktime_get_boot_ns(),
+            record_kind,
+            size_of::<T>() as u32,
+        ));
         submit(place.cast(), size_of::<T>() as u64);
     }
 }
@@ -72,7 +80,7 @@ pub fn reserve(size: u64) -> Option<*mut u8> {
     // SAFETY: a map of this object.
     let place = unsafe { bpf_ringbuf_reserve(ring(), size, 0) };
     if place.is_null() {
-        let _ = header(0, 0);
+        let _ = next_number();
         count(counter::RING_DROPPED_RECORDS, 1);
         return None;
     }
@@ -97,22 +105,49 @@ pub unsafe fn submit(place: *mut c_void, size: u64) {
     unsafe { bpf_ringbuf_submit(place, u64::from(flags)) };
 }
 
-/// The header of the next record of this CPU. Each call takes a number: also a record that found no room has one, and
-/// leaves a hole.
+/// The header of the next record of this CPU. A record that finds no room has a number too, and leaves a hole.
 #[inline(always)]
 pub fn header(record_kind: u16, size: u32) -> RecordHeader {
     // SAFETY: no arguments.
-    header_at(unsafe { bpf_ktime_get_boot_ns() }, record_kind, size)
+    header_of(
+        next_number(),
+        unsafe { bpf_ktime_get_boot_ns() },
+        record_kind,
+        size,
+    )
 }
 
-/// [`header`] with a time that was read already: reading the clock costs as much as looking up a channel.
+/// Takes the next record number of this CPU.
 #[inline(always)]
-fn header_at(boot_ns: u64, record_kind: u16, size: u32) -> RecordHeader {
-    let mut cpu_seq = 0;
-    if let Some(cpu) = CPUS.get_ptr_mut(0) {
+fn next_number() -> u64 {
+    match CPUS.get_ptr_mut(0) {
         // SAFETY: a value of the map.
-        cpu_seq = unsafe { fetch_add(&raw mut (*cpu).seq, 1) };
+        Some(cpu) => unsafe { fetch_add(&raw mut (*cpu).seq, 1) },
+        None => 0,
     }
+}
+
+/// The number for the thread's next record: the one that a record left over which came to nothing in this run, so on this CPU,
+/// or a new one.
+///
+/// # Safety
+/// `thread` is the current thread's state.
+#[inline(always)]
+unsafe fn number_for(thread: *mut Thread) -> u64 {
+    // SAFETY: the caller's.
+    unsafe {
+        let spare = (*thread).spare_seq;
+        if spare != 0 {
+            (*thread).spare_seq = 0;
+            return spare - 1;
+        }
+    }
+    next_number()
+}
+
+/// [`header`] with a number, and a time, that are there already: reading the clock costs as much as looking up a channel.
+#[inline(always)]
+fn header_of(cpu_seq: u64, boot_ns: u64, record_kind: u16, size: u32) -> RecordHeader {
     // SAFETY: no arguments; a static of this object, volatile because the loader sets it.
     unsafe {
         RecordHeader {
@@ -157,24 +192,24 @@ pub unsafe fn walk(thread: *mut Thread) -> i64 {
     0
 }
 
-/// Captures an operation with one buffer. Most fit into one record and need no walk.
+/// Captures an operation with one buffer; whether all of it. Most fit into one record and need no walk.
 ///
 /// # Safety
 /// `thread` is the current thread's state, with the operation described and begun.
 #[inline(always)]
-pub unsafe fn capture_buffer(thread: *mut Thread, address: u64) {
+pub unsafe fn capture_buffer(thread: *mut Thread, address: u64) -> bool {
     // SAFETY: the caller's.
     unsafe {
         let len = (*thread).op_left;
         if len <= CHUNK_MAX_BYTES as u64 && len <= (*thread).limit_left {
             match chunk(thread, address, len) {
-                Outcome::Captured => return,
+                Outcome::Captured => return true,
                 // What the walker would do after its own attempt: page by page.
                 Outcome::Fault => (*thread).fault_until = address + len,
                 Outcome::RingFull => {
                     count(counter::RING_DROPPED_BYTES, len);
                     missing(thread, len, gap::RING_FULL);
-                    return;
+                    return false;
                 }
             }
         }
@@ -182,6 +217,7 @@ pub unsafe fn capture_buffer(thread: *mut Thread, address: u64) {
         (*thread).segment_left = len;
         (*thread).vectors_left = 0;
         walk(thread);
+        (*thread).missed == 0
     }
 }
 
@@ -191,7 +227,9 @@ pub unsafe fn capture_buffer(thread: *mut Thread, address: u64) {
 /// `thread` is the current thread's state.
 #[inline(never)]
 pub unsafe fn missing(thread: *mut Thread, len: u64, reason: u16) -> i64 {
-    record::<Transfer>(kind::GAP, |place| {
+    // SAFETY: the current thread's state.
+    let number = unsafe { number_for(thread) };
+    numbered::<Transfer>(number, kind::GAP, |place| {
         // SAFETY: a fresh reservation of that size; a copy of plain data.
         unsafe {
             copy_nonoverlapping(&raw const (*thread).transfer, place, 1);
@@ -203,6 +241,7 @@ pub unsafe fn missing(thread: *mut Thread, len: u64, reason: u16) -> i64 {
     unsafe {
         (*thread).transfer.offset += len;
         (*thread).op_left -= len;
+        (*thread).missed |= 1 << reason;
     }
     0
 }
@@ -325,9 +364,10 @@ unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64
     const HEADER: u64 = size_of::<Transfer>() as u64;
     // SAFETY: reserve, fill, submit or discard; the verifier checks that `len` stays within the class.
     unsafe {
+        // First of all: an addition that must be atomic waits for the stores before it, and those into the ring are slow.
+        let seq = number_for(thread);
         let place = bpf_ringbuf_reserve(ring(), HEADER + CLASS, 0).cast::<u8>();
         if place.is_null() {
-            let _ = header(0, 0);
             count(counter::RING_DROPPED_RECORDS, 1);
             return Outcome::RingFull;
         }
@@ -339,17 +379,18 @@ unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64
         ) != 0
         {
             bpf_ringbuf_discard(place.cast(), u64::from(BPF_RB_NO_WAKEUP));
+            (*thread).spare_seq = seq + 1;
             return Outcome::Fault;
         }
         let record = place.cast::<Transfer>();
         copy_nonoverlapping(&raw const (*thread).transfer, record, 1);
-        (*record).header = header_at(
+        (*record).header = header_of(
+            seq,
             (*thread).transfer.exit_ns,
             kind::CHUNK,
             (HEADER + len) as u32,
         );
         (*record).len = len as u32;
-        count(counter::PAYLOAD_BYTES, len);
         submit(place.cast(), HEADER + CLASS);
     }
     Outcome::Captured

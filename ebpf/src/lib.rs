@@ -105,6 +105,43 @@ pub const fn classify(number: u64) -> Class {
     }
 }
 
+/// System call numbers from here on are none that [`classify`] knows. A power of two: else the verifier takes the end of the last
+/// word for out of bounds ("R2 max value is outside of the allowed memory range").
+pub const NUMBERS: u64 = 512;
+
+/// A bit for each system call number.
+pub type Numbers = [u64; (NUMBERS / 64) as usize];
+
+/// System calls that the program for `sys_enter` looks at.
+pub static AT_ENTER: Numbers = numbers(true);
+
+/// System calls that the program for `sys_exit` looks at.
+pub static AT_EXIT: Numbers = numbers(false);
+
+/// Whether the number is in the set: what every system call of every task pays.
+#[inline(always)]
+pub fn is_in(numbers: &Numbers, number: u64) -> bool {
+    number < NUMBERS && numbers[(number / 64) as usize] >> (number % 64) & 1 != 0
+}
+
+const fn numbers(enter: bool) -> Numbers {
+    let mut set = [0; (NUMBERS / 64) as usize];
+    let mut number = 0;
+    while number < NUMBERS {
+        let wanted = match classify(number) {
+            Class::Other => false,
+            Class::Transfer | Class::Splice => true,
+            Class::End | Class::OwnEnd => !enter,
+            Class::Exec | Class::Unseen => enter,
+        };
+        if wanted {
+            set[(number / 64) as usize] |= 1 << (number % 64);
+        }
+        number += 1;
+    }
+    set
+}
+
 /// `IORING_SETUP_SQPOLL` (`include/uapi/linux/io_uring.h`): the kernel takes submissions by itself, without a system call.
 pub const SETUP_SQPOLL: u32 = 1 << 1;
 
@@ -225,6 +262,18 @@ mod tests {
         ] {
             assert_eq!(classify(write), Class::Transfer);
             assert_eq!(direction_of(write), direction::WRITE);
+        }
+    }
+
+    #[test]
+    fn each_program_looks_at_its_calls_and_at_no_other() {
+        for number in (0..2 * NUMBERS).chain([u64::MAX, 1 << 32, 0x4000_0000]) {
+            let class = classify(number);
+            let both = matches!(class, Class::Transfer | Class::Splice);
+            let enter = both || matches!(class, Class::Exec | Class::Unseen);
+            let exit = both || matches!(class, Class::End | Class::OwnEnd);
+            assert_eq!(is_in(&AT_ENTER, number), enter, "{number}");
+            assert_eq!(is_in(&AT_EXIT, number), exit, "{number}");
         }
     }
 

@@ -17,6 +17,7 @@
 mod arch;
 mod channel;
 mod emit;
+mod log;
 mod maps;
 mod offsets;
 mod probes;
@@ -29,12 +30,14 @@ use aya_ebpf::{
     programs::BtfTracePointContext,
 };
 use countersign_common::{counter, tag};
-use countersign_ebpf::{Class, SETUP_FLAGS_OFFSET, SETUP_SQPOLL, classify, nr};
+use countersign_ebpf::{
+    AT_ENTER, AT_EXIT, Class, SETUP_FLAGS_OFFSET, SETUP_SQPOLL, classify, is_in, nr,
+};
 
 use crate::{
     arch::{PtRegs, TS_COMPAT, X32_BIT, syscall_args, syscall_number},
     emit::count,
-    offsets::{group_leader, off},
+    offsets::{group_leader, has_storage, off},
     probes::{ends, process, splice, transfer},
     scope::tag_of,
 };
@@ -48,24 +51,25 @@ pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
         let number: u64 = ctx.arg(1);
         let task = bpf_get_current_task_btf();
         let compat = in_compat(task, number);
-        let class = classify(number);
-        if !compat && matches!(class, Class::Other | Class::End | Class::OwnEnd) {
+        if !compat && !is_in(&AT_ENTER, number) {
             return 0;
         }
         let leader = group_leader(task);
         let Some(bits) = tag_of(leader) else { return 0 };
         if compat {
             count(counter::COMPAT_SYSCALLS, 1);
+            log::compat(number);
             // It may be an `execve`, and a tag lost there is lost for good.
             process::before_exec(task, leader, bits);
             return 0;
         }
-        match class {
+        match classify(number) {
             Class::Transfer => transfer::enter(task, bits, regs, number),
             Class::Splice => splice::enter(task, regs, number),
             Class::Exec => process::before_exec(task, leader, bits),
             Class::Unseen if number != nr::IO_URING_SETUP || polls(regs) => {
                 count(counter::UNSEEN_SUBMISSIONS, 1);
+                log::unseen(number);
             }
             Class::Other | Class::End | Class::OwnEnd | Class::Unseen => {}
         }
@@ -96,21 +100,24 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         let regs: *const PtRegs = ctx.arg(0);
         let returned: i64 = ctx.arg(1);
         let number = syscall_number(regs);
-        let class = classify(number);
-        if matches!(class, Class::Other | Class::Exec | Class::Unseen) {
+        if !is_in(&AT_EXIT, number) {
             return 0;
         }
         let task = bpf_get_current_task_btf();
         let leader = group_leader(task);
+        let class = classify(number);
+        if class == Class::Transfer {
+            if has_storage(leader) && !in_compat(task, number) {
+                transfer::exit(task, leader, regs, number, returned);
+            }
+            return 0;
+        }
         // Not an `Option` any more: LLVM 22 spills the payload of `None`, which the verifier refuses ("R2 !read_ok").
         let bits = tag_of(leader).unwrap_or(0);
         if in_compat(task, number) {
             return 0;
         }
         match class {
-            Class::Transfer if bits != 0 => {
-                transfer::exit(task, leader, bits, regs, number, returned)
-            }
             Class::Splice if bits != 0 => splice::exit(task, leader, bits, regs, number, returned),
             Class::End if bits != 0 => {
                 ends::tagged_exit(task, leader, bits, regs, number, returned)

@@ -5,13 +5,13 @@ use aya_ebpf::{
         BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE,
         task_struct,
     },
-    btf_maps::{HashMap, LruHashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
     helpers::generated::bpf_task_storage_get,
     macros::btf_map,
 };
 use countersign_common::load::{ChannelKey, ChannelState, CpuState, ExeKey};
 
-use crate::scope::Thread;
+use crate::{log::SUBJECTS, scope::Thread};
 
 /// The data ring. The size here is the default; user space may set another power of two.
 #[btf_map]
@@ -46,6 +46,10 @@ pub static PROXY_EXES: HashMap<ExeKey, u32, 256> = HashMap::new();
 /// Record numbers and counters.
 #[btf_map]
 pub static CPUS: PerCpuArray<CpuState, 1> = PerCpuArray::new();
+
+/// When a message about each subject came last, `CLOCK_BOOTTIME` nanoseconds.
+#[btf_map]
+pub static SPOKEN: Array<u64, SUBJECTS> = Array::new();
 
 /// A map with one value per task, freed with it (`BPF_MAP_TYPE_TASK_STORAGE`; Linux >= 5.11). aya-ebpf 0.2.1 has none.
 #[repr(C)]

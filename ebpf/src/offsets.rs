@@ -63,6 +63,16 @@ pub unsafe fn group_leader(task: *mut task_struct) -> *mut task_struct {
     unsafe { *(task.cast::<u8>().add(off!(task_group_leader) as usize)).cast::<*mut task_struct>() }
 }
 
+/// Whether the task has any storage at all, of whomever: what an unwatched task pays instead of a look-up.
+///
+/// # Safety
+/// As [`group_leader`], or its result.
+#[inline(always)]
+pub unsafe fn has_storage(task: *mut task_struct) -> bool {
+    // SAFETY: a typed load inside `struct task_struct`.
+    unsafe { *(task.cast::<u8>().add(off!(task_bpf_storage) as usize)).cast::<u64>() != 0 }
+}
+
 /// Who runs now. `leader` is the leader of the task's thread group, as a typed pointer.
 #[inline(always)]
 pub fn current(leader: *mut task_struct) -> Task {

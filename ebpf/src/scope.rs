@@ -8,7 +8,9 @@ use countersign_common::{ChannelId, Transfer, counter, tag};
 
 use crate::{
     emit::count,
+    log,
     maps::{TAGS, THREADS},
+    offsets::has_storage,
 };
 
 /// What a watched thread's `sys_enter` saw, and where its capture walker stands.
@@ -19,6 +21,10 @@ use crate::{
 pub struct Thread {
     /// Number of the system call whose `sys_enter` was seen, plus one; 0 when none is open.
     pub open_call: u64,
+    /// The tag of its process at that time.
+    pub bits: u32,
+    /// Zero.
+    pub reserved: u32,
     /// Its arguments: those that the kernel took, whatever a tracer writes into the registers later.
     pub args: [u64; 6],
     /// `CLOCK_BOOTTIME` at `sys_enter`.
@@ -43,6 +49,10 @@ pub struct Thread {
     pub limit_left: u64,
     /// Pieces stop at pages up to here.
     pub fault_until: u64,
+    /// Reasons of the gaps of the system call so far, a bit each.
+    pub missed: u64,
+    /// Number of a record that was not made, plus one: the next one has it. 0 for none.
+    pub spare_seq: u64,
     /// Start of the message array (`struct mmsghdr`).
     pub messages: u64,
 }
@@ -56,6 +66,8 @@ pub struct Held {
     pub channel: ChannelId,
     /// `f_mode`.
     pub mode: u64,
+    /// Address of the inode's super block; 0 for sockets.
+    pub super_block: u64,
 }
 
 /// The tag of a process, by its leader.
@@ -65,8 +77,13 @@ pub struct Held {
 #[inline(always)]
 pub unsafe fn tag_of(leader: *mut task_struct) -> Option<u32> {
     // SAFETY: storage of a live task, aligned.
-    unsafe { TAGS.find(leader).map(|value| *value) }
-        .filter(|bits| *bits & (tag::TREE | tag::PEER) != 0)
+    unsafe {
+        if !has_storage(leader) {
+            return None;
+        }
+        TAGS.find(leader).map(|value| *value)
+    }
+    .filter(|bits| *bits & (tag::TREE | tag::PEER) != 0)
 }
 
 /// Stores a tag. Counted if it cannot be.
@@ -90,6 +107,20 @@ pub unsafe fn set_tag(task: *mut task_struct, bits: u32) -> bool {
     }
 }
 
+/// The state of the calling thread if it is in this system call, as its `sys_enter` left it.
+///
+/// # Safety
+/// `task` is the current task.
+#[inline(always)]
+pub unsafe fn entered(task: *mut task_struct, number: u64) -> Option<*mut Thread> {
+    // SAFETY: storage of the current task.
+    unsafe {
+        THREADS
+            .find(task)
+            .filter(|thread| (**thread).open_call == number + 1)
+    }
+}
+
 /// The state of the calling thread, made if need be. Counted if it cannot be.
 ///
 /// # Safety
@@ -100,6 +131,7 @@ pub unsafe fn thread(task: *mut task_struct) -> Option<*mut Thread> {
     let thread = unsafe { THREADS.find_or_create(task) };
     if thread.is_none() {
         count(counter::PENDING_FAILED, 1);
+        log::no_thread_state();
     }
     thread
 }

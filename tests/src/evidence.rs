@@ -159,8 +159,8 @@ impl Call {
             tool_name: Some(self.tool.into()),
             out_of_scope: None,
             payload_mode: "full",
-            payload: Some(PayloadBytes(payload)),
-            payload_hash: Some("00".repeat(32)),
+            payload: Some(PayloadBytes(payload.into())),
+            payload_hash: Some("00".repeat(32).into()),
         }
     }
 

@@ -113,6 +113,28 @@ fn a_clean_run_is_clean_and_only_a_known_capture_is() {
 }
 
 #[test]
+fn signatures_that_no_key_was_given_for_are_named() {
+    let plain = summary(&rows()).text(evidence());
+    assert!(!plain.contains("no key was given"), "{plain}");
+    let keyless: Vec<_> = rows()
+        .into_iter()
+        .map(|mut row| {
+            if let Row::Verdict(row) = &mut row {
+                row.signature = Some("no_key");
+            }
+            row
+        })
+        .collect();
+    let verdicts = keyless.iter().filter(|row| matches!(row, Row::Verdict(_)));
+    let wanted = format!(
+        "whether {} signatures of the log can be trusted",
+        verdicts.count()
+    );
+    let text = summary(&keyless).text(evidence());
+    assert!(text.contains(&wanted), "{text}");
+}
+
+#[test]
 fn a_flood_of_one_verdict_does_not_hide_another() {
     let rows = rows();
     let mut summary = Summary::new();

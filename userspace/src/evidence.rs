@@ -41,6 +41,9 @@ pub trait Correlator {
     /// When evidence cannot be written.
     fn damage(&mut self, damage: Damage) -> anyhow::Result<()>;
 
+    /// The copy of a log that was kept with the spool is not what was written.
+    fn kept_log_damaged(&mut self, detail: String);
+
     /// Something about the log of the proxy with this index in the configuration.
     ///
     /// # Errors
@@ -79,7 +82,7 @@ pub fn correlator(setup: Setup<'_>) -> Result<Box<dyn Correlator>, Failure> {
 /// Feeds a whole spool.
 ///
 /// # Errors
-/// When the spool cannot be read or evidence cannot be written.
+/// When the spool cannot be read, has nothing that can be, or evidence cannot be written.
 pub fn feed_spool(
     spool: &mut SpoolReader,
     correlator: &mut dyn Correlator,
@@ -87,7 +90,10 @@ pub fn feed_spool(
     let mut fed = Fed::default();
     while let Some(item) = spool.next_item().or_exit(Code::Data)? {
         match item {
-            SpoolItem::Segment(header) => correlator.segment(header),
+            SpoolItem::Segment(header) => {
+                fed.segments += 1;
+                correlator.segment(header)
+            }
             SpoolItem::Record(record) => {
                 fed.records += 1;
                 fed.bytes += record.len() as u64;
@@ -100,12 +106,21 @@ pub fn feed_spool(
         }
         .or_exit(Code::Io)?;
     }
+    if fed.segments == 0 {
+        return Err(Failure::new(
+            Code::Data,
+            "no segment of the spool has a readable header, so nothing in it can be read: restore \
+             one *.spool file of the recording, or record again",
+        ));
+    }
     Ok(fed)
 }
 
 /// What a spool held.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Fed {
+    /// Segments of the capture.
+    pub segments: u64,
     /// Whole records.
     pub records: u64,
     /// Their bytes.

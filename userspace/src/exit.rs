@@ -36,9 +36,9 @@ pub enum Code {
     NoPermission = 77,
     /// The configuration file, a key or a named program is wrong (`EX_CONFIG`).
     Config = 78,
-    /// The agent was found but could not be executed (as shells say it).
+    /// The agent, or the server of `proxy`, was found but could not be executed (as shells say it).
     AgentNotExecutable = 126,
-    /// The agent was not found (as shells say it).
+    /// The agent, or the server of `proxy`, was not found (as shells say it).
     AgentNotFound = 127,
 }
 
@@ -74,8 +74,8 @@ Exit codes:
   74   reading or writing failed
   77   a privilege is missing
   78   wrong configuration, key or proxy program
-  126  the agent could not be executed
-  127  the agent was not found
+  126  the agent, or the server of `proxy`, could not be executed
+  127  the agent, or the server of `proxy`, was not found
 The agent's own exit code is printed, never returned.";
 
 /// An error together with the exit code that it ends the command with.

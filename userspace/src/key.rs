@@ -36,10 +36,14 @@ pub enum KeyError {
     #[error("the environment variable {0} with the key is not set: export it, or use --key-file")]
     EnvMissing(String),
     /// Nothing is left after removing the line end.
-    #[error("the key from {0} is empty: an empty key verifies nothing")]
+    #[error(
+        "the key from {0} is empty, and an empty key verifies nothing: put the proxy's own key there"
+    )]
     Empty(String),
     /// Over [`KEY_MAX_BYTES`].
-    #[error("the key from {0} is longer than {KEY_MAX_BYTES} bytes: this is no key file")]
+    #[error(
+        "the key from {0} is longer than {KEY_MAX_BYTES} bytes, so it is none: name the file that the proxy reads"
+    )]
     TooLong(String),
     /// Anyone on the machine can read or write it.
     #[error(
@@ -55,8 +59,16 @@ pub enum KeyError {
     /// A directory, FIFO, socket or device.
     #[error("the key file {} is not a regular file: use --key-fd to pass a key by descriptor", .0.display())]
     NotRegular(PathBuf),
+    /// There is no such file.
+    #[error("there is no key file {}: check --key-file, or key_file in the configuration", .0.display())]
+    FileMissing(PathBuf),
+    /// Nothing is open under that number.
+    #[error(
+        "no descriptor {0} was passed: open it when calling, as in `--key-fd {0} {0}<audit.key`, or use --key-file"
+    )]
+    FdClosed(RawFd),
     /// Opening or reading failed.
-    #[error("cannot read the key from {origin}")]
+    #[error("cannot read the key from {origin}: it must be there and readable for this process")]
     Io {
         /// Where from.
         origin: String,
@@ -102,10 +114,7 @@ impl KeySource {
             Self::File(path) => read_all(open_key_file(path)?, self.origin())?,
             Self::Fd(number) => {
                 if *number < 0 || rustix::io::fcntl_getfd(borrow(*number)).is_err() {
-                    return Err(KeyError::Io {
-                        origin: self.origin(),
-                        source: io::Error::from_raw_os_error(libc::EBADF),
-                    });
+                    return Err(KeyError::FdClosed(*number));
                 }
                 // SAFETY: the descriptor is open (checked above) and was handed to this process for
                 // this purpose by the command line; nothing else in it uses that number.
@@ -139,9 +148,14 @@ fn borrow(number: RawFd) -> std::os::fd::BorrowedFd<'static> {
 }
 
 fn open_key_file(path: &Path) -> Result<File, KeyError> {
-    let io_error = |source| KeyError::Io {
-        origin: path.display().to_string(),
-        source,
+    let io_error = |source: io::Error| {
+        if source.kind() == io::ErrorKind::NotFound {
+            return KeyError::FileMissing(path.to_owned());
+        }
+        KeyError::Io {
+            origin: path.display().to_string(),
+            source,
+        }
     };
     // Non-blocking, so that a FIFO in its place cannot hang the start.
     let file = File::options()
@@ -245,9 +259,12 @@ mod tests {
         assert_eq!(source.load().unwrap().as_bytes(), b"secret");
         assert!(matches!(
             KeySource::Fd(1_000_000).load(),
-            Err(KeyError::Io { .. })
+            Err(KeyError::FdClosed(1_000_000))
         ));
-        assert!(matches!(KeySource::Fd(-1).load(), Err(KeyError::Io { .. })));
+        assert!(matches!(
+            KeySource::Fd(-1).load(),
+            Err(KeyError::FdClosed(-1))
+        ));
     }
 
     #[test]

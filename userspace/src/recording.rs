@@ -21,6 +21,7 @@ use crate::spool::{Inlet, Limits, SegmentHeader, SpoolStats, SpoolThread, SpoolW
 use crate::tree::{Missed, Tree, Untagged};
 use crate::witness::{ProxyExe, Request};
 use countersign_common::{kind, tag};
+use countersign_core::hex::hex;
 
 /// Name of the spool's directory in the output directory.
 pub const SPOOL: &str = "spool";
@@ -223,12 +224,9 @@ impl Recording {
     pub fn note_identity(&self, proxy_exes: &[ProxyExe]) -> io::Result<()> {
         let mut key = [0_u8; 32];
         rustix::rand::getrandom(&mut key, rustix::rand::GetRandomFlags::empty())?;
-        let key = key
-            .iter()
-            .fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
         self.note(
             kind::CAPTURE,
-            &serde_json::json!({ "event": "hash_key", "key": key }),
+            &serde_json::json!({ "event": "hash_key", "key": hex(&key) }),
         );
         self.note(
             kind::CAPTURE,

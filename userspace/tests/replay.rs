@@ -109,6 +109,20 @@ fn an_entry_that_stands_twice_is_replayed_once() {
 }
 
 #[test]
+fn another_entry_with_an_id_that_was_used_is_replayed() {
+    let stage = Stage::of("demo-pipes");
+    let log = stage.altered(|lines| {
+        let text = String::from_utf8(lines[4].clone()).unwrap();
+        let at = text.find("\"duration_ms\":").unwrap() + 14;
+        lines.push(format!("{}7{}", &text[..at], &text[at..]).into_bytes());
+    });
+    let (rows, code) = stage.pair_with(&log, true, "out");
+    assert_eq!(code, 1);
+    assert_eq!(count(&rows, "replayed"), 1);
+    assert_eq!(count(&rows, "matched"), 15);
+}
+
+#[test]
 fn with_another_key_nothing_is_matched() {
     let stage = Stage::of("demo-pipes");
     fs::write(stage.key(), "another key").unwrap();

@@ -14,7 +14,9 @@ use countersign_ebpf::nr;
 
 use crate::{
     arch::{PtRegs, syscall_args},
-    channel::{Enrolled, MAY_ADD, enrol, file_of, is_known, leave, other_end_known, resolve},
+    channel::{
+        Enrolled, FILES, MAY_ADD, WHOLE, enrol, file_of, is_known, leave, other_end_known, resolve,
+    },
     emit::{count, record},
     maps::LISTENERS,
     offsets::{current, kernel, off},
@@ -108,7 +110,7 @@ pub unsafe fn untagged_exit(
         _ => (returned as u32, end_how::OPENED),
     };
     let mut held = empty();
-    resolve(&mut held, file_of(task, u64::from(fd)), 0);
+    resolve(&mut held, file_of(task, u64::from(fd)), WHOLE);
     if held.channel.kind == 0 {
         return;
     }
@@ -124,7 +126,7 @@ pub unsafe fn untagged_exit(
         return;
     }
     count(counter::PEERS_MARKED, 1);
-    enrol(&mut held.channel, MAY_ADD);
+    enrol(&mut held, MAY_ADD);
     record::<Peer>(kind::PEER, |place| {
         // SAFETY: a fresh reservation of that size.
         unsafe {
@@ -228,7 +230,7 @@ fn hold(task: *mut task_struct, bits: u32, who: &Task, how: u8, fd: u32) {
     resolve(
         &mut held,
         file_of(task, u64::from(fd)),
-        u64::from(proxy_open),
+        if proxy_open { WHOLE | FILES } else { WHOLE },
     );
     if held.channel.kind == 0 {
         return;
@@ -243,7 +245,7 @@ fn hold(task: *mut task_struct, bits: u32, who: &Task, how: u8, fd: u32) {
     if how == end_how::CONNECTED && to_listener_of_tree(&held.channel) {
         leave |= MAY_ADD;
     }
-    if enrol(&mut held.channel, leave) == Enrolled::No && held.channel.epoch == 0 {
+    if enrol(&mut held, leave) == Enrolled::No && held.channel.epoch == 0 {
         return;
     }
     report(&held, who, how, fd);
@@ -268,7 +270,7 @@ fn file_opened(held: &Held, who: &Task) {
 #[inline(always)]
 fn listening(task: *mut task_struct, fd: u64) {
     let mut held = empty();
-    resolve(&mut held, file_of(task, fd), 0);
+    resolve(&mut held, file_of(task, fd), WHOLE);
     if held.channel.kind != channel_kind::UNIX_STREAM {
         return;
     }
@@ -307,5 +309,6 @@ fn empty() -> Held {
             reserved2: 0,
         },
         mode: 0,
+        super_block: 0,
     }
 }

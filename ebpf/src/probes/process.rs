@@ -10,6 +10,7 @@ use countersign_common::{
 
 use crate::{
     emit::{count, header, record, reserve, submit},
+    log,
     maps::PROXY_EXES,
     offsets::{current, group_leader, kernel, off},
     scope::{set_tag, tag_of},
@@ -41,7 +42,12 @@ pub unsafe fn fork(parent: *mut task_struct, child: *mut task_struct) {
             return;
         }
         // A child that could not be tagged is reported with no tag: user space can still tag it.
-        let bits = if set_tag(child, bits) { bits } else { 0 };
+        let bits = if set_tag(child, bits) {
+            bits
+        } else {
+            log::untagged(u64::from(child_tgid));
+            0
+        };
         let who = Task {
             tgid: child_tgid,
             tid: child_pid,

@@ -13,8 +13,9 @@ use super::{
 };
 use crate::{
     arch::{PtRegs, syscall_args},
-    channel::{Enrolled, enrol, file_of, leave, resolve},
+    channel::{Enrolled, WHOLE, enrol, file_of, leave, resolve},
     emit::{count, missing},
+    log,
     offsets::current,
     scope::{Held, Thread, thread},
 };
@@ -35,9 +36,9 @@ pub unsafe fn enter(task: *mut task_struct, regs: *const PtRegs, number: u64) {
         (*thread).enter_ns = bpf_ktime_get_boot_ns();
         (*thread).open_call = number + 1;
         let (source, sink) = descriptors(number, &(*thread).args);
-        resolve(&mut (*thread).first, file_of(task, source), 0);
+        resolve(&mut (*thread).first, file_of(task, source), WHOLE);
         let file = if sink == NONE { 0 } else { file_of(task, sink) };
-        resolve(&mut (*thread).second, file, 0);
+        resolve(&mut (*thread).second, file, WHOLE);
     }
 }
 
@@ -66,14 +67,15 @@ pub unsafe fn exit(
             (*thread).args = syscall_args(regs);
             (*thread).enter_ns = bpf_ktime_get_boot_ns();
             let (source, sink) = descriptors(number, &(*thread).args);
-            resolve(&mut (*thread).first, file_of(task, source), 0);
+            resolve(&mut (*thread).first, file_of(task, source), WHOLE);
             let file = if sink == NONE { 0 } else { file_of(task, sink) };
-            resolve(&mut (*thread).second, file, 0);
+            resolve(&mut (*thread).second, file, WHOLE);
         }
         if (*thread).first.channel.kind == 0 && (*thread).second.channel.kind == 0 {
             return;
         }
         count(counter::SPLICE_BYTES, returned as u64);
+        log::spliced(number);
         let mut flags = whose(bits);
         if !entered {
             flags |= transfer_flags::NO_ENTER;
@@ -146,7 +148,7 @@ unsafe fn end(
             flags |= transfer_flags::FD_SWAPPED;
             count(counter::FD_SWAPPED, 1);
         }
-        let enrolled = enrol(&mut (*thread).first.channel, leave(bits));
+        let enrolled = enrol(&mut (*thread).first, leave(bits));
         if enrolled == Enrolled::No && (*thread).first.channel.epoch == 0 {
             return;
         }

@@ -15,10 +15,11 @@ use countersign_ebpf::{MESSAGES_MAX, VECTORS_MAX, direction_of, nr, op_limit};
 use super::ends;
 use crate::{
     arch::{PtRegs, syscall_args},
-    channel::{Enrolled, advance, enrol_operation, file_of, leave, resolve},
+    channel::{Enrolled, FILES, advance, enrol_operation, file_of, leave, resolve},
     emit::{capture_buffer, count, walk},
+    log,
     offsets::current,
-    scope::{Thread, thread},
+    scope::{Thread, entered, tag_of, thread},
 };
 
 const MSG_OOB: u64 = 1;
@@ -39,12 +40,13 @@ pub unsafe fn enter(task: *mut task_struct, bits: u32, regs: *const PtRegs, numb
         (*thread).args = syscall_args(regs);
         (*thread).enter_ns = bpf_ktime_get_boot_ns();
         (*thread).open_call = number + 1;
+        (*thread).bits = bits;
         let file = file_of(task, (*thread).args[0]);
         resolve(&mut (*thread).first, file, wants_files(bits, number));
     }
 }
 
-/// At `sys_exit` of a watched task: captures what moved.
+/// At `sys_exit` of a task that may be watched: captures what moved. The tag of `sys_enter` counts, for the price of one look-up.
 ///
 /// # Safety
 /// The arguments are the tracepoint's; `leader` is the task's.
@@ -52,37 +54,44 @@ pub unsafe fn enter(task: *mut task_struct, bits: u32, regs: *const PtRegs, numb
 pub unsafe fn exit(
     task: *mut task_struct,
     leader: *mut task_struct,
-    bits: u32,
     regs: *const PtRegs,
     number: u64,
     returned: i64,
 ) {
     // SAFETY: the caller's.
     unsafe {
-        let Some(thread) = thread(task) else { return };
-        let entered = (*thread).open_call == number + 1;
-        (*thread).open_call = 0;
-        if returned <= 0 {
-            return;
-        }
-        let exit_ns = bpf_ktime_get_boot_ns();
         let mut flags = 0;
-        if entered {
-            if (*thread).first.channel.kind == 0 {
-                return;
+        let thread = match entered(task, number) {
+            Some(thread) => {
+                (*thread).open_call = 0;
+                if returned <= 0 || (*thread).first.channel.kind == 0 {
+                    return;
+                }
+                if file_of(task, (*thread).args[0]) != (*thread).first.file {
+                    flags |= transfer_flags::FD_SWAPPED;
+                }
+                thread
             }
-            if file_of(task, (*thread).args[0]) != (*thread).first.file {
-                flags |= transfer_flags::FD_SWAPPED;
+            None => {
+                // Tagged during the call.
+                let bits = tag_of(leader).unwrap_or(0);
+                if bits == 0 || returned <= 0 {
+                    return;
+                }
+                let Some(thread) = thread(task) else { return };
+                enter(task, bits, regs, number);
+                (*thread).open_call = 0;
+                if (*thread).first.channel.kind == 0 {
+                    return;
+                }
+                flags |= transfer_flags::NO_ENTER;
+                thread
             }
-        } else {
-            (*thread).args = syscall_args(regs);
-            (*thread).enter_ns = exit_ns;
-            let file = file_of(task, (*thread).args[0]);
-            resolve(&mut (*thread).first, file, wants_files(bits, number));
-            if (*thread).first.channel.kind == 0 {
-                return;
-            }
-            flags |= transfer_flags::NO_ENTER;
+        };
+        let bits = (*thread).bits;
+        let mut exit_ns = (*thread).enter_ns;
+        if flags & transfer_flags::NO_ENTER == 0 {
+            exit_ns = bpf_ktime_get_boot_ns();
         }
         let op_direction = direction_of(number);
         flags |= message_flags(number, &(*thread).args) | whose(bits);
@@ -92,14 +101,17 @@ pub unsafe fn exit(
             returned as u64
         };
         let enrolled = enrol_operation(
-            &mut (*thread).first.channel,
+            &mut (*thread).first,
             leave(bits),
             u64::from(op_direction),
             bytes,
             &raw mut (*thread).transfer,
         );
-        if enrolled == Enrolled::No && (*thread).first.channel.epoch == 0 {
-            return;
+        if enrolled == Enrolled::No {
+            if (*thread).first.channel.epoch == 0 {
+                return;
+            }
+            log::no_channel((*thread).first.channel.inode);
         }
         let who = current(leader);
         if enrolled == Enrolled::New {
@@ -114,7 +126,21 @@ pub unsafe fn exit(
         }
         describe(thread, &who, number, exit_ns, flags, op_direction);
         (*thread).limit_left = op_limit(bits, op_direction);
-        capture(thread, number, returned as u64);
+        (*thread).missed = 0;
+        if !capture(thread, number, returned as u64) {
+            tell_missed((*thread).missed, returned as u64);
+        }
+    }
+}
+
+/// Messages about what an operation lacks.
+#[inline(always)]
+fn tell_missed(missed: u64, bytes: u64) {
+    if missed & 1 << gap::RING_FULL != 0 {
+        log::ring_full(bytes);
+    }
+    if missed & 1 << gap::FAULT != 0 {
+        log::fault(bytes);
     }
 }
 
@@ -199,8 +225,9 @@ const fn numbers_itself(number: u64) -> bool {
     matches!(number, nr::SENDMMSG | nr::RECVMMSG)
 }
 
+/// Captures what moved; whether all of it.
 #[inline(always)]
-unsafe fn capture(thread: *mut Thread, number: u64, returned: u64) {
+unsafe fn capture(thread: *mut Thread, number: u64, returned: u64) -> bool {
     // SAFETY: the caller's.
     unsafe {
         match number {
@@ -236,9 +263,10 @@ unsafe fn capture(thread: *mut Thread, number: u64, returned: u64) {
             }
             _ => {
                 begin(thread, returned);
-                capture_buffer(thread, (*thread).args[1]);
+                return capture_buffer(thread, (*thread).args[1]);
             }
         }
+        (*thread).missed == 0
     }
 }
 
@@ -308,11 +336,14 @@ fn message_flags(number: u64, args: &[u64; 6]) -> u16 {
 /// The third view: what a proxy writes to regular files.
 #[inline(always)]
 fn wants_files(bits: u32, number: u64) -> u64 {
-    u64::from(
-        bits & tag::PROXY != 0
-            && matches!(
-                number,
-                nr::WRITE | nr::WRITEV | nr::PWRITE64 | nr::PWRITEV | nr::PWRITEV2
-            ),
-    )
+    if bits & tag::PROXY != 0
+        && matches!(
+            number,
+            nr::WRITE | nr::WRITEV | nr::PWRITE64 | nr::PWRITEV | nr::PWRITEV2
+        )
+    {
+        FILES
+    } else {
+        0
+    }
 }

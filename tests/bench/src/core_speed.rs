@@ -25,8 +25,8 @@ use crate::{memory, say};
 
 /// Sizes of requests and answers, and how many exchanges make a spool of some hundred megabytes.
 const SIZES: [(usize, u64); 3] = [(200, 50_000), (4 << 10, 5_000), (1 << 20, 24)];
-/// Each exchange is a request and an answer.
-const MESSAGES: u64 = 2;
+/// Each exchange is a request and an answer, and each of these passes two hops: client to proxy, proxy to server, and back.
+const MESSAGES: u64 = 4;
 
 /// What is done with a spool.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -68,7 +68,7 @@ pub(crate) fn run(scratch: &Path, repetitions: usize) -> anyhow::Result<String> 
         &mut text,
         format_args!(
             "One core, median of {repetitions} interleaved repetitions. An exchange is a request and an answer of the size given, each seen at \
-         both ends of both hops, and one signed entry of the log, which is read and written in full; every call is `matched`. Bytes are those \
+         both ends of both hops, and one signed entry of the log, which is read and written in full; every call is `matched`. A message is counted once on each hop: four an exchange. Bytes are those \
          of the records in the spool; `serde_json` parses the same lines into its `Value`, and its bytes are those of the lines.\n"
         ),
     );

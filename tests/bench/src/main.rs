@@ -92,6 +92,11 @@ enum Command {
 }
 
 fn main() -> anyhow::Result<()> {
+    // As the command does: kernel programs are loaded with the messages that somebody listens to.
+    tracing_subscriber::fmt()
+        .with_max_level(tracing_subscriber::filter::LevelFilter::WARN)
+        .with_writer(io::stderr)
+        .init();
     let text = match Arguments::parse().command {
         Command::Kernel {
             empty,

@@ -10,6 +10,7 @@
 
 mod outcome;
 mod processes;
+pub mod program;
 pub mod session;
 
 use std::collections::VecDeque;
@@ -33,18 +34,6 @@ const TICK_NS: u64 = 1_000;
 
 /// Device of executables and files.
 const DISK: u32 = 8 << 20 | 1;
-
-/// Programs of a scene, by the inode of their executables.
-pub mod program {
-    /// The agent.
-    pub const AGENT: u64 = 100;
-    /// The proxy.
-    pub const PROXY: u64 = 200;
-    /// An MCP server.
-    pub const SERVER: u64 = 300;
-    /// A shell or another helper.
-    pub const TOOL: u64 = 400;
-}
 
 /// A process of a scene.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]

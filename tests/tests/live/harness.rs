@@ -67,6 +67,7 @@ pub(crate) fn witness_with(options: &LoadOptions) -> Option<Witness> {
         let one = ONE
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
+        crate::messages::listen();
         let capture = load(options).expect("the programs load");
         return Some(Witness {
             capture,

@@ -9,6 +9,8 @@
 mod calls;
 mod harness;
 mod limits;
+mod mending;
+mod messages;
 mod moves;
 mod peers;
 mod processes;

@@ -150,6 +150,16 @@ fn a_thread_that_is_not_the_leader_keeps_the_tag_when_it_executes() {
     );
 }
 
+/// Whether a thread of a process waits in `read` of a descriptor (`proc_pid_syscall(5)`).
+fn is_in_read_of(pid: u32, fd: i32) -> bool {
+    let begin = format!("{} {fd:#x} ", libc::SYS_read);
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    tasks.flatten().any(|task| {
+        std::fs::read_to_string(task.path().join("syscall"))
+            .is_ok_and(|call| call.starts_with(&begin))
+    })
+}
+
 #[test]
 fn one_tag_marks_every_thread_that_a_process_has_already() {
     let Some(mut witness) = witness() else { return };
@@ -171,6 +181,9 @@ fn one_tag_marks_every_thread_that_a_process_has_already() {
     });
     crate::harness::open(gate);
     read(ready_read, 1);
+    while !is_in_read_of(child, go_read) {
+        std::thread::yield_now();
+    }
     witness.capture.tag_pid(child, tag::TREE).unwrap();
     assert_eq!(witness.capture.tag_of(child).unwrap(), Some(tag::TREE));
     write(go_write, b"g");

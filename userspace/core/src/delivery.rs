@@ -4,8 +4,11 @@
 //! at the same place of the stream, else first in first out. A frame that stays
 //! alone is a delivery with one end. It does not say which end is to be believed.
 
-use std::collections::{HashMap, VecDeque};
-use std::hash::{DefaultHasher, Hash, Hasher};
+use std::collections::VecDeque;
+use std::collections::hash_map::Entry;
+use std::sync::Arc;
+
+use ahash::AHashMap;
 
 use crate::channel::End;
 use crate::frame::{Frame, FrameFlags, FrameIx};
@@ -55,13 +58,12 @@ pub struct Moved {
 pub struct StreamFrames {
     written: Vec<FrameIx>,
     read: Vec<FrameIx>,
-    partner: HashMap<FrameIx, FrameIx>,
-    unmatched: [HashMap<u64, VecDeque<FrameIx>>; 2],
+    unmatched: [AHashMap<u64, Waiting>; 2],
     /// Missing bytes, by end.
     pub gaps: Vec<(End, Gap)>,
     /// Gaps that found no room of their own.
     pub gaps_folded: u64,
-    moved_index: HashMap<(End, ProcessIx), usize>,
+    moved_index: AHashMap<(End, ProcessIx), usize>,
     /// What each process wrote, in order of first write.
     pub writers: Vec<(ProcessIx, Moved)>,
     /// What each process read.
@@ -145,7 +147,7 @@ impl Contention {
 
 impl StreamFrames {
     /// Takes a frame seen at one end. Returns `false` when there is no room for it and the store need not keep it.
-    pub fn push(&mut self, ix: FrameIx, frame: &mut Frame, frames: &[Frame]) -> bool {
+    pub fn push(&mut self, ix: FrameIx, frame: &mut Frame, frames: &mut [Frame]) -> bool {
         if self.written.len() + self.read.len() >= STREAM_FRAMES_MAX {
             self.overflowed += 1;
             return false;
@@ -214,15 +216,16 @@ impl StreamFrames {
     }
 
     /// The deliveries: first what was written, in order, then what was read without having been seen written.
-    pub fn deliveries(&self) -> impl Iterator<Item = Delivery> + '_ {
-        let written = self.written.iter().map(|ix| Delivery {
+    pub fn deliveries<'a>(&'a self, frames: &'a [Frame]) -> impl Iterator<Item = Delivery> + 'a {
+        let partner = |ix: &FrameIx| frames.get(ix.0 as usize).and_then(|frame| frame.partner);
+        let written = self.written.iter().map(move |ix| Delivery {
             written: Some(*ix),
-            read: self.partner.get(ix).copied(),
+            read: partner(ix),
         });
         let read_only = self
             .read
             .iter()
-            .filter(|ix| !self.partner.contains_key(ix))
+            .filter(move |ix| partner(ix).is_none())
             .map(|ix| Delivery {
                 written: None,
                 read: Some(*ix),
@@ -230,35 +233,79 @@ impl StreamFrames {
         written.chain(read_only)
     }
 
-    fn tie(&mut self, ix: FrameIx, frame: &mut Frame, frames: &[Frame], side: usize) {
-        let hash = hash(&frame.bytes);
-        if let Some(queue) = self.unmatched[1 - side].get_mut(&hash) {
-            let of = |other: &FrameIx| frames.get(other.0 as usize);
-            let equal = |other: &FrameIx| of(other).is_some_and(|other| other.bytes == frame.bytes);
-            // Both ends count the same bytes, so of several equal lines the one at the same place is it. Where writes that
-            // overlap were numbered in another order than they came to lie in, the first is as good as any.
-            let place = queue.partition_point(|other| {
-                of(other).is_some_and(|other| other.position < frame.position)
-            });
-            let same_place = Some(place).filter(|at| {
-                queue.get(*at).is_some_and(|other| {
-                    equal(other) && of(other).is_some_and(|other| other.position == frame.position)
-                })
-            });
-            let found = same_place.or_else(|| queue.iter().position(equal));
-            if let Some(other) = found.and_then(|position| queue.remove(position)) {
-                if queue.is_empty() {
-                    self.unmatched[1 - side].remove(&hash);
-                }
-                if let Some(other) = frames.get(other.0 as usize) {
-                    frame.bytes = other.bytes.clone();
-                }
-                self.partner.insert(ix, other);
-                self.partner.insert(other, ix);
-                return;
+    fn tie(&mut self, ix: FrameIx, frame: &mut Frame, frames: &mut [Frame], side: usize) {
+        let hash = frame.hash;
+        if let Entry::Occupied(mut waiting) = self.unmatched[1 - side].entry(hash)
+            && let Some(other) = waiting.get_mut().take(frame, frames)
+        {
+            if waiting.get().is_empty() {
+                waiting.remove();
+            }
+            if let Some(tied) = frames.get_mut(other.0 as usize) {
+                frame.bytes = Arc::clone(&tied.bytes);
+                tied.partner = Some(ix);
+                frame.partner = Some(other);
+            }
+            return;
+        }
+        match self.unmatched[side].entry(hash) {
+            Entry::Occupied(mut waiting) => waiting.get_mut().push(ix),
+            Entry::Vacant(place) => {
+                place.insert(Waiting::One(ix));
             }
         }
-        self.unmatched[side].entry(hash).or_default().push_back(ix);
+    }
+}
+
+/// Frames of one end and one hash that no frame of the other end was tied to, in the order in which they came.
+#[derive(Debug)]
+enum Waiting {
+    /// As a rule there is one.
+    One(FrameIx),
+    Several(VecDeque<FrameIx>),
+}
+
+impl Waiting {
+    fn is_empty(&self) -> bool {
+        matches!(self, Self::Several(queue) if queue.is_empty())
+    }
+
+    fn push(&mut self, ix: FrameIx) {
+        match self {
+            Self::One(first) => *self = Self::Several(VecDeque::from([*first, ix])),
+            Self::Several(queue) => queue.push_back(ix),
+        }
+    }
+
+    /// Takes out the frame that is the other end of `frame`.
+    ///
+    /// Both ends count the same bytes, so of several equal lines the one at the same place is it. Where writes that overlap were
+    /// numbered in another order than they came to lie in, the first is as good as any.
+    fn take(&mut self, frame: &Frame, frames: &[Frame]) -> Option<FrameIx> {
+        let of = |other: &FrameIx| frames.get(other.0 as usize);
+        let equal = |other: &FrameIx| of(other).is_some_and(|other| other.is_same_text(frame));
+        match self {
+            Self::One(other) => {
+                let other = *other;
+                equal(&other).then(|| {
+                    *self = Self::Several(VecDeque::new());
+                    other
+                })
+            }
+            Self::Several(queue) => {
+                let place = queue.partition_point(|other| {
+                    of(other).is_some_and(|other| other.position < frame.position)
+                });
+                let same_place = Some(place).filter(|at| {
+                    queue.get(*at).is_some_and(|other| {
+                        equal(other)
+                            && of(other).is_some_and(|other| other.position == frame.position)
+                    })
+                });
+                let found = same_place.or_else(|| queue.iter().position(equal))?;
+                queue.remove(found)
+            }
+        }
     }
 }
 
@@ -267,11 +314,4 @@ fn side(end: End) -> usize {
         End::Writer => 0,
         End::Reader => 1,
     }
-}
-
-/// Proposes that lines are equal; their bytes decide.
-pub(crate) fn hash(bytes: &[u8]) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    bytes.hash(&mut hasher);
-    hasher.finish()
 }

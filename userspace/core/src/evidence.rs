@@ -84,7 +84,7 @@ pub fn place(
         .iter()
         .flat_map(|(stream, of_stream)| {
             roles.legs(*stream).flat_map(move |leg| {
-                of_stream.deliveries().filter_map(move |delivery| {
+                of_stream.deliveries(frames).filter_map(move |delivery| {
                     let contended =
                         |frame: &Frame| of_stream.contended(frame.first_enter, frame.last_exit);
                     place_one(*stream, leg, delivery, frames, roles, &contended)
@@ -135,24 +135,18 @@ pub fn self_inflicted(gap: &Gap, roles: &Roles) -> bool {
         )
 }
 
-/// Gaps at a proxy's own ends of a stream: the ones that can hide what the proxy read or wrote. A gap at the other end, or by
-/// another process, takes nothing from what the proxy's end shows.
-pub fn gaps_at_proxy_end<'a>(
-    of_stream: &'a StreamFrames,
-    roles: &'a Roles,
-    leg: Leg,
-) -> impl Iterator<Item = &'a Gap> + 'a {
+/// Whether a gap lies at a proxy's own end of a stream: then it can hide what the proxy read or wrote. A gap at the other end, or
+/// by another process, takes nothing from what the proxy's end shows.
+pub fn is_at_proxy_end(end: End, gap: &Gap, roles: &Roles, leg: Leg) -> bool {
     let proxy_end = if leg.proxy_writes() {
         End::Writer
     } else {
         End::Reader
     };
-    of_stream.gaps.iter().filter_map(move |(end, gap)| {
-        let by_the_proxy = gap.process.is_none_or(|process| {
+    end == proxy_end
+        && gap.process.is_none_or(|process| {
             leg.instance().is_some() && roles.instance_of(process) == leg.instance()
-        });
-        (*end == proxy_end && by_the_proxy).then_some(gap)
-    })
+        })
 }
 
 fn place_one(

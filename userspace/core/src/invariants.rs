@@ -47,7 +47,7 @@ pub fn check(
 ) -> Result<(), Violation> {
     let mut calls = vec![0u32; case.calls.len()];
     let mut entries = vec![0u32; case.entries.len()];
-    let mut gaps = vec![0u32; case.gaps.len()];
+    let mut gaps = vec![0u32; case.gaps.all().len()];
     let count = |list: &mut Vec<u32>, ix: usize| {
         if let Some(count) = list.get_mut(ix) {
             *count += 1;
@@ -78,7 +78,7 @@ pub fn check(
             verdicts: entries[ix],
         });
     }
-    for (gap, (placed, verdicts)) in case.gaps.iter().zip(gaps).enumerate() {
+    for (gap, (placed, verdicts)) in case.gaps.all().iter().zip(gaps).enumerate() {
         let judged = placed.of_record
             && !matches!(placed.leg, Leg::ProxyFile(_))
             && carries_mcp(placed.stream);

@@ -9,6 +9,7 @@ pub mod correlator;
 pub mod delivery;
 pub mod evidence;
 pub mod frame;
+pub mod hex;
 pub mod invariants;
 pub mod json;
 pub mod message;

@@ -7,6 +7,7 @@
 //! `id: null` is an id: MCP forbids it and JSON-RPC discourages it, but servers execute such a request and answer it, and proxies
 //! log both as one call.
 
+use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::json::{self, Document, Kind as JsonKind, Leniency, Limits, Value};
@@ -108,13 +109,13 @@ pub struct Message {
 
 impl Message {
     /// The id as the logs of proxies write it: a string's text, anything else as it stands; `null` is none.
-    pub fn id_text(&self) -> Option<String> {
+    pub fn id_text(&self) -> Option<Cow<'_, str>> {
         let id = self.id.as_deref().filter(|id| *id != "null")?;
         if id.starts_with('"') {
             let document = Document::parse(id.as_bytes(), Limits::default()).ok()?;
-            return Some(document.root().as_str_lossy().into_owned());
+            return Some(Cow::Owned(document.root().as_str_lossy().into_owned()));
         }
-        Some(id.to_owned())
+        Some(Cow::Borrowed(id))
     }
 
     /// The id as peers compare it.

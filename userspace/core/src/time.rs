@@ -85,7 +85,7 @@ impl Clock {
 ///
 /// Counts from 0000-03-01, so that the leap day is the last of its year (Howard Hinnant, *chrono-Compatible Low-Level Date
 /// Algorithms*, `civil_from_days`).
-fn civil(days: i64) -> (i64, i64, i64) {
+pub(crate) fn civil(days: i64) -> (i64, i64, i64) {
     let shifted = days + 719_468;
     let era = shifted.div_euclid(146_097);
     let day_of_era = shifted.rem_euclid(146_097);

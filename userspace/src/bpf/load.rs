@@ -13,14 +13,19 @@ use aya::{
     programs::BtfTracePoint,
 };
 use countersign_common::{
-    RecordHeader, counter,
+    RecordHeader, Transfer, counter, kind,
     load::{ChannelKey, ChannelState, CpuState, ExeKey, MOVED, Offsets},
 };
+use countersign_core::hex::hex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use sha2::{Digest, Sha256};
 use zerocopy::{FromBytes, IntoBytes};
 
-use super::{object, offsets, tag::Tagger};
+use super::{
+    messages::{self, Messages},
+    object, offsets,
+    tag::Tagger,
+};
 
 /// Default size of the data ring, in bytes.
 pub const RING_BYTES_DEFAULT: u32 = 64 << 20;
@@ -69,8 +74,11 @@ pub struct Capture {
     channels: [ChannelMap; 2],
     programs: Vec<(&'static str, RawFd)>,
     malformed: u64,
+    /// Payload bytes taken out of the ring.
+    payload_bytes: u64,
     generation: u64,
     offsets: Offsets,
+    messages: Messages,
 }
 
 /// What one program did, from its `fdinfo`.
@@ -109,6 +117,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         .allow_unsupported_maps()
         .override_global("OFFSETS", offsets.as_bytes(), true)
         .override_global("GENERATION", &options.generation, true)
+        .override_global("AYA_LOG_LEVEL", &messages::level(), true)
         .map_max_entries("RING", options.ring_bytes)
         .load(object)
         .context("create the maps (capturing needs root, or CAP_BPF and CAP_PERFMON)")?;
@@ -161,6 +170,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         .as_fd()
         .try_clone_to_owned()
         .context("keep the tag map open")?;
+    let messages = Messages::of(&mut ebpf)?;
     Ok(Capture {
         _ebpf: ebpf,
         ring,
@@ -169,8 +179,10 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         channels,
         programs,
         malformed: 0,
+        payload_bytes: 0,
         generation: options.generation,
         offsets,
+        messages,
     })
 }
 
@@ -216,9 +228,7 @@ impl Capture {
 
     /// SHA-256 of [`Capture::offsets`] in hex.
     pub fn offsets_sha256(&self) -> String {
-        Sha256::digest(self.offsets.as_bytes())
-            .iter()
-            .fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"))
+        hex(&Sha256::digest(self.offsets.as_bytes()))
     }
 
     /// The kernel's counters, summed over all CPUs, indexed by [`counter`]. One system call.
@@ -240,6 +250,7 @@ impl Capture {
         // Each record attempted took a number, so that the programs need not count them once more.
         sums[counter::RECORDS as usize] =
             numbered.wrapping_sub(sums[counter::RING_DROPPED_RECORDS as usize]);
+        sums[counter::PAYLOAD_BYTES as usize] = self.payload_bytes;
         Ok(sums)
     }
 
@@ -311,6 +322,7 @@ impl Capture {
         {
             match whole_record(&item) {
                 Some(record) => {
+                    self.payload_bytes += payload_bytes(record);
                     take(record);
                     records += 1;
                 }
@@ -323,6 +335,11 @@ impl Capture {
     /// Ring entries so far whose size field contradicts their length. Anything but 0 is a bug or another ABI.
     pub fn malformed(&self) -> u64 {
         self.malformed
+    }
+
+    /// Gives the messages of the kernel programs to `tracing`. Without any, it reads two words of shared memory.
+    pub fn tell(&mut self) {
+        self.messages.tell();
     }
 
     /// Waits until the kernel says that much is waiting, at most `timeout`. Little data gives no wake-up: poll.
@@ -344,6 +361,15 @@ impl fmt::Debug for Capture {
         f.debug_struct("Capture")
             .field("programs", &self.programs)
             .finish_non_exhaustive()
+    }
+}
+
+/// Length of the payload in a record.
+fn payload_bytes(record: &[u8]) -> u64 {
+    if record.starts_with(&kind::CHUNK.to_ne_bytes()) {
+        record.len().saturating_sub(size_of::<Transfer>()) as u64
+    } else {
+        0
     }
 }
 

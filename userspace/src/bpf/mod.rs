@@ -4,6 +4,7 @@
 
 mod btf;
 pub mod load;
+mod messages;
 pub mod object;
 pub mod offsets;
 pub mod scan;

@@ -17,7 +17,11 @@ const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 pub fn of_running_kernel() -> anyhow::Result<Offsets> {
     let bytes = fs::read(VMLINUX)
         .with_context(|| format!("read {VMLINUX}: the kernel needs CONFIG_DEBUG_INFO_BTF"))?;
-    let btf = Btf::parse(&bytes).with_context(|| format!("parse {VMLINUX}"))?;
+    let btf = Btf::parse(&bytes).with_context(|| {
+        format!(
+            "the kernel types in {VMLINUX} cannot be used: mount the kernel's own sysfs on /sys"
+        )
+    })?;
     from_btf(&btf).with_context(|| format!("find structure members in {VMLINUX}"))
 }
 
@@ -38,6 +42,7 @@ fn from_btf(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         task_cgroups: task("cgroups")?,
         task_thread_pid: task("thread_pid")?,
         task_exit_code: task("exit_code")?,
+        task_bpf_storage: task("bpf_storage")?,
         files_fdt: btf.offset("files_struct", "fdt")?,
         fdtable_fd: btf.offset("fdtable", "fd")?,
         fdtable_max_fds: btf.offset("fdtable", "max_fds")?,

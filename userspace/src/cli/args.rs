@@ -28,7 +28,7 @@ pub enum Command {
     Run(RunArgs),
     /// Record processes that run already, until interrupted.
     Record(RecordArgs),
-    /// Pair a spool with the proxy's log, offline and without privileges.
+    /// Pair a spool with the proxy's log, or with the copy that was kept of it, offline and without privileges.
     Pair(PairArgs),
     /// Say whether this machine can record, and what is missing.
     Doctor(DoctorArgs),

@@ -56,9 +56,18 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
         Command::Pair(args) => pair::pair(args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Schema(args) => schema(&args),
-        Command::Proxy(args) => return crate::proxy::run(args).or_exit(Code::Config),
+        Command::Proxy(args) => return crate::proxy::run(args).map_err(proxy_failure),
     }
     .map(ExitCode::from)
+}
+
+fn proxy_failure(error: anyhow::Error) -> Failure {
+    let code = match error.downcast_ref::<crate::proxy::StartError>() {
+        Some(start) if start.is_not_found() => Code::AgentNotFound,
+        Some(_) => Code::AgentNotExecutable,
+        None => Code::Config,
+    };
+    Failure { code, error }
 }
 
 fn schema(args: &SchemaArgs) -> Result<Code, Failure> {

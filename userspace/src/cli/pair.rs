@@ -1,12 +1,13 @@
 //! `countersign pair`: evidence from a spool and logs, offline.
 //!
-//! Owns where the logs come from: the files that are named, or the copies that were kept with the spool.
+//! Owns where the logs come from: the files that are named, or the copies that were kept with the spool, with the settings of
+//! the recording.
 
 use std::path::Path;
 
 use super::args::PairArgs;
 use super::tell;
-use crate::config::Config;
+use crate::config::{Config, Flags, Recorded};
 use crate::evidence::{self, Correlator, Fed, Outcome, Setup};
 use crate::exit::{Code, Failure, OrExit};
 use crate::key::KeyBytes;
@@ -18,10 +19,14 @@ use crate::spool::SpoolReader;
 
 pub(super) fn pair(args: PairArgs) -> Result<Code, Failure> {
     let (flags, evidence_flags, path) = args.split();
-    let config = Config::load(flags).or_exit(Code::Config)?;
-    let keys = load_keys(&config)?;
     let (dir, mut spool) = open_spool(&path)?;
-    let logs = open_offline_logs(&config)?;
+    let Settings { config, from_spool } = settings(flags, &dir)?;
+    let keys = load_keys(&config)?;
+    let logs = if from_spool {
+        Vec::new()
+    } else {
+        open_offline_logs(&config)?
+    };
     let out = OutDir::create(&evidence_flags.output, None).or_exit(Code::CantCreate)?;
     let setup = Setup {
         config: &config,
@@ -32,16 +37,86 @@ pub(super) fn pair(args: PairArgs) -> Result<Code, Failure> {
     let mut correlator = evidence::correlator(setup)?;
     let fed = evidence::feed_spool(&mut spool, &mut *correlator)?;
     tell_damage(fed);
-    if logs.is_empty() {
-        feed_kept(&dir, &mut *correlator)?;
+    let all_seen = if from_spool {
+        feed_kept(&dir, &mut *correlator)?
     } else {
+        check_kept(&dir, &mut *correlator)?;
         feed_files(logs, &mut *correlator)?;
-    }
+        true
+    };
     let outcome = correlator.finish().or_exit(Code::Io)?;
     Ok(Code::of_evidence(
         outcome.findings,
-        outcome.could_not_see || fed.damaged > 0,
+        outcome.could_not_see || fed.damaged > 0 || !all_seen,
     ))
+}
+
+/// The settings of one pairing.
+struct Settings {
+    config: Config,
+    /// No proxy was named: they are those of the recording, and so are their logs.
+    from_spool: bool,
+}
+
+/// What the command line says, or else what the recording was made with.
+fn settings(mut flags: Flags, spool: &Dir) -> Result<Settings, Failure> {
+    if flags.log.is_some() || flags.file.is_some() {
+        let config = Config::load(flags).or_exit(Code::Config)?;
+        if !config.proxies.is_empty() {
+            return Ok(Settings {
+                config,
+                from_spool: false,
+            });
+        }
+        return Err(no_proxy("the configuration has no [[proxy]] block"));
+    }
+    let recorded = SpoolReader::open(spool.try_clone().or_exit(Code::Io)?)
+        .and_then(|mut spool| Recorded::find(&mut spool))
+        .or_exit(Code::Data)?
+        .unwrap_or_default();
+    let (key, exe) = (flags.key.take(), flags.exe.take());
+    let redact_keys = std::mem::take(&mut flags.redact_keys);
+    let payload = flags.payload;
+    let mut config = Config::load(flags).or_exit(Code::Config)?;
+    config.proxies = recorded.proxies;
+    config.allow_direct = recorded.allow_direct;
+    config.capture.payload = payload.unwrap_or(recorded.payload);
+    let described = key.is_some() || exe.is_some() || !redact_keys.is_empty();
+    match config.proxies.as_mut_slice() {
+        [] => return Err(no_proxy("the recording was made without one")),
+        [one] => {
+            one.key = key;
+            one.exe = exe;
+            if !redact_keys.is_empty() {
+                one.redact_keys = Some(redact_keys);
+            }
+        }
+        several if described => {
+            return Err(Failure::new(
+                Code::Usage,
+                format!(
+                    "the recording has {} proxies, and the flags do not say which they describe: use --config FILE with \
+                     a [[proxy]] block for each",
+                    several.len()
+                ),
+            ));
+        }
+        _ => {}
+    }
+    Ok(Settings {
+        config,
+        from_spool: true,
+    })
+}
+
+fn no_proxy(why: &str) -> Failure {
+    Failure::new(
+        Code::Usage,
+        format!(
+            "no proxy log is named and {why}, so every call would be `bypassed`: add --proxy-log FILE, or --config FILE \
+             with a [[proxy]] block"
+        ),
+    )
 }
 
 /// Pairs what was just recorded into the same output directory.
@@ -51,10 +126,10 @@ pub(super) fn pair_recording(setup: Setup<'_>) -> Result<Outcome, Failure> {
     let mut correlator = evidence::correlator(setup)?;
     let fed = evidence::feed_spool(&mut spool, &mut *correlator)?;
     tell_damage(fed);
-    feed_kept(&dir, &mut *correlator)?;
+    let all_seen = feed_kept(&dir, &mut *correlator)?;
     let outcome = correlator.finish().or_exit(Code::Io)?;
     Ok(Outcome {
-        could_not_see: outcome.could_not_see || fed.damaged > 0,
+        could_not_see: outcome.could_not_see || fed.damaged > 0 || !all_seen,
         ..outcome
     })
 }
@@ -91,7 +166,11 @@ fn open_spool(path: &Path) -> Result<(Dir, SpoolReader), Failure> {
         };
         Failure {
             code,
-            error: error.context(format!("{} is no usable spool", path.display())),
+            error: error.context(format!(
+                "{} is no usable spool: name the directory that holds 00000001.spool, or the one around it; \
+                 `run` keeps it with --keep-spool only",
+                path.display()
+            )),
         }
     })
 }
@@ -125,19 +204,46 @@ fn feed_files(logs: Vec<Follower>, correlator: &mut dyn Correlator) -> Result<()
     Ok(())
 }
 
-fn feed_kept(dir: &Dir, correlator: &mut dyn Correlator) -> Result<(), Failure> {
-    let found = keptlog::replay(dir, &mut |proxy, event| {
+/// Feeds the copies that were kept with the spool; whether they were kept to the end. A copy that is damaged or cut is not used: what
+/// is wrong with it would be held against the proxy.
+fn feed_kept(dir: &Dir, correlator: &mut dyn Correlator) -> Result<bool, Failure> {
+    let replayed = keptlog::replay(dir, &mut |proxy, event| {
         correlator.log(proxy, event).map_err(std::io::Error::other)
     })
     .or_exit(Code::Io)?;
-    if found {
-        Ok(())
-    } else {
-        Err(Failure::new(
+    if !replayed.found {
+        return Err(Failure::new(
             Code::Usage,
             "the spool has no copy of a log: add --proxy-log FILE",
-        ))
+        ));
     }
+    if let Some(trouble) = replayed.trouble.or(replayed.cut) {
+        return Err(Failure::new(
+            Code::Data,
+            format!(
+                "the copy of the proxy's log that was kept with the spool cannot be used: {trouble}; add --proxy-log FILE \
+                 to pair with the log itself"
+            ),
+        ));
+    }
+    if !replayed.sealed {
+        tell(
+            "could not see: the copies of the proxy's logs have no end, as when a recording is killed",
+        );
+    }
+    Ok(replayed.sealed)
+}
+
+/// Says in the evidence when the copies in the spool, which are not used, are damaged: nothing else would.
+fn check_kept(dir: &Dir, correlator: &mut dyn Correlator) -> Result<(), Failure> {
+    let replayed = keptlog::replay(dir, &mut |_, _| Ok(())).or_exit(Code::Io)?;
+    if let Some(trouble) = replayed.trouble {
+        let detail =
+            format!("the copy of the log that was kept with the spool is damaged: {trouble}");
+        tell(&detail);
+        correlator.kept_log_damaged(detail);
+    }
+    Ok(())
 }
 
 fn tell_damage(fed: Fed) {

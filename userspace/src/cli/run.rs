@@ -81,12 +81,21 @@ pub(super) fn run(args: RunArgs) -> Result<Code, Failure> {
     // Kills the agent if the capture ended before it did: it must not go on unseen.
     drop(agent);
     tell_losses(&recorded);
+    // Pairing may take long and can be repeated: from here on Ctrl-C ends this program.
+    signals.release();
 
     let outcome = pair_recording(Setup {
         config: &config,
         keys,
         out: &out,
         json: evidence.json,
+    })
+    .inspect_err(|_| {
+        let dir = out.path().display();
+        tell(&format!(
+            "nothing that was recorded is lost: it is kept in {dir}; put right what the error says, then run \
+             `countersign pair {dir} -o ANOTHER_DIRECTORY` with the same key"
+        ));
     })?;
     if !config.capture.keep_spool
         && let Err(error) = recording::remove_spool(&out)

@@ -4,23 +4,25 @@
 //! open logs or read keys. The flags of the command line describe one more `[[proxy]]` block.
 
 mod file;
+mod recorded;
 mod units;
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::key::KeySource;
 
 pub use file::ConfigFile;
+pub use recorded::Recorded;
 pub use units::{parse_bytes, parse_duration};
 
 /// Most proxies in one configuration. Stops a generated file from opening descriptors without end.
 pub const PROXIES_MAX: usize = 256;
 
 /// How much of a payload goes into the evidence.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum Payload {
     /// With the values of sensitive keys replaced, as the proxy does it.
@@ -127,7 +129,7 @@ pub struct Flags {
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The file cannot be read.
-    #[error("cannot read the configuration {}", path.display())]
+    #[error("cannot read the configuration {}: check --config", path.display())]
     Io {
         /// The file.
         path: PathBuf,

@@ -46,6 +46,7 @@ mod incident {
     pub(super) const REMOVED: (&str, Severity) = ("log_removed", Severity::High);
     pub(super) const REFUSED: (&str, Severity) = ("log_refused", Severity::High);
     pub(super) const UNREADABLE: (&str, Severity) = ("log_unreadable", Severity::Medium);
+    pub(super) const KEPT_DAMAGED: (&str, Severity) = ("kept_log_damaged", Severity::Medium);
     pub(super) const TOO_MANY: (&str, Severity) = ("log_too_many_files", Severity::High);
 }
 
@@ -87,6 +88,8 @@ pub(super) struct Engine {
     logs: BTreeMap<(usize, FileId), OpenLog>,
     opened: Vec<(usize, FileId)>,
     early: Vec<LogIncident>,
+    /// Pieces of the spool that are missing before its first readable segment: at most one for each of its files.
+    early_damage: Vec<Damage>,
 }
 
 impl Engine {
@@ -111,6 +114,7 @@ impl Engine {
             logs: BTreeMap::new(),
             opened: Vec::new(),
             early: Vec::new(),
+            early_damage: Vec::new(),
         })
     }
 
@@ -249,7 +253,9 @@ impl Correlator for Engine {
             core.handle_log_incident(incident);
         }
         self.core = Some(core);
-        Ok(())
+        std::mem::take(&mut self.early_damage)
+            .into_iter()
+            .try_for_each(|damage| self.damage(damage))
     }
 
     fn record(&mut self, record: &[u8]) -> Result<()> {
@@ -258,6 +264,10 @@ impl Correlator for Engine {
     }
 
     fn damage(&mut self, damage: Damage) -> Result<()> {
+        if self.core.is_none() {
+            self.early_damage.push(damage);
+            return Ok(());
+        }
         let detail = format!(
             "segment {} at byte {}: {:?}",
             damage.segment, damage.offset, damage.kind
@@ -265,6 +275,10 @@ impl Correlator for Engine {
         self.core()?
             .handle_loss("spool_damage", detail, damage.bytes);
         Ok(())
+    }
+
+    fn kept_log_damaged(&mut self, detail: String) {
+        self.incident(0, incident::KEPT_DAMAGED, detail);
     }
 
     fn log(&mut self, proxy: usize, event: LogEvent<'_>) -> Result<()> {
@@ -359,23 +373,28 @@ impl Correlator for Engine {
         });
         let mut summary = Summary::new();
         let mut failed = None;
+        let mut unheard = None;
         core.finish(&mut |row: Row| {
             if failed.is_some() {
                 return;
             }
             summary.observe(&row);
-            let written = parquet.row(row.as_table_row());
-            let told = lines
-                .as_mut()
-                .map_or(Ok(()), |lines| lines.row(row.as_table_row()));
-            failed = written.and(told).err();
+            failed = parquet.row(row.as_table_row()).err();
+            if let Some(sink) = &mut lines
+                && let Err(error) = sink.row(row.as_table_row())
+            {
+                unheard = Some(error);
+                lines = None;
+            }
         });
         if let Some(error) = failed {
             return Err(error);
         }
         let files = parquet.finish()?;
-        if let Some(lines) = lines {
-            lines.finish()?;
+        let told = if let Some(lines) = lines {
+            lines.finish().map(drop)
+        } else if let Some(error) = unheard {
+            Err(error)
         } else {
             let text = summary.text(Evidence {
                 capture,
@@ -385,13 +404,38 @@ impl Correlator for Engine {
             io::stdout()
                 .lock()
                 .write_all(text.as_bytes())
-                .context("cannot print the summary")?;
+                .context("cannot print the summary")
+        };
+        if let Err(error) = told {
+            accept_no_listener(error, &self.out)?;
         }
         Ok(Outcome {
             findings: summary.has_findings(),
             could_not_see: summary.could_not_see(),
         })
     }
+}
+
+/// Whoever read the output may stop when it likes; the evidence is in its files all the same.
+fn accept_no_listener(error: anyhow::Error, out: &OutDir) -> Result<()> {
+    let gone = error.downcast_ref::<io::Error>().is_some_and(|error| {
+        error.kind() == io::ErrorKind::BrokenPipe
+            || (error.raw_os_error() == Some(libc::EIO) && stdout_is_a_device())
+    });
+    if gone {
+        return Ok(());
+    }
+    Err(error.context(format!(
+        "the evidence in {} is complete, but standard output did not take what was to be said of it",
+        out.path().display()
+    )))
+}
+
+/// A terminal whose window was closed answers like a broken disk, and no longer that it is a terminal.
+fn stdout_is_a_device() -> bool {
+    rustix::fs::fstat(io::stdout()).is_ok_and(|stat| {
+        rustix::fs::FileType::from_raw_mode(stat.st_mode) == rustix::fs::FileType::CharacterDevice
+    })
 }
 
 /// Identity of the file at a path now; `None` if there is none.

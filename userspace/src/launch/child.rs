@@ -8,6 +8,8 @@ use std::os::fd::RawFd;
 
 use libc::{c_char, c_int, c_long};
 
+use super::terminal_guard;
+
 /// The step at which the child gave up. One byte on the error pipe, followed by the error number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -18,7 +20,8 @@ pub(super) enum Step {
     Gid = 4,
     Uid = 5,
     NoNewPrivileges = 6,
-    Exec = 7,
+    Terminal = 7,
+    Exec = 8,
 }
 
 impl Step {
@@ -30,6 +33,7 @@ impl Step {
             Self::Gid,
             Self::Uid,
             Self::NoNewPrivileges,
+            Self::Terminal,
             Self::Exec,
         ]
         .into_iter()
@@ -44,6 +48,7 @@ impl Step {
             Self::Gid => "setting the group",
             Self::Uid => "setting the user",
             Self::NoNewPrivileges => "setting no_new_privs",
+            Self::Terminal => "keeping it from typing into the terminal (CONFIG_SECCOMP_FILTER)",
             Self::Exec => "executing the program",
         }
     }
@@ -58,6 +63,8 @@ pub(super) struct Plan {
     /// Uid, gid, groups; `None`: stay who we are.
     pub(super) user: Option<(u32, u32, *const u32, usize)>,
     pub(super) allow_setuid: bool,
+    /// There is a controlling terminal, which the agent shares with whoever started this program.
+    pub(super) has_terminal: bool,
     pub(super) candidates: *const *const c_char,
     pub(super) candidate_count: usize,
     pub(super) argv: *const *const c_char,
@@ -115,6 +122,19 @@ unsafe fn prepare(plan: &Plan) -> Result<(), (Step, c_int)> {
             libc::syscall(libc::SYS_close_range, ERRORS_AT + 1, u32::MAX, 0),
         )?;
         check(Step::Group, libc::syscall(libc::SYS_setpgid, 0, 0))?;
+        if !plan.allow_setuid {
+            check(
+                Step::NoNewPrivileges,
+                libc::syscall(libc::SYS_prctl, libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
+            )?;
+        }
+        if plan.has_terminal {
+            let filtered = check(Step::Terminal, terminal_guard::install());
+            // Without no_new_privs it needs CAP_SYS_ADMIN; the operator has asked for less protection.
+            if !plan.allow_setuid {
+                filtered?;
+            }
+        }
         if let Some((uid, gid, groups, count)) = plan.user {
             check(
                 Step::Groups,
@@ -122,12 +142,6 @@ unsafe fn prepare(plan: &Plan) -> Result<(), (Step, c_int)> {
             )?;
             check(Step::Gid, libc::syscall(libc::SYS_setresgid, gid, gid, gid))?;
             check(Step::Uid, libc::syscall(libc::SYS_setresuid, uid, uid, uid))?;
-        }
-        if !plan.allow_setuid {
-            check(
-                Step::NoNewPrivileges,
-                libc::syscall(libc::SYS_prctl, libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0),
-            )?;
         }
         // Rust ignores SIGPIPE at start; agents expect the default.
         libc::signal(libc::SIGPIPE, libc::SIG_DFL);

@@ -98,6 +98,7 @@ impl Command {
                 identity.groups.len(),
             )),
             allow_setuid: self.allow_setuid,
+            has_terminal: std::fs::File::open("/dev/tty").is_ok(),
             candidates: candidates_at.as_ptr(),
             candidate_count: candidates.len(),
             argv: argv_at.as_ptr(),

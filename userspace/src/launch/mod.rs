@@ -8,6 +8,7 @@ mod child;
 mod command;
 mod signals;
 mod terminal;
+mod terminal_guard;
 mod user;
 mod watch;
 

@@ -18,7 +18,7 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Blocks the stopping signals in this thread and opens the descriptor. They stay blocked for the life of the process.
+    /// Blocks the stopping signals in this thread and opens the descriptor. They stay blocked until [`Signals::release`].
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -53,6 +53,20 @@ impl Signals {
         // `ssi_signo` is the first member.
         let (number, _) = info[..length].split_first_chunk::<4>()?;
         i32::try_from(u32::from_ne_bytes(*number)).ok()
+    }
+
+    /// Gives the signals of this thread their effect again, so that they can end what is left to do; those that have come until
+    /// now are forgotten.
+    pub fn release(self) {
+        while self.next().is_some() {}
+        // SAFETY: a mask that the kernel gave; no old one is asked for.
+        unsafe {
+            libc::pthread_sigmask(
+                libc::SIG_SETMASK,
+                &raw const self.original,
+                std::ptr::null_mut(),
+            );
+        }
     }
 
     /// The mask that the process was started with, for the agent.

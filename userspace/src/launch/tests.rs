@@ -189,6 +189,21 @@ fn signals_have_their_default_action_and_mask_again() {
 }
 
 #[test]
+fn released_signals_have_their_effect_again_and_earlier_ones_none() {
+    let signals = Signals::block().unwrap();
+    // SAFETY: sends to this thread, which has it blocked.
+    unsafe { libc::raise(libc::SIGTERM) };
+    signals.release();
+    let mut now = std::mem::MaybeUninit::<libc::sigset_t>::uninit();
+    // SAFETY: only asks, into a place for the answer.
+    let blocked = unsafe {
+        libc::pthread_sigmask(libc::SIG_BLOCK, std::ptr::null(), now.as_mut_ptr());
+        libc::sigismember(now.as_ptr(), libc::SIGTERM)
+    };
+    assert_eq!(blocked, 0);
+}
+
+#[test]
 fn root_drops_to_the_named_user_with_that_users_groups_only() {
     if !rustix::process::geteuid().is_root() {
         eprintln_skip("dropping privileges needs root");

@@ -21,7 +21,9 @@ pub(super) fn open_log(path: &Path) -> Result<File> {
         .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
         .open(path)
         .with_context(|| {
-            format!("cannot open log {shown}: it must be a regular file, not a link")
+            format!(
+                "cannot open log {shown}: its directory must exist, and it must be a regular file, not a link; check --log"
+            )
         })?;
     let metadata = log
         .metadata()

@@ -8,6 +8,7 @@
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::time::Instant;
 
+use countersign_core::hex::hex;
 use countersign_core::json::{Document, Kind, Limits, Value};
 use countersign_core::proxylog::canonical::{canonicalise_any, exact, string};
 use countersign_core::proxylog::{Direction, Redaction, own};
@@ -236,9 +237,7 @@ fn id_text(id: Value<'_>) -> String {
 
 /// An entry about bytes that are not kept.
 fn fact(direction: Direction, method: &str, len: u64, reason: &str, hash: &[u8; 32]) -> Record {
-    let hex = hash
-        .iter()
-        .fold(String::new(), |hex, byte| format!("{hex}{byte:02x}"));
+    let hex = hex(hash);
     let reason = String::from_utf8_lossy(&string(reason)).into_owned();
     let params = format!("{{\"bytes\":{len},\"reason\":{reason},\"sha256\":\"{hex}\"}}");
     Record {

@@ -37,6 +37,7 @@ use ledger::Ledger;
 use queue::Queue;
 use relay::{Log, Progress, relay};
 use server::Server;
+pub use server::StartError;
 
 /// How long the server's output may stay open after the server has ended, because a process that it
 /// left behind holds it.

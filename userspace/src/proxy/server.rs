@@ -11,6 +11,23 @@ use anyhow::{Context as _, Result};
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions};
 use tokio::signal::unix::{SignalKind, signal as listen};
 
+/// Why the server did not start.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot start server {}: check the command after `--`", program.display())]
+pub struct StartError {
+    /// As given.
+    program: OsString,
+    /// The system's reason.
+    source: std::io::Error,
+}
+
+impl StartError {
+    /// There is no such program, as opposed to one that cannot be executed.
+    pub fn is_not_found(&self) -> bool {
+        self.source.kind() == std::io::ErrorKind::NotFound
+    }
+}
+
 /// The server as other threads may signal it.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Server {
@@ -70,7 +87,10 @@ impl Server {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
-            .with_context(|| format!("cannot start server {}", program.display()))?;
+            .map_err(|source| StartError {
+                program: program.clone(),
+                source,
+            })?;
         let input = child
             .stdin
             .take()

@@ -30,6 +30,7 @@ pub(super) fn render(summary: &Summary, evidence: Evidence<'_>) -> String {
             "false"
         },
     );
+    object.number("unchecked_signatures", summary.unchecked_signatures);
 
     let mut counts = Object::new();
     for verdict in VERDICTS {

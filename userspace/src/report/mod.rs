@@ -82,6 +82,8 @@ pub struct Summary {
     other_losses: u64,
     processes: BTreeMap<ProcessId, Process>,
     watched: Option<(UtcNs, UtcNs)>,
+    /// Verdicts on entries whose signatures could not be checked for want of a key.
+    unchecked_signatures: u64,
 }
 
 impl Summary {
@@ -140,6 +142,7 @@ impl Summary {
     }
 
     fn observe_verdict(&mut self, row: &VerdictRow) {
+        self.unchecked_signatures += u64::from(row.signature == Some("no_key"));
         // A word that this list does not know is a defect of ours; it counts as the most dangerous rather than as none.
         let rank = rank(VERDICTS, row.verdict).unwrap_or(0);
         let listed = self.verdicts.entry(rank).or_default();

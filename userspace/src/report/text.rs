@@ -152,6 +152,16 @@ fn push_losses(out: &mut String, summary: &Summary) {
         out,
         "  anything over TCP, datagram sockets, terminals, files and shared memory: never watched so far",
     );
+    if summary.unchecked_signatures > 0 {
+        let signatures = plural(summary.unchecked_signatures, "signature");
+        push_wrapped(
+            out,
+            "  ",
+            &format!(
+                "whether {signatures} of the log can be trusted: no key was given (--key-file)"
+            ),
+        );
+    }
     for (kind, loss) in &summary.losses {
         let mut text = kind.kind.to_owned();
         for part in [kind.name.as_deref(), kind.reason].into_iter().flatten() {

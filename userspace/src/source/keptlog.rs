@@ -2,7 +2,8 @@
 //!
 //! Owns a directory beside the spool: one file per log file, byte for byte, and `events.jsonl` with what
 //! happened to the logs. So a log that is cut, rotated away or replaced after it was read stays in
-//! evidence, and pairing can be repeated from the spool alone.
+//! evidence, and pairing can be repeated from the spool alone. At the end the copies are sealed with their lengths and checksums:
+//! against a disk that fails, not against root.
 
 use std::collections::BTreeMap;
 use std::fs::File;
@@ -22,11 +23,15 @@ const EVENTS: &str = "events.jsonl";
 /// Longest line of `events.jsonl` in bytes. Stops a damaged file from taking all memory.
 const LINE_MAX_BYTES: u64 = 64 * 1024;
 
+/// Disk space taken for `events.jsonl` at the start, so that a disk that fills up later cannot keep the seal from being written.
+const EVENTS_RESERVED_BYTES: u64 = 64 * 1024;
+
 /// Writes the copies. Never stops the capture: what cannot be written is counted.
 #[derive(Debug)]
 pub struct KeptLogWriter {
     dir: Dir,
     events: File,
+    events_crc: crc32fast::Hasher,
     copies: BTreeMap<(usize, u64), Copy>,
     lost_bytes: u64,
 }
@@ -35,6 +40,7 @@ pub struct KeptLogWriter {
 struct Copy {
     file: File,
     written: u64,
+    crc: crc32fast::Hasher,
     /// Once something is missing, nothing may follow: offsets in the copy are offsets in the log.
     broken: bool,
 }
@@ -78,6 +84,30 @@ enum Kept {
         why: String,
     },
     TooMany,
+    /// The seal of one copy.
+    Copied {
+        file: u64,
+        bytes: u64,
+        crc32: u32,
+        whole: bool,
+    },
+    /// The seal of the events: the checksum of all lines before it.
+    Sealed {
+        crc32: u32,
+    },
+}
+
+/// What the copies turned out to be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Replayed {
+    /// There are copies.
+    pub found: bool,
+    /// They were sealed: the recording came to its end.
+    pub sealed: bool,
+    /// A copy that could not be written to its end, as the recording says itself.
+    pub cut: Option<String>,
+    /// The first thing that is not as it was written.
+    pub trouble: Option<String>,
 }
 
 impl KeptLogWriter {
@@ -88,9 +118,17 @@ impl KeptLogWriter {
     pub fn create(spool: &Dir) -> io::Result<Self> {
         let dir = spool.create_dir(KEPT_LOGS)?;
         let events = dir.create_file(EVENTS)?;
+        // Some file systems cannot; then the seal is as sure as the rest.
+        let _ = rustix::fs::fallocate(
+            &events,
+            rustix::fs::FallocateFlags::KEEP_SIZE,
+            0,
+            EVENTS_RESERVED_BYTES,
+        );
         Ok(Self {
             dir,
             events,
+            events_crc: crc32fast::Hasher::new(),
             copies: BTreeMap::new(),
             lost_bytes: 0,
         })
@@ -130,10 +168,15 @@ impl KeptLogWriter {
             },
             LogEvent::TooMany => Kept::TooMany,
         };
-        let written = serde_json::to_vec(&Line { proxy, event: kept })
+        self.line(proxy, kept);
+    }
+
+    fn line(&mut self, proxy: usize, event: Kept) {
+        let written = serde_json::to_vec(&Line { proxy, event })
             .map_err(io::Error::from)
             .and_then(|mut line| {
                 line.push(b'\n');
+                self.events_crc.update(&line);
                 self.events.write_all(&line)
             });
         if let Err(error) = written {
@@ -147,8 +190,26 @@ impl KeptLogWriter {
         self.lost_bytes
     }
 
-    /// Makes the copies durable.
-    pub fn finish(self) -> u64 {
+    /// Seals the copies and makes them durable.
+    pub fn finish(mut self) -> u64 {
+        let seals: Vec<_> = self
+            .copies
+            .iter()
+            .map(|((proxy, file), copy)| {
+                let seal = Kept::Copied {
+                    file: *file,
+                    bytes: copy.written,
+                    crc32: copy.crc.clone().finalize(),
+                    whole: !copy.broken,
+                };
+                (*proxy, seal)
+            })
+            .collect();
+        for (proxy, seal) in seals {
+            self.line(proxy, seal);
+        }
+        let crc32 = self.events_crc.clone().finalize();
+        self.line(0, Kept::Sealed { crc32 });
         for file in self
             .copies
             .values()
@@ -172,6 +233,7 @@ impl KeptLogWriter {
                         Copy {
                             file,
                             written: 0,
+                            crc: crc32fast::Hasher::new(),
                             broken: false,
                         },
                     );
@@ -197,57 +259,135 @@ impl KeptLogWriter {
             self.lost_bytes += data.len() as u64;
             return;
         }
+        copy.crc.update(data);
         copy.written += data.len() as u64;
     }
 }
 
 /// Reads the copies in `spool` back as the events that they were made from: for each file first its
-/// opening, then all of its bytes, then what happened to it. Returns whether there were any.
+/// opening, then all of its bytes, then what happened to it. What is damaged is said, not hidden: whether the rest is of use is
+/// the caller's to say.
 ///
 /// # Errors
-/// When the copies cannot be read or are damaged.
+/// When the copies cannot be read, or `sink` fails.
 pub fn replay(
     spool: &Dir,
     sink: &mut dyn FnMut(usize, LogEvent<'_>) -> io::Result<()>,
-) -> io::Result<bool> {
+) -> io::Result<Replayed> {
     let dir = match spool.open_dir(std::path::Path::new(KEPT_LOGS)) {
         Ok(dir) => dir,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(false),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Replayed::default()),
         Err(error) => return Err(error),
     };
-    let mut events = BufReader::new(dir.open_file(EVENTS)?);
+    let mut reading = Reading {
+        dir,
+        copies: BTreeMap::new(),
+        replayed: Replayed {
+            found: true,
+            ..Replayed::default()
+        },
+    };
+    let events = match reading.dir.open_file(EVENTS) {
+        Ok(events) => events,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            reading.trouble(format!("{EVENTS} is missing"));
+            return Ok(reading.replayed);
+        }
+        Err(error) => return Err(error),
+    };
+    let mut events = BufReader::new(events);
+    let mut crc = crc32fast::Hasher::new();
     let mut line = Vec::new();
-    loop {
+    for number in 1_u64.. {
         line.clear();
         (&mut events)
             .take(LINE_MAX_BYTES)
             .read_until(b'\n', &mut line)?;
         if line.is_empty() {
-            return Ok(true);
+            break;
         }
-        let Line { proxy, event } = serde_json::from_slice(&line)?;
-        let opened = if let Kept::Opened { file, .. } = &event {
-            Some(*file)
-        } else {
-            None
-        };
-        sink(proxy, event.into_event())?;
-        if let Some(file) = opened {
-            replay_bytes(&dir, proxy, file, sink)?;
+        match serde_json::from_slice(&line) {
+            Ok(Line { proxy, event }) => {
+                reading.event(proxy, event, crc.clone().finalize(), sink)?;
+            }
+            Err(_) => reading.trouble(format!("line {number} of {EVENTS} cannot be read")),
         }
+        crc.update(&line);
+    }
+    Ok(reading.replayed)
+}
+
+/// The copies while they are read back.
+struct Reading {
+    dir: Dir,
+    /// Length and checksum of each, as found.
+    copies: BTreeMap<(usize, u64), (u64, u32)>,
+    replayed: Replayed,
+}
+
+impl Reading {
+    fn trouble(&mut self, what: String) {
+        self.replayed.trouble.get_or_insert(what);
+    }
+
+    fn event(
+        &mut self,
+        proxy: usize,
+        event: Kept,
+        crc_before: u32,
+        sink: &mut dyn FnMut(usize, LogEvent<'_>) -> io::Result<()>,
+    ) -> io::Result<()> {
+        match event.into_item() {
+            Item::Event(event) => {
+                let opened = if let LogEvent::Opened { file, .. } = &event {
+                    Some(file.0)
+                } else {
+                    None
+                };
+                sink(proxy, event)?;
+                if let Some(file) = opened {
+                    let found = replay_bytes(&self.dir, proxy, file, sink)?;
+                    self.copies.insert((proxy, file), found);
+                }
+            }
+            Item::Copy {
+                file,
+                bytes,
+                crc32,
+                whole,
+            } => {
+                let name = copy_name(proxy, file);
+                if !whole {
+                    let what = format!("{name} could not be written to its end");
+                    self.replayed.cut.get_or_insert(what);
+                }
+                if self.copies.get(&(proxy, file)) != Some(&(bytes, crc32)) {
+                    self.trouble(format!("{name} is not what was written"));
+                }
+            }
+            Item::End { crc32 } => {
+                self.replayed.sealed = true;
+                if crc32 != crc_before {
+                    self.trouble(format!("{EVENTS} is not what was written"));
+                }
+            }
+        }
+        Ok(())
     }
 }
 
+/// Hands out the bytes of a copy; their number and checksum.
 fn replay_bytes(
     dir: &Dir,
     proxy: usize,
     file: u64,
     sink: &mut dyn FnMut(usize, LogEvent<'_>) -> io::Result<()>,
-) -> io::Result<()> {
+) -> io::Result<(u64, u32)> {
+    let mut crc = crc32fast::Hasher::new();
     let mut copy = match dir.open_file(&copy_name(proxy, file)) {
         Ok(copy) => copy,
-        // No byte was ever read of it.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        // No byte was ever read of it, or its seal will say otherwise.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((0, crc.finalize())),
         Err(error) => return Err(error),
     };
     let mut buffer = vec![0; 256 * 1024];
@@ -255,8 +395,9 @@ fn replay_bytes(
     loop {
         let length = copy.read(&mut buffer)?;
         if length == 0 {
-            return Ok(());
+            return Ok((offset, crc.finalize()));
         }
+        crc.update(&buffer[..length]);
         sink(
             proxy,
             LogEvent::Bytes {
@@ -269,9 +410,37 @@ fn replay_bytes(
     }
 }
 
+/// A line of `events.jsonl`, taken apart.
+enum Item {
+    Event(LogEvent<'static>),
+    Copy {
+        file: u64,
+        bytes: u64,
+        crc32: u32,
+        whole: bool,
+    },
+    End {
+        crc32: u32,
+    },
+}
+
 impl Kept {
-    fn into_event(self) -> LogEvent<'static> {
-        match self {
+    fn into_item(self) -> Item {
+        Item::Event(match self {
+            Self::Copied {
+                file,
+                bytes,
+                crc32,
+                whole,
+            } => {
+                return Item::Copy {
+                    file,
+                    bytes,
+                    crc32,
+                    whole,
+                };
+            }
+            Self::Sealed { crc32 } => return Item::End { crc32 },
             Self::Opened {
                 file,
                 path,
@@ -298,7 +467,7 @@ impl Kept {
                 why,
             },
             Self::TooMany => LogEvent::TooMany,
-        }
+        })
     }
 }
 
@@ -344,9 +513,79 @@ mod tests {
             }
             Ok(())
         });
-        assert!(found.unwrap());
+        let whole = Replayed {
+            found: true,
+            sealed: true,
+            ..Replayed::default()
+        };
+        assert_eq!(found.unwrap(), whole);
         assert_eq!(bytes[&0], b"one\n");
         assert_eq!(bytes[&1], b"x\n");
         assert_eq!(names, ["opened", "truncated", "opened"]);
+    }
+
+    #[test]
+    fn a_copy_that_is_not_what_was_written_is_named() {
+        let changed = |name: &str, change: &dyn Fn(&mut Vec<u8>)| {
+            let directory = tempfile::tempdir().unwrap();
+            let spool = kept(directory.path());
+            let path = directory.path().join("spool").join(KEPT_LOGS).join(name);
+            let mut content = std::fs::read(&path).unwrap();
+            change(&mut content);
+            std::fs::write(&path, content).unwrap();
+            let replayed = replay(&spool, &mut |_, _| Ok(())).unwrap();
+            replayed.trouble.unwrap_or_default()
+        };
+        let flip = |content: &mut Vec<u8>| content[1] ^= 1;
+        assert_eq!(changed("0-0.log", &flip), "0-0.log is not what was written");
+        assert_eq!(
+            changed("0-0.log", &|content| content.truncate(2)),
+            "0-0.log is not what was written"
+        );
+        assert_eq!(
+            changed(EVENTS, &|content| content.truncate(20)),
+            "line 1 of events.jsonl cannot be read"
+        );
+        let rename = |content: &mut Vec<u8>| {
+            let at = content.windows(5).position(|word| word == b"audit");
+            content[at.unwrap()] ^= 1;
+        };
+        assert_eq!(
+            changed(EVENTS, &rename),
+            "events.jsonl is not what was written"
+        );
+        assert_eq!(changed("0-0.log", &|_| {}), "");
+    }
+
+    #[test]
+    fn copies_without_a_seal_say_so() {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = kept(directory.path());
+        let path = directory.path().join("spool").join(KEPT_LOGS).join(EVENTS);
+        let events = std::fs::read_to_string(&path).unwrap();
+        let (first, _) = events.split_once('\n').unwrap();
+        std::fs::write(&path, format!("{first}\n")).unwrap();
+        let cut = Replayed {
+            found: true,
+            ..Replayed::default()
+        };
+        assert_eq!(replay(&spool, &mut |_, _| Ok(())).unwrap(), cut);
+        std::fs::remove_file(&path).unwrap();
+        let gone = replay(&spool, &mut |_, _| Ok(())).unwrap();
+        assert_eq!(gone.trouble.as_deref(), Some("events.jsonl is missing"));
+    }
+
+    /// A spool with the sealed copy of one log.
+    fn kept(place: &std::path::Path) -> Dir {
+        let log = place.join("audit.jsonl");
+        std::fs::create_dir(place.join("spool")).unwrap();
+        let spool = Dir::open_named(&place.join("spool")).unwrap();
+        let mut keeper = KeptLogWriter::create(&spool).unwrap();
+        std::fs::write(&log, "one\n").unwrap();
+        Follower::new(&log)
+            .unwrap()
+            .finish(&mut |event| keeper.event(0, &event));
+        assert_eq!(keeper.finish(), 0);
+        spool
     }
 }

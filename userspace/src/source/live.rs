@@ -138,9 +138,11 @@ pub fn run(
     while !stop.load(Ordering::Acquire) {
         if drain(capture, sink, &mut summary)? == 0 {
             sink.pause();
+            capture.tell();
             capture.wait(POLL)?;
         }
         if Instant::now() >= next_heartbeat {
+            capture.tell();
             heartbeat(capture, sink, &mut summary)?;
             next_heartbeat = Instant::now() + HEARTBEAT;
         }
@@ -156,6 +158,7 @@ pub fn run(
         }
     }
     summary.drained = empty_looks == EMPTY_LOOKS;
+    capture.tell();
     totals(capture, sink)?;
     heartbeat(capture, sink, &mut summary)?;
     summary.malformed = capture.malformed();

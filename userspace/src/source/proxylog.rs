@@ -118,7 +118,7 @@ pub enum LogError {
     #[error("the proxy log {} does not exist: check --proxy-log", .0.display())]
     Missing(PathBuf),
     /// The system said no.
-    #[error("cannot read the proxy log {}", path.display())]
+    #[error("cannot read the proxy log {}: this process must be allowed to", path.display())]
     Io {
         /// The log.
         path: PathBuf,

@@ -11,11 +11,12 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::loss::{Loss, has_payload};
-use super::{SpoolStats, SpoolWriter};
+use super::{FRAME_HEAD_BYTES, RECORD_MAX_BYTES, SpoolStats, SpoolWriter, frames, push_frame};
 use crate::source::live::RecordSink;
 
-/// Most bytes that wait for the disk. Stops a flood on a slow disk from taking all memory.
-pub const BACKLOG_MAX_BYTES: usize = 64 << 20;
+/// Most bytes that wait for the disk. Stops a flood on a slow disk from taking all memory. A burst may be this long; memory here costs
+/// the watched nothing, other than a longer ring, whose cold memory they would write to.
+pub const BACKLOG_MAX_BYTES: usize = 256 << 20;
 
 /// Room beyond [`BACKLOG_MAX_BYTES`] for records without payload; past it these are dropped and counted too. Stops a fork
 /// storm on a slow disk from taking all memory.
@@ -25,13 +26,10 @@ pub const BACKLOG_SMALL_BYTES: usize = 16 << 20;
 const BLOCK_BYTES: usize = 256 << 10;
 
 /// Empty blocks kept for reuse: memory that is given back and taken again costs a page fault per 4 KiB.
-const SPARE_BLOCKS: usize = 32;
+const SPARE_BLOCKS: usize = 64;
 
 /// Time between two hand-overs of the writer's buffer to the file system, and between two records about losses here.
 const FLUSH_EVERY: Duration = Duration::from_millis(200);
-
-/// Bytes in front of each record in a block: its length.
-const LENGTH_BYTES: usize = 4;
 
 /// The queue. Clones share it.
 #[derive(Clone, Debug)]
@@ -47,8 +45,8 @@ struct Shared {
 
 #[derive(Debug)]
 struct State {
-    blocks: VecDeque<Vec<u8>>,
-    spare: Vec<Vec<u8>>,
+    blocks: VecDeque<Block>,
+    spare: Vec<Block>,
     /// Bytes in `blocks` and in the block being written.
     bytes: usize,
     /// Not yet told in the spool.
@@ -56,11 +54,18 @@ struct State {
     closed: bool,
 }
 
+/// Records as they will lie in a segment: whoever has one in the cache frames it, and nobody copies it again.
+#[derive(Debug)]
+struct Block {
+    frames: Vec<u8>,
+    records: u64,
+}
+
 /// A producer's end: gathers records into blocks.
 #[derive(Debug)]
 pub struct Inlet {
     backlog: Backlog,
-    block: Vec<u8>,
+    block: Block,
 }
 
 /// The thread that writes what waits.
@@ -71,7 +76,7 @@ pub struct SpoolThread {
 }
 
 enum Next {
-    Block(Vec<u8>),
+    Block(Block),
     Timeout,
     Closed,
 }
@@ -97,7 +102,7 @@ impl Backlog {
     pub fn inlet(&self) -> Inlet {
         Inlet {
             backlog: self.clone(),
-            block: Vec::new(),
+            block: Block::new(0),
         }
     }
 
@@ -109,21 +114,21 @@ impl Backlog {
     }
 
     /// Takes a full block, gives an empty one. Never waits for the disk.
-    fn push(&self, block: Vec<u8>) -> Vec<u8> {
+    fn push(&self, block: Block) -> Block {
         let mut state = self.lock();
-        let block = if state.bytes + block.len() <= BACKLOG_MAX_BYTES {
+        let block = if state.bytes + block.frames.len() <= BACKLOG_MAX_BYTES {
             block
         } else {
             state.without_payload(&block)
         };
-        if !block.is_empty() {
-            state.bytes += block.len();
+        if !block.frames.is_empty() {
+            state.bytes += block.frames.len();
             state.blocks.push_back(block);
         }
-        let empty = state.spare.pop().unwrap_or_default();
+        let empty = state.spare.pop();
         drop(state);
         self.shared.filled.notify_one();
-        empty
+        empty.unwrap_or_else(|| Block::new(2 * BLOCK_BYTES))
     }
 
     /// Waits for a block until `deadline`.
@@ -150,11 +155,12 @@ impl Backlog {
     }
 
     /// Takes a block back that has been written.
-    fn written(&self, mut block: Vec<u8>) {
+    fn written(&self, mut block: Block) {
         let mut state = self.lock();
-        state.bytes = state.bytes.saturating_sub(block.len());
+        state.bytes = state.bytes.saturating_sub(block.frames.len());
         if state.spare.len() < SPARE_BLOCKS {
-            block.clear();
+            block.frames.clear();
+            block.records = 0;
             state.spare.push(block);
         }
     }
@@ -179,13 +185,13 @@ impl Backlog {
 
 impl State {
     /// What of a block may still be kept when payload has no room; the rest is counted.
-    fn without_payload(&mut self, block: &[u8]) -> Vec<u8> {
-        let mut kept = Vec::new();
-        for record in records(block) {
-            let room = self.bytes + kept.len() + record.len() + LENGTH_BYTES
+    fn without_payload(&mut self, block: &Block) -> Block {
+        let mut kept = Block::new(0);
+        for record in frames(&block.frames) {
+            let room = self.bytes + kept.frames.len() + record.len() + FRAME_HEAD_BYTES
                 <= BACKLOG_MAX_BYTES + BACKLOG_SMALL_BYTES;
             if room && !has_payload(record) {
-                append(&mut kept, record);
+                kept.append(record);
             } else {
                 self.loss.add(record);
             }
@@ -196,16 +202,35 @@ impl State {
 
 impl Inlet {
     fn append(&mut self, record: &[u8]) {
-        append(&mut self.block, record);
-        if self.block.len() >= BLOCK_BYTES {
+        if !self.block.append(record) {
+            self.backlog.lock().loss.add(record);
+        }
+        if self.block.frames.len() >= BLOCK_BYTES {
             self.hand_over();
         }
     }
 
     fn hand_over(&mut self) {
-        if !self.block.is_empty() {
-            self.block = self.backlog.push(std::mem::take(&mut self.block));
+        if !self.block.frames.is_empty() {
+            let full = std::mem::replace(&mut self.block, Block::new(0));
+            self.block = self.backlog.push(full);
         }
+    }
+}
+
+impl Block {
+    fn new(capacity: usize) -> Self {
+        Self {
+            frames: Vec::with_capacity(capacity),
+            records: 0,
+        }
+    }
+
+    /// `false` if the record is empty or too long for a spool.
+    fn append(&mut self, record: &[u8]) -> bool {
+        let fits = push_frame(&mut self.frames, record, RECORD_MAX_BYTES);
+        self.records += u64::from(fits);
+        fits
     }
 }
 
@@ -262,9 +287,7 @@ fn write(backlog: &Backlog, mut writer: SpoolWriter) -> SpoolStats {
     loop {
         match backlog.next(flush_at) {
             Next::Block(block) => {
-                for record in records(&block) {
-                    writer.record(record);
-                }
+                writer.block(&block.frames, block.records);
                 backlog.written(block);
             }
             Next::Timeout => {}
@@ -306,25 +329,6 @@ fn new_loss() -> Loss {
     )
 }
 
-fn append(block: &mut Vec<u8>, record: &[u8]) {
-    // A record over 4 GiB cannot come: the ring is smaller, and user records check it.
-    let Ok(length) = u32::try_from(record.len()) else {
-        return;
-    };
-    block.extend_from_slice(&length.to_le_bytes());
-    block.extend_from_slice(record);
-}
-
-fn records(block: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut rest = block;
-    std::iter::from_fn(move || {
-        let (length, tail) = rest.split_first_chunk::<LENGTH_BYTES>()?;
-        let (record, after) = tail.split_at_checked(u32::from_le_bytes(*length) as usize)?;
-        rest = after;
-        Some(record)
-    })
-}
-
 #[cfg(test)]
 mod tests {
     #![expect(clippy::unwrap_used, reason = "tests panic on purpose")]
@@ -351,7 +355,7 @@ mod tests {
     fn drain(backlog: &Backlog) -> Vec<Vec<u8>> {
         let mut all = Vec::new();
         while let Next::Block(block) = backlog.next(Instant::now()) {
-            all.extend(records(&block).map(<[u8]>::to_vec));
+            all.extend(frames(&block.frames).map(<[u8]>::to_vec));
             backlog.written(block);
         }
         all

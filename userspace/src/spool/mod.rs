@@ -69,6 +69,18 @@ fn push_frame(buffer: &mut Vec<u8>, body: &[u8], limit: usize) -> bool {
     true
 }
 
+/// The records of whole frames.
+fn frames(buffer: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let mut rest = buffer;
+    std::iter::from_fn(move || {
+        let (head, tail) = rest.split_at_checked(FRAME_HEAD_BYTES)?;
+        let length = u32::from_le_bytes(*head.first_chunk()?) as usize;
+        let (record, after) = tail.split_at_checked(length)?;
+        rest = after;
+        Some(record)
+    })
+}
+
 fn segment_name(number: u32) -> String {
     format!("{number:08}.spool")
 }

@@ -45,9 +45,7 @@ pub enum DamageKind {
 #[derive(Debug, thiserror::Error)]
 pub enum SpoolError {
     /// No `*.spool` file.
-    #[error(
-        "there is no spool segment in this directory: name the directory that holds 00000001.spool"
-    )]
+    #[error("there is no spool segment in this directory")]
     NoSegments,
     /// More than [`SEGMENTS_MAX`] names.
     #[error("the directory has more than {SEGMENTS_MAX} segments: this is no spool")]

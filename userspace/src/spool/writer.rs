@@ -12,12 +12,17 @@ use std::time::{Duration, Instant};
 
 use super::loss::{Loss, has_payload};
 use super::syncer::Syncer;
-use super::{MAGIC, RECORD_MAX_BYTES, SEGMENT_BYTES, SegmentHeader, push_frame, segment_name};
+use super::{
+    MAGIC, RECORD_MAX_BYTES, SEGMENT_BYTES, SegmentHeader, frames, push_frame, segment_name,
+};
 use crate::clock::Moment;
 use crate::outdir::Dir;
 
 /// Bytes gathered before they go to the file.
 const BUFFER_BYTES: usize = 1024 * 1024;
+
+/// Blocks of this size and more are not gathered first.
+const DIRECT_BYTES: usize = 128 * 1024;
 
 /// Most bytes of small records kept in memory while starved. Stops a fork storm on a full disk from
 /// taking all memory; beyond it these are dropped and counted too.
@@ -148,6 +153,25 @@ impl SpoolWriter {
         self.append(record);
         if self.buffer.len() >= BUFFER_BYTES {
             self.flush();
+        }
+    }
+
+    /// Appends whole frames: a large block goes to the file as it is.
+    pub(super) fn block(&mut self, block: &[u8], records: u64) {
+        if self.starved.is_none() && block.len() >= DIRECT_BYTES {
+            self.flush();
+            if self.starved.is_none() {
+                match self.write(block) {
+                    Ok(()) => {
+                        self.stats.records += records;
+                        return;
+                    }
+                    Err(error) => self.starve(&error),
+                }
+            }
+        }
+        for record in frames(block) {
+            self.record(record);
         }
     }
 
@@ -342,11 +366,23 @@ impl SpoolWriter {
         }
     }
 
-    /// Writes the buffer as whole frames. On failure the file ends at its last whole frame and the buffer is kept.
+    /// Writes the buffer. On failure it is kept.
     fn write_buffer(&mut self) -> io::Result<()> {
         if self.buffer.is_empty() {
             return Ok(());
         }
+        let mut buffer = std::mem::take(&mut self.buffer);
+        let written = self.write(&buffer);
+        if written.is_ok() {
+            buffer.clear();
+            buffer.shrink_to(2 * BUFFER_BYTES);
+        }
+        self.buffer = buffer;
+        written
+    }
+
+    /// Writes whole frames. On failure the file ends at its last whole frame.
+    fn write(&mut self, frames: &[u8]) -> io::Result<()> {
         if self
             .segment
             .as_ref()
@@ -357,19 +393,17 @@ impl SpoolWriter {
         if self.segment.is_none() {
             self.open_segment()?;
         }
-        let length = self.buffer.len() as u64;
+        let length = frames.len() as u64;
         self.make_room(length)?;
         let Some(segment) = &mut self.segment else {
             return Err(io::ErrorKind::NotFound.into());
         };
-        if let Err(error) = segment.file.write_all(&self.buffer) {
+        if let Err(error) = segment.file.write_all(frames) {
             rewind(segment);
             return Err(error);
         }
         segment.committed += length;
         self.stats.disk_bytes += length;
-        self.buffer.clear();
-        self.buffer.shrink_to(2 * BUFFER_BYTES);
         Ok(())
     }
 
@@ -455,16 +489,4 @@ fn rewind(segment: &mut Segment) {
     if let Err(error) = cut {
         tracing::warn!(%error, segment = segment.number, "a half-written record could not be cut off");
     }
-}
-
-/// The records of whole frames.
-fn frames(buffer: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let mut rest = buffer;
-    std::iter::from_fn(move || {
-        let (head, tail) = rest.split_at_checked(super::FRAME_HEAD_BYTES)?;
-        let length = u32::from_le_bytes(*head.first_chunk()?) as usize;
-        let (record, after) = tail.split_at_checked(length)?;
-        rest = after;
-        Some(record)
-    })
 }

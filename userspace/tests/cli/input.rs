@@ -35,21 +35,24 @@ fn a_missing_empty_or_oversized_key_is_refused() {
     let place = Place::new();
     place
         .run(&["--proxy-log", "log", "--key-env", "COUNTERSIGN_NO_SUCH_KEY"])
-        .fails(78, "COUNTERSIGN_NO_SUCH_KEY");
+        .fails(
+            78,
+            "COUNTERSIGN_NO_SUCH_KEY with the key is not set: export it",
+        );
     place
         .run(&["--proxy-log", "log", "--key-file", "nowhere"])
-        .fails(78, "nowhere");
+        .fails(78, "there is no key file nowhere: check --key-file");
     place.file("empty", b"\n", 0o600);
     place
         .run(&["--proxy-log", "log", "--key-file", "empty"])
-        .fails(78, "is empty");
+        .fails(78, "put the proxy's own key there");
     place.file("huge", &[b'k'; 5000], 0o600);
     place
         .run(&["--proxy-log", "log", "--key-file", "huge"])
-        .fails(78, "longer than 4096 bytes");
+        .fails(78, "longer than 4096 bytes, so it is none: name the file");
     place
         .run(&["--proxy-log", "log", "--key-fd", "99"])
-        .fails(78, "descriptor 99");
+        .fails(78, "`--key-fd 99 99<audit.key`");
     place
         .run(&["--proxy-log", "log", "--key-fd", "0"])
         .fails(64, "--key-fd");
@@ -114,6 +117,7 @@ fn mistakes_in_the_configuration_name_file_line_and_key() {
     output.fails(78, "logg");
     place.file("w.toml", b"", 0o666);
     place.run(&["--config", "w.toml"]).fails(78, "chmod o-w");
+    place.run(&["--config", "."]).fails(78, "check --config");
     place
         .run(&["--config", "nowhere.toml"])
         .fails(78, "nowhere.toml");
@@ -166,33 +170,36 @@ fn without_privileges_recording_is_refused_and_the_way_out_named() {
 }
 
 #[test]
-fn a_kernel_without_types_is_refused_with_the_option_that_it_lacks() {
+fn a_kernel_without_types_or_with_broken_ones_is_refused_with_the_way_out() {
     let Some(place) = Place::as_root() else {
         return;
     };
-    let output = Command::new("unshare")
-        .args([
-            "-m",
-            "sh",
-            "-c",
-            "mount -t tmpfs none /sys/kernel/btf && exec \"$@\"",
-            "sh",
-        ])
-        .arg(binary())
-        .args([
-            "run",
-            "--proxy-log",
-            "log",
-            "-o",
-            "out",
-            "--user",
-            "nobody",
-            "--",
-            "true",
-        ])
-        .current_dir(place.0.path())
-        .output();
-    output.into_outcome().fails(69, "CONFIG_DEBUG_INFO_BTF");
+    let types = "/sys/kernel/btf/vmlinux";
+    for (content, code, needle) in [
+        (String::new(), 69, "CONFIG_DEBUG_INFO_BTF"),
+        (
+            format!("echo nonsense > {types} &&"),
+            69,
+            "mount the kernel's own sysfs on /sys",
+        ),
+        (
+            format!("head -c 100000 < hidden > {types} &&"),
+            69,
+            "btf ends early",
+        ),
+    ] {
+        std::fs::copy(types, place.path("hidden")).unwrap();
+        let script = format!("mount -t tmpfs none /sys/kernel/btf && {content} exec \"$@\"");
+        let output = Command::new("unshare")
+            .args(["-m", "sh", "-c", &script, "sh"])
+            .arg(binary())
+            .args(["run", "--proxy-log", "log", "-o", "out"])
+            .args(["--user", "nobody", "--", "true"])
+            .current_dir(place.0.path())
+            .output();
+        output.into_outcome().fails(code, needle);
+        let _ = std::fs::remove_dir_all(place.path("out"));
+    }
 }
 
 #[test]
@@ -206,11 +213,30 @@ fn pairing_what_is_no_spool_is_refused() {
             .output()
             .into_outcome()
     };
-    pair("nowhere", "log").fails(66, "nowhere");
-    pair("empty", "log").fails(65, "00000001.spool");
+    pair("nowhere", "log").fails(66, "name the directory that holds 00000001.spool");
+    pair("log", "log").fails(66, "name the directory that holds 00000001.spool");
+    pair("empty", "log").fails(65, "name the directory that holds 00000001.spool");
     std::fs::create_dir(place.path("spool")).unwrap();
     place.file("spool/00000001.spool", b"not a spool at all", 0o600);
-    pair("spool", "gone").fails(66, "does not exist");
+    pair("spool", "gone").fails(66, "does not exist: check --proxy-log");
+    pair("spool", "log").fails(65, "no segment of the spool has a readable header");
+}
+
+#[test]
+fn a_proxy_that_cannot_begin_says_what_to_change() {
+    let place = Place::new();
+    place.file("key", b"k", 0o600);
+    place.file("plain", b"", 0o644);
+    let proxy = |log: &str, key: &str, server: &str| {
+        place
+            .command(&["proxy", "--log", log, "--key-file", key, "--", server])
+            .output()
+            .into_outcome()
+    };
+    proxy("log", "key", "/nowhere/server").fails(127, "check the command after `--`");
+    proxy("log", "key", "./plain").fails(126, "check the command after `--`");
+    proxy("nowhere/log", "key", "cat").fails(78, "its directory must exist");
+    proxy("log", "gone", "cat").fails(78, "check --key-file");
 }
 
 #[test]

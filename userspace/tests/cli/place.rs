@@ -193,7 +193,7 @@ pub(super) fn text(bytes: &[u8]) -> String {
     String::from_utf8_lossy(bytes).into_owned()
 }
 
-fn skipped(why: &str) {
+pub(super) fn skipped(why: &str) {
     // Not `eprintln!`: the test runner keeps what a passing test prints that way to itself.
     let _unheard = std::io::Write::write_all(
         &mut std::io::stderr(),

@@ -3,7 +3,10 @@
 //! Owns the tables of requests in flight, one per session and way, because both sides count ids from the same numbers. Ids
 //! are compared as the peers do ([`IdKey`]).
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use ahash::AHashMap;
 
 use crate::call::passage::Passages;
 use crate::call::{Call, Passage, Route, Way};
@@ -25,9 +28,9 @@ enum Session {
 /// Pairs all passages into calls, in order of time.
 pub fn pair(passages: &Passages, roles: &Roles) -> Vec<Call> {
     let mut calls: Vec<Call> = Vec::new();
-    let mut in_flight: HashMap<(Session, Way, IdKey), VecDeque<usize>> = HashMap::new();
+    let mut in_flight: AHashMap<(Session, Way, IdKey), VecDeque<usize>> = AHashMap::new();
     // Of requests between two processes: by the receiver, where they are in flight.
-    let mut asked: HashMap<(ProcessIx, IdKey), (Session, Way)> = HashMap::new();
+    let mut asked: AHashMap<(ProcessIx, IdKey), (Session, Way)> = AHashMap::new();
     for passage in &passages.passages {
         let session = session_of(passage.route);
         let id = passage.message.id_key();
@@ -65,7 +68,7 @@ pub fn pair(passages: &Passages, roles: &Roles) -> Vec<Call> {
                     .get_mut(&key)
                     .and_then(|queue| take(queue, &calls, passage, roles));
                 match request {
-                    Some(ix) => calls[ix].response = Some(passage.clone()),
+                    Some(ix) => calls[ix].response = Some(Arc::clone(passage)),
                     None => calls.push(stray(passage)),
                 }
             }
@@ -133,22 +136,22 @@ fn take(
     queue.remove(at)
 }
 
-fn call_of(passage: &Passage, duplicate_in_flight: bool) -> Call {
+fn call_of(passage: &Arc<Passage>, duplicate_in_flight: bool) -> Call {
     Call {
         route: passage.route,
         way: passage.way,
-        request: Some(passage.clone()),
+        request: Some(Arc::clone(passage)),
         response: None,
         duplicate_in_flight,
     }
 }
 
-fn stray(passage: &Passage) -> Call {
+fn stray(passage: &Arc<Passage>) -> Call {
     Call {
         route: passage.route,
         way: passage.way,
         request: None,
-        response: Some(passage.clone()),
+        response: Some(Arc::clone(passage)),
         duplicate_in_flight: false,
     }
 }

@@ -10,6 +10,8 @@ pub mod passage;
 mod relay;
 mod trouble;
 
+use std::sync::Arc;
+
 use crate::evidence::Placed;
 use crate::message::{Message, MessageKind};
 use crate::process::ProcessIx;
@@ -170,9 +172,9 @@ pub struct Call {
     /// Which way its request (or its only message) went.
     pub way: Way,
     /// The request or notification; `None` for a stray answer.
-    pub request: Option<Passage>,
+    pub request: Option<Arc<Passage>>,
     /// The answer.
-    pub response: Option<Passage>,
+    pub response: Option<Arc<Passage>>,
     /// Another request with the same id was in flight when this one was sent, or this was in flight then.
     pub duplicate_in_flight: bool,
 }
@@ -213,7 +215,7 @@ impl Call {
 
     /// The message that stands for the call: the request, else the stray answer.
     pub fn subject(&self) -> Option<&Passage> {
-        self.request.as_ref().or(self.response.as_ref())
+        self.request.as_deref().or(self.response.as_deref())
     }
 
     /// When it began.

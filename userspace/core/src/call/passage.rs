@@ -5,6 +5,9 @@
 //! is foreign. Direct streams give one passage a message.
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+
+use ahash::AHashMap;
 
 use crate::call::cut;
 use crate::call::on_lines::OnLines;
@@ -12,7 +15,7 @@ use crate::call::relay;
 use crate::call::trouble;
 use crate::call::{Hops, Passage, PlacedIx, Route, Sighting, Way};
 use crate::channel::{ChannelKind, ChannelTable, StreamIx};
-use crate::delivery::{StreamFrames, hash};
+use crate::delivery::StreamFrames;
 use crate::evidence::{self, Author, Placed};
 use crate::frame::{Frame, FrameFlags};
 use crate::json::{self, Document, Limits};
@@ -44,7 +47,7 @@ pub enum Oddity {
 #[derive(Debug, Default)]
 pub struct Passages {
     /// In order of time.
-    pub passages: Vec<Passage>,
+    pub passages: Vec<Arc<Passage>>,
     /// In order of time of their deliveries.
     pub oddities: Vec<Oddity>,
 }
@@ -175,8 +178,8 @@ impl Passages {
     fn join(&mut self, scene: Scene<'_>, instance: InstanceIx, way: Way, joint: Joint) {
         // A line is passed on after it was read, as a rule at once: of several equal ones the last before it is its origin. So
         // one that was kept back, or whose passing on was missed, stays alone where that happened.
-        let mut waiting: HashMap<u64, Vec<PlacedIx>> = HashMap::new();
-        let mut partner: BTreeMap<PlacedIx, PlacedIx> = BTreeMap::new();
+        let mut waiting: AHashMap<u64, Vec<PlacedIx>> = AHashMap::new();
+        let mut partner: AHashMap<PlacedIx, PlacedIx> = AHashMap::new();
         let mut loose_written = Vec::new();
         let mut reads = joint.read.iter().peekable();
         let mut written: Vec<PlacedIx> = joint.written.clone();
@@ -185,13 +188,14 @@ impl Passages {
             let until = scene.placed[written.0 as usize].until;
             while let Some(read) = reads.next_if(|read| scene.placed[read.0 as usize].at <= until) {
                 waiting
-                    .entry(hash(bytes(scene, *read)))
+                    .entry(frame(scene, *read).hash)
                     .or_default()
                     .push(*read);
             }
-            let text = bytes(scene, *written);
-            let read = waiting.get_mut(&hash(text)).and_then(|stack| {
-                let at = stack.iter().rposition(|read| bytes(scene, *read) == text)?;
+            let text = frame(scene, *written);
+            let read = waiting.get_mut(&text.hash).and_then(|stack| {
+                let same = |read: &PlacedIx| frame(scene, *read).is_same_text(text);
+                let at = stack.iter().rposition(same)?;
                 Some(stack.remove(at))
             });
             match read {
@@ -364,7 +368,7 @@ impl Passages {
         let until = legs().map(|placed| placed.until).max().unwrap_or(at);
         let proved = legs().all(|placed| placed.proved);
         let trouble = trouble::of(scene, sent, received);
-        self.passages.push(Passage {
+        self.passages.push(Arc::new(Passage {
             route,
             way,
             message,
@@ -375,7 +379,7 @@ impl Passages {
             until,
             proved,
             trouble,
-        });
+        }));
     }
 
     /// The JSON-RPC messages of a line; what else it holds becomes an oddity.
@@ -511,8 +515,12 @@ pub(crate) fn ends(scene: Scene<'_>, placed: &Placed) -> (Option<ProcessIx>, Opt
 }
 
 pub(super) fn bytes(scene: Scene<'_>, ix: PlacedIx) -> &[u8] {
+    frame(scene, ix).bytes.as_slice()
+}
+
+pub(super) fn frame(scene: Scene<'_>, ix: PlacedIx) -> &Frame {
     let record = scene.placed[ix.0 as usize].record;
-    scene.frames[record.0 as usize].bytes.as_slice()
+    &scene.frames[record.0 as usize]
 }
 
 fn text<'a>(scene: Scene<'a>, loose: &Loose) -> &'a [u8] {

@@ -7,8 +7,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use crate::call::PlacedIx;
-use crate::call::passage::{Scene, bytes, ends};
-use crate::delivery::hash;
+use crate::call::passage::{Scene, bytes, ends, frame};
 use crate::message;
 use crate::process::ProcessIx;
 use crate::role::Leg;
@@ -32,6 +31,9 @@ pub(super) fn relayed(scene: Scene<'_>, direct: &[PlacedIx]) -> BTreeSet<PlacedI
         relayed: BTreeSet::new(),
         towards_proxy: BTreeSet::new(),
     };
+    if direct.is_empty() {
+        return hops.relayed;
+    }
     for (placed, ix) in scene.placed.iter().zip(0u32..) {
         let ix = PlacedIx(ix);
         let (writer, reader) = ends(scene, placed);
@@ -73,7 +75,7 @@ impl Hops {
     fn open_at(&mut self, scene: Scene<'_>, ix: PlacedIx, joint: Option<Joint>, from_client: bool) {
         if let Some(joint) = joint {
             self.open
-                .entry((hash(bytes(scene, ix)), joint))
+                .entry((frame(scene, ix).hash, joint))
                 .or_default()
                 .push_back((ix, from_client));
         }
@@ -108,9 +110,9 @@ impl Hops {
     }
 
     fn take(&mut self, scene: Scene<'_>, ix: PlacedIx, joint: Joint) -> Option<bool> {
-        let text = bytes(scene, ix);
+        let text = frame(scene, ix);
         let at = &scene.placed[ix.0 as usize];
-        let queue = self.open.get_mut(&(hash(text), joint))?;
+        let queue = self.open.get_mut(&(text.hash, joint))?;
         let placed = |of: PlacedIx| &scene.placed[of.0 as usize];
         match joint {
             // It must have been passed on after it was got; what was passed on earlier is of no use to later ones either.
@@ -132,7 +134,7 @@ impl Hops {
             }
         }
         let (first, _) = queue.front()?;
-        if bytes(scene, *first) != text {
+        if !frame(scene, *first).is_same_text(text) {
             return None;
         }
         queue.pop_front().map(|(_, from_client)| from_client)

@@ -4,16 +4,17 @@ use std::collections::BTreeSet;
 
 use super::Correlator;
 use crate::call::passage::{self, Oddity, Passages, Scene};
-use crate::call::{Call, CallKind, PlacedIx, Route, bytes_of, exchange};
+use crate::call::{Call, CallKind, PlacedIx, Route, exchange};
 use crate::channel::StreamIx;
 use crate::evidence::{self, Placed};
 use crate::message;
 use crate::pairing::assign::{self, Assignment, CallSide, StatementSide};
-use crate::pairing::content::{self, WireContent};
+use crate::pairing::content::{self, Contents, WireContent};
 use crate::pairing::statement::{self, Statement, ThirdView};
+use crate::proxylog::Redaction;
 use crate::role::{InstanceIx, Leg, Roles};
-use crate::verdict::doubt::{self, PlacedGap};
-use crate::verdict::{Case, Judgement, ProxyPolicy, judge, unpaired};
+use crate::verdict::doubt::Gaps;
+use crate::verdict::{self, Case, Judgement, KeyReach, ProxyPolicy, judge, unpaired};
 
 /// Everything that is derived from the stores.
 #[derive(Debug)]
@@ -25,7 +26,8 @@ pub(super) struct Derived {
     pub(super) statements: Vec<Statement>,
     pub(super) assignment: Assignment,
     pub(super) side_of_call: Vec<Option<usize>>,
-    pub(super) gaps: Vec<PlacedGap>,
+    pub(super) gaps: Gaps,
+    key_reach: Vec<KeyReach>,
     /// Streams that carry MCP.
     pub(super) mcp: BTreeSet<StreamIx>,
 }
@@ -38,11 +40,8 @@ impl Derived {
             .iter()
             .map(|proxy| proxy.identity.clone())
             .collect();
-        let wrote = statement::writers_of_logs(
-            &correlator.entries,
-            &correlator.frames,
-            &correlator.channels,
-        );
+        let lines = statement::file_lines(&correlator.frames, &correlator.channels);
+        let wrote = statement::writers_of_logs(&correlator.entries, &lines, &correlator.frames);
         let roles = Roles::decide(
             &identities,
             &wrote,
@@ -66,24 +65,28 @@ impl Derived {
         let statements = statement::statements(
             &correlator.entries,
             seen_to,
+            &lines,
             &placed,
             &correlator.frames,
             &correlator.streams,
             &roles,
         );
-        let (call_sides, call_of_side) = call_sides(correlator, scene, &calls, policies);
+        let mut contents = Contents::default();
+        let (call_sides, call_of_side) =
+            call_sides(correlator, scene, &calls, policies, &mut contents);
         let mut side_of_call = vec![None; calls.len()];
         for (side, call) in call_of_side.iter().enumerate() {
             side_of_call[*call] = Some(side);
         }
-        let statement_sides = statement_sides(correlator, &statements, policies);
+        let statement_sides = statement_sides(correlator, &statements, policies, &mut contents);
         let assignment = assign::assign(&call_sides, &statement_sides);
-        let gaps = doubt::gaps(
+        let gaps = Gaps::new(
             &correlator.streams,
             &correlator.channels,
             &roles,
             &correlator.open_tails(),
         );
+        let key_reach = verdict::key_reach(&correlator.processes, &roles, policies);
         let mcp = mcp_streams(scene, &passages);
         Self {
             roles,
@@ -94,6 +97,7 @@ impl Derived {
             assignment,
             side_of_call,
             gaps,
+            key_reach,
             mcp,
         }
     }
@@ -119,6 +123,7 @@ impl Derived {
             side_of_call: &self.side_of_call,
             gaps: &self.gaps,
             proxies: policies,
+            key_reach: &self.key_reach,
             allow_direct: &correlator.settings.allow_direct,
             clock: &correlator.clock,
             end: correlator.now,
@@ -140,12 +145,13 @@ impl Derived {
 }
 
 /// Calls that a log can speak of: those through a proxy, and answers that passed it to requests that did not.
-fn call_sides(
+fn call_sides<'a>(
     correlator: &Correlator,
     scene: Scene<'_>,
-    calls: &[Call],
+    calls: &'a [Call],
     policies: &[ProxyPolicy],
-) -> (Vec<CallSide>, Vec<usize>) {
+    contents: &mut Contents,
+) -> (Vec<CallSide<'a>>, Vec<usize>) {
     let mut sides = Vec::new();
     let mut call_of_side = Vec::new();
     for (ix, call) in calls.iter().enumerate() {
@@ -166,35 +172,35 @@ fn call_sides(
         let Some(instance) = call.route.instance() else {
             continue;
         };
-        let call = stand_in.as_ref().unwrap_or(call);
-        sides.push(call_side(correlator, scene, call, instance, policies));
+        let logged = stand_in.as_ref().unwrap_or(call);
+        let mut side = call_side(correlator, scene, logged, instance, policies, contents);
+        let request = logged.request.as_ref().and(call.request.as_ref());
+        let subject = request.or(call.response.as_ref());
+        side.id = subject.and_then(|passage| passage.message.id_text());
+        if let Some(request) = request {
+            side.method = request.message.method.as_deref().unwrap_or_default();
+            side.tool_name = request.message.tool_name.as_deref().unwrap_or_default();
+        }
+        sides.push(side);
         call_of_side.push(ix);
     }
     (sides, call_of_side)
 }
 
-fn call_side(
+/// The side of an answer without a request; a request's own names are the caller's to fill in.
+fn call_side<'a>(
     correlator: &Correlator,
     scene: Scene<'_>,
     call: &Call,
     instance: InstanceIx,
     policies: &[ProxyPolicy],
-) -> CallSide {
+    contents: &mut Contents,
+) -> CallSide<'a> {
     let proxy = scene.roles.instance(instance).proxy;
     let redaction = policies
         .get(proxy)
-        .map(|policy| policy.redaction.clone())
-        .unwrap_or_default();
-    let bytes = |passage: &Option<crate::call::Passage>| {
-        let sighting = passage.as_ref()?.primary()?;
-        bytes_of(scene.placed, scene.frames, sighting)
-    };
-    let wire = WireContent::of(
-        call.request.as_ref().zip(bytes(&call.request)),
-        call.response.as_ref().zip(bytes(&call.response)),
-    );
-    let message = call.request.as_ref().map(|passage| &passage.message);
-    let name = |of: Option<&String>| of.cloned().unwrap_or_default();
+        .map_or(Redaction::usual(), |policy| &policy.redaction);
+    let wire = WireContent::of(scene, call);
     // That no answer came can be logged as late as when the proxy ends.
     let unanswered = call.kind() == CallKind::Request && call.response.is_none();
     CallSide {
@@ -209,28 +215,25 @@ fn call_side(
                 call.until()
             })
             .0,
-        content: content::of_call(call, &wire, &redaction),
-        id: call.subject().and_then(|passage| passage.message.id_text()),
-        method: message.map_or_else(
-            || crate::proxylog::own::UNMATCHED_RESPONSE.to_owned(),
-            |message| name(message.method.as_ref()),
-        ),
-        tool_name: name(message.and_then(|message| message.tool_name.as_ref())),
+        content: content::of_call(contents, call, &wire, redaction),
+        id: None,
+        method: crate::proxylog::own::UNMATCHED_RESPONSE,
+        tool_name: "",
     }
 }
 
-fn statement_sides(
-    correlator: &Correlator,
-    statements: &[Statement],
+fn statement_sides<'a>(
+    correlator: &'a Correlator,
+    statements: &'a [Statement],
     policies: &[ProxyPolicy],
-) -> Vec<StatementSide> {
+    contents: &mut Contents,
+) -> Vec<StatementSide<'a>> {
     statements
         .iter()
         .map(|statement| {
             let redaction = policies
                 .get(statement.proxy)
-                .map(|policy| policy.redaction.clone())
-                .unwrap_or_default();
+                .map_or(Redaction::usual(), |policy| &policy.redaction);
             let said = statement.said(&correlator.entries);
             StatementSide {
                 proxy: statement.proxy,
@@ -240,12 +243,12 @@ fn statement_sides(
                     .filter(|_| statement.repeats.is_none())
                     .and_then(|entry| entry.utc_ns),
                 content: said.map_or_else(content::nothing, |entry| {
-                    content::of_entry(entry, &redaction)
+                    content::of_entry(contents, entry, redaction)
                 }),
-                id: said.and_then(|entry| entry.request_id.clone()),
-                method: said.map(|entry| entry.method.clone()).unwrap_or_default(),
+                id: said.and_then(|entry| entry.request_id.as_deref()),
+                method: said.map(|entry| entry.method.as_str()).unwrap_or_default(),
                 tool_name: said
-                    .and_then(|entry| entry.tool_name.clone())
+                    .and_then(|entry| entry.tool_name.as_deref())
                     .unwrap_or_default(),
                 exact_only: statement.third_view == ThirdView::NotWritten,
             }

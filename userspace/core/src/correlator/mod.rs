@@ -9,11 +9,14 @@ mod notes;
 mod rows;
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use ahash::AHashMap;
 
 use crate::channel::{ChannelTable, End, StreamIx};
 use crate::delivery::StreamFrames;
 use crate::frame::line::LineFramer;
-use crate::frame::{Frame, FrameIx};
+use crate::frame::{self, Frame, FrameIx};
 use crate::pairing::{FileIx, LogBad, LogEntry};
 use crate::process::ProcessTable;
 use crate::proxylog::LogItem;
@@ -142,6 +145,8 @@ pub struct Correlator {
     ends: BTreeMap<(StreamIx, End), EndState>,
     streams: BTreeMap<StreamIx, StreamFrames>,
     frames: Vec<Frame>,
+    /// By hash, the last frame of these bytes: what a proxy passes on is kept once.
+    texts: AHashMap<u64, FrameIx>,
     files: Vec<LogFile>,
     entries: Vec<LogEntry>,
     bad_lines: Vec<LogBad>,
@@ -172,6 +177,7 @@ impl Correlator {
             ends: BTreeMap::new(),
             streams: BTreeMap::new(),
             frames: Vec::new(),
+            texts: AHashMap::new(),
             files: Vec::new(),
             entries: Vec::new(),
             bad_lines: Vec::new(),
@@ -384,14 +390,23 @@ impl Correlator {
             return;
         };
         let len = frame.bytes.len() as u64;
-        let own = std::sync::Arc::as_ptr(&frame.bytes);
+        frame.hash = frame::hash(&frame.bytes);
+        let own = Arc::as_ptr(&frame.bytes);
         let of_stream = self.streams.entry(stream).or_default();
         if self.retained.saturating_add(len + FRAME_COST_BYTES) > RETAINED_BYTES_MAX {
             of_stream.push_gap(side, limit_gap(self.now));
             return;
         }
-        if of_stream.push(FrameIx(ix), &mut frame, &self.frames) {
-            let shared = !std::ptr::eq(std::sync::Arc::as_ptr(&frame.bytes), own);
+        if of_stream.push(FrameIx(ix), &mut frame, &mut self.frames) {
+            let same = self
+                .texts
+                .insert(frame.hash, FrameIx(ix))
+                .and_then(|same| self.frames.get(same.0 as usize))
+                .filter(|same| same.is_same_text(&frame));
+            if let Some(same) = same {
+                frame.bytes = Arc::clone(&same.bytes);
+            }
+            let shared = !std::ptr::eq(Arc::as_ptr(&frame.bytes), own);
             self.retained += FRAME_COST_BYTES + if shared { 0 } else { len };
             self.frames.push(frame);
         }

@@ -6,6 +6,8 @@
 
 use std::sync::Arc;
 
+use smallvec::SmallVec;
+
 use crate::channel::{End, StreamIx};
 use crate::frame::value::Values;
 use crate::frame::{FRAME_MAX_BYTES, Frame, FrameFlags};
@@ -53,7 +55,7 @@ struct Line {
     first_enter: BootNs,
     first_exit: BootNs,
     last_exit: BootNs,
-    by: Vec<ProcessIx>,
+    by: SmallVec<[ProcessIx; 4]>,
     bytes: Vec<u8>,
     flags: FrameFlags,
     kind: Kind,
@@ -181,7 +183,7 @@ impl LineFramer {
             first_enter: op.enter,
             first_exit: op.exit,
             last_exit: op.exit,
-            by: Vec::new(),
+            by: SmallVec::new(),
             bytes: Vec::new(),
             flags: std::mem::take(&mut self.next_flags),
             kind: Kind::Blank,
@@ -268,8 +270,10 @@ impl LineFramer {
             first_exit: line.first_exit,
             last_exit: line.last_exit,
             by: line.by,
+            hash: 0,
             bytes: Arc::new(line.bytes),
             flags: line.flags,
+            partner: None,
         };
         let mut found = Vec::new();
         if let Some(values) = &mut self.values {

@@ -2,9 +2,10 @@
 //!
 //! Owns the frame type and, one module per framing, the state machines that cut streams into frames. It does not parse JSON.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bitflags::bitflags;
+use smallvec::SmallVec;
 
 use crate::channel::{End, StreamIx};
 use crate::process::ProcessIx;
@@ -65,11 +66,15 @@ pub struct Frame {
     /// Return of the operation that carried its last byte.
     pub last_exit: BootNs,
     /// Whose operations carried it, in order of first byte.
-    pub by: Vec<ProcessIx>,
-    /// Its bytes, without the line end; empty when not kept.
+    pub by: SmallVec<[ProcessIx; 4]>,
+    /// Its bytes, without the line end; empty when not kept. Frames that were tied, or passed on, share them.
     pub bytes: Arc<Vec<u8>>,
+    /// [`hash`] of the bytes, once the frame is kept.
+    pub hash: u64,
     /// What is wrong with it.
     pub flags: FrameFlags,
+    /// The frame at the other end of the stream that it is tied to.
+    pub partner: Option<FrameIx>,
 }
 
 impl Frame {
@@ -82,4 +87,16 @@ impl Frame {
                 | FrameFlags::ORDER_AMBIGUOUS,
         )
     }
+
+    /// Whether two frames have the same bytes.
+    pub fn is_same_text(&self, other: &Self) -> bool {
+        self.hash == other.hash
+            && (Arc::ptr_eq(&self.bytes, &other.bytes) || self.bytes == other.bytes)
+    }
+}
+
+/// Proposes that texts are equal; their bytes decide. The key is drawn once a run, so that nobody can choose texts that collide.
+pub(crate) fn hash(bytes: &[u8]) -> u64 {
+    static KEY: OnceLock<ahash::RandomState> = OnceLock::new();
+    KEY.get_or_init(ahash::RandomState::new).hash_one(bytes)
 }

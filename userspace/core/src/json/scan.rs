@@ -1,5 +1,7 @@
 //! The scanner: bytes to tape, one pass, no recursion.
 
+use smallvec::SmallVec;
+
 use super::{Document, Error, Kind, Leniency, Limits, Token, keys, text};
 
 const BOM: &[u8] = b"\xef\xbb\xbf";
@@ -18,8 +20,8 @@ pub(super) fn parse(bytes: &[u8], limits: Limits) -> Result<Document<'_>, Error>
     let mut scanner = Scanner {
         bytes,
         position: 0,
-        tape: Vec::with_capacity((bytes.len() / 16).clamp(4, 1024)),
-        open: Vec::new(),
+        tape: Vec::with_capacity((bytes.len() / 8).clamp(8, 1024)),
+        open: SmallVec::new(),
         limits,
         leniency: Leniency::empty(),
         utf8: true,
@@ -67,7 +69,7 @@ struct Scanner<'a> {
     position: usize,
     tape: Vec<Token>,
     /// Tape indexes of the containers that are open.
-    open: Vec<u32>,
+    open: SmallVec<[u32; 32]>,
     limits: Limits,
     leniency: Leniency,
     /// The whole text is UTF-8, so no string needs a check of its own.
@@ -81,7 +83,7 @@ impl<'a> Scanner<'a> {
             bytes,
             position: 0,
             tape: Vec::with_capacity(4),
-            open: Vec::new(),
+            open: SmallVec::new(),
             limits,
             leniency: Leniency::empty(),
             utf8: false,

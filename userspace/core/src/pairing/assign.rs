@@ -4,6 +4,7 @@
 //! method, always within the time in which the entry can have been written. Equal calls and equal statements form a group,
 //! in which order of time pairs them and the surplus stays alone. O(n log n).
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use crate::pairing::content::{Fingerprint, Fingerprints};
@@ -20,7 +21,7 @@ pub const METHOD_ONLY_NS: u64 = 250_000_000;
 
 /// A call as the assignment sees it.
 #[derive(Clone, Debug)]
-pub struct CallSide {
+pub struct CallSide<'a> {
     /// Index of the configured proxy.
     pub proxy: usize,
     /// The instance that it went through.
@@ -32,16 +33,16 @@ pub struct CallSide {
     /// Its content.
     pub content: Fingerprints,
     /// Id as logs write it.
-    pub id: Option<String>,
+    pub id: Option<Cow<'a, str>>,
     /// Method.
-    pub method: String,
+    pub method: &'a str,
     /// Tool.
-    pub tool_name: String,
+    pub tool_name: &'a str,
 }
 
 /// A statement as the assignment sees it.
 #[derive(Clone, Debug)]
-pub struct StatementSide {
+pub struct StatementSide<'a> {
     /// Index of the configured proxy.
     pub proxy: usize,
     /// The instance that was seen to write it.
@@ -51,11 +52,11 @@ pub struct StatementSide {
     /// Its content.
     pub content: Fingerprints,
     /// Id.
-    pub id: Option<String>,
+    pub id: Option<&'a str>,
     /// Method.
-    pub method: String,
+    pub method: &'a str,
     /// Tool.
-    pub tool_name: String,
+    pub tool_name: &'a str,
     /// It may only pair by its whole content: nothing is known to have been written in its place.
     pub exact_only: bool,
 }
@@ -102,7 +103,7 @@ pub struct Assignment {
 }
 
 /// Assigns statements to calls.
-pub fn assign(calls: &[CallSide], statements: &[StatementSide]) -> Assignment {
+pub fn assign(calls: &[CallSide<'_>], statements: &[StatementSide<'_>]) -> Assignment {
     let mut out = Assignment {
         of_call: vec![None; calls.len()],
         of_statement: vec![None; statements.len()],
@@ -127,8 +128,8 @@ pub fn assign(calls: &[CallSide], statements: &[StatementSide]) -> Assignment {
 impl Assignment {
     fn by_content(
         &mut self,
-        calls: &[CallSide],
-        statements: &[StatementSide],
+        calls: &[CallSide<'_>],
+        statements: &[StatementSide<'_>],
         likeness: Likeness,
         of: impl Fn(&Fingerprints) -> Fingerprint,
     ) {
@@ -157,8 +158,8 @@ impl Assignment {
 
     fn pair_group(
         &mut self,
-        calls: &[CallSide],
-        statements: &[StatementSide],
+        calls: &[CallSide<'_>],
+        statements: &[StatementSide<'_>],
         likeness: Likeness,
         mut group_calls: Vec<usize>,
         mut group_statements: Vec<usize>,
@@ -230,8 +231,8 @@ impl Assignment {
     /// about; a call whose time is over before the statement's window opens is passed for good.
     fn pair_in_order(
         &mut self,
-        calls: &[CallSide],
-        statements: &[StatementSide],
+        calls: &[CallSide<'_>],
+        statements: &[StatementSide<'_>],
         likeness: Likeness,
         group_calls: &[usize],
         group_statements: &[usize],
@@ -256,15 +257,15 @@ impl Assignment {
     /// Pairs what is left by a weaker key, nearest in time first.
     fn by_key(
         &mut self,
-        calls: &[CallSide],
-        statements: &[StatementSide],
+        calls: &[CallSide<'_>],
+        statements: &[StatementSide<'_>],
         likeness: Likeness,
         key: impl Fn(Option<&str>, &str, &str) -> Option<(String, String)>,
     ) {
         // By proxy and key: the time and the place of each call that is left.
         let mut free: HashMap<_, BTreeSet<(i64, usize)>> = HashMap::new();
         for (ix, call) in self.free_calls(calls) {
-            if let Some(key) = key(call.id.as_deref(), &call.method, &call.tool_name) {
+            if let Some(key) = key(call.id.as_deref(), call.method, call.tool_name) {
                 free.entry((call.proxy, key))
                     .or_default()
                     .insert((call.to, ix));
@@ -279,11 +280,7 @@ impl Assignment {
         for ix in order {
             let statement = &statements[ix];
             let Some(at) = statement.at else { continue };
-            let Some(key) = key(
-                statement.id.as_deref(),
-                &statement.method,
-                &statement.tool_name,
-            ) else {
+            let Some(key) = key(statement.id, statement.method, statement.tool_name) else {
                 continue;
             };
             let Some(candidates) = free.get_mut(&(statement.proxy, key)) else {
@@ -330,8 +327,8 @@ impl Assignment {
 
     fn free_calls<'a>(
         &'a self,
-        calls: &'a [CallSide],
-    ) -> impl Iterator<Item = (usize, &'a CallSide)> {
+        calls: &'a [CallSide<'a>],
+    ) -> impl Iterator<Item = (usize, &'a CallSide<'a>)> {
         calls
             .iter()
             .enumerate()
@@ -340,8 +337,8 @@ impl Assignment {
 
     fn free_statements<'a>(
         &'a self,
-        statements: &'a [StatementSide],
-    ) -> impl Iterator<Item = (usize, &'a StatementSide)> {
+        statements: &'a [StatementSide<'a>],
+    ) -> impl Iterator<Item = (usize, &'a StatementSide<'a>)> {
         statements
             .iter()
             .enumerate()
@@ -356,7 +353,7 @@ enum Fit {
     CallTooLate,
 }
 
-fn fit(call: &CallSide, statement: &StatementSide) -> Fit {
+fn fit(call: &CallSide<'_>, statement: &StatementSide<'_>) -> Fit {
     let Some(at) = statement.at else {
         return Fit::CallTooLate;
     };

@@ -3,16 +3,20 @@
 //! Owns the fingerprints, taken over the proxy's own canonical form so that key order, white space and number spelling do not
 //! count. Equal fingerprints only propose a pair; [`compare`](crate::proxylog::compare) decides what differs.
 
-use sha2::{Digest, Sha256};
+use crate::call::passage::Scene;
+use crate::call::{Call, CallKind, Passage, Way, bytes_of};
+use crate::message::Message;
+use std::ops::Range;
+use std::sync::Arc;
 
-use crate::call::{Call, CallKind, Passage, Way};
+use crate::frame::hash;
 use crate::json::{Document, Kind, Limits, Value};
 use crate::proxylog::canonical::{self, Redaction};
 use crate::proxylog::{Direction, Entry, own};
 
 /// Fingerprint of a content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Fingerprint([u8; 32]);
+pub struct Fingerprint(Option<u64>);
 
 /// Both fingerprints of one content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,26 +40,30 @@ pub struct WireContent<'a> {
 
 impl<'a> WireContent<'a> {
     /// Cuts the values out of the frames that carry a call.
-    pub fn of(
-        request: Option<(&Passage, &'a [u8])>,
-        response: Option<(&Passage, &'a [u8])>,
-    ) -> Self {
-        let cut = |bytes: &'a [u8], span: &Option<std::ops::Range<usize>>| {
-            span.clone().and_then(|span| bytes.get(span))
+    pub fn of(scene: Scene<'a>, call: &Call) -> Self {
+        let cut = |passage: &Option<Arc<Passage>>, span: fn(&Message) -> &Option<Range<usize>>| {
+            let passage = passage.as_deref()?;
+            let bytes = bytes_of(scene.placed, scene.frames, passage.primary()?)?;
+            bytes.get(span(&passage.message).clone()?)
         };
         Self {
-            params: request.and_then(|(passage, bytes)| cut(bytes, &passage.message.params)),
-            result: response.and_then(|(passage, bytes)| cut(bytes, &passage.message.result)),
-            error: response.and_then(|(passage, bytes)| cut(bytes, &passage.message.error)),
+            params: cut(&call.request, |message| &message.params),
+            result: cut(&call.response, |message| &message.result),
+            error: cut(&call.response, |message| &message.error),
         }
     }
 }
 
 /// Fingerprints of a call.
-pub fn of_call(call: &Call, wire: &WireContent<'_>, redaction: &Redaction) -> Fingerprints {
+pub fn of_call(
+    contents: &mut Contents,
+    call: &Call,
+    wire: &WireContent<'_>,
+    redaction: &Redaction,
+) -> Fingerprints {
     let message = call.request.as_ref().map(|request| &request.message);
     let id = call.subject().and_then(|passage| passage.message.id_text());
-    fingerprints(
+    contents.fingerprints(
         Head {
             direction: expected_direction(call),
             notification: call.kind() == CallKind::Notification,
@@ -73,7 +81,7 @@ pub fn of_call(call: &Call, wire: &WireContent<'_>, redaction: &Redaction) -> Fi
 }
 
 /// Fingerprints of an entry.
-pub fn of_entry(entry: &Entry, redaction: &Redaction) -> Fingerprints {
+pub fn of_entry(contents: &mut Contents, entry: &Entry, redaction: &Redaction) -> Fingerprints {
     let content = WireContent {
         params: entry.params.as_deref(),
         result: entry.result.as_deref(),
@@ -83,7 +91,7 @@ pub fn of_entry(entry: &Entry, redaction: &Redaction) -> Fingerprints {
             .as_deref()
             .filter(|error| !own::says_unanswered(Some(error))),
     };
-    fingerprints(
+    contents.fingerprints(
         Head {
             direction: entry.direction,
             notification: entry.request_id.is_none(),
@@ -99,8 +107,8 @@ pub fn of_entry(entry: &Entry, redaction: &Redaction) -> Fingerprints {
 /// Fingerprints of nothing at all: equal to no call's and no entry's.
 pub fn nothing() -> Fingerprints {
     Fingerprints {
-        full: Fingerprint([0; 32]),
-        redacted: Fingerprint([0; 32]),
+        full: Fingerprint(None),
+        redacted: Fingerprint(None),
     }
 }
 
@@ -127,60 +135,88 @@ struct Head<'a> {
     tool_name: &'a str,
 }
 
-fn fingerprints(head: Head<'_>, content: &WireContent<'_>, redaction: &Redaction) -> Fingerprints {
-    let none = Redaction::none();
-    Fingerprints {
-        full: fingerprint(&head, content, &none),
-        redacted: fingerprint(&head, content, redaction),
-    }
+/// Writes contents down to take their fingerprints; keeps its memory from one to the next.
+#[derive(Debug, Default)]
+pub struct Contents {
+    text: Vec<u8>,
 }
 
-fn fingerprint(head: &Head<'_>, content: &WireContent<'_>, redaction: &Redaction) -> Fingerprint {
-    let mut hash = Sha256::new();
-    let mut part = |bytes: &[u8]| {
-        hash.update((bytes.len() as u64).to_le_bytes());
-        hash.update(bytes);
-    };
-    part(match head.direction {
-        Direction::ClientToServer => b">",
-        Direction::ServerToClient => b"<",
-    });
-    part(if head.notification { b"n" } else { b"r" });
-    part(head.id.map_or(&b""[..], str::as_bytes));
-    part(head.method.as_bytes());
-    part(head.tool_name.as_bytes());
-    part(&canonical_value(content.params, redaction));
-    part(&canonical_value(content.result, redaction));
-    part(&canonical_error(content.error, redaction));
-    Fingerprint(hash.finalize().into())
-}
-
-fn canonical_value(raw: Option<&[u8]>, redaction: &Redaction) -> Vec<u8> {
-    let Some(raw) = raw else { return Vec::new() };
-    match Document::parse(raw, Limits::default()) {
-        Ok(document) if document.root().is_null() => Vec::new(),
-        Ok(document) => canonical::canonicalise_any(document.root(), redaction),
-        Err(_not_json) => raw.to_vec(),
+impl Contents {
+    fn fingerprints(
+        &mut self,
+        head: Head<'_>,
+        content: &WireContent<'_>,
+        redaction: &Redaction,
+    ) -> Fingerprints {
+        let (redacted, hit) = self.fingerprint(&head, content, redaction);
+        let full = if hit {
+            self.fingerprint(&head, content, &Redaction::none()).0
+        } else {
+            redacted
+        };
+        Fingerprints { full, redacted }
     }
-}
 
-/// Logs keep `code`, `message` and `data` of an error, nothing else.
-fn canonical_error(raw: Option<&[u8]>, redaction: &Redaction) -> Vec<u8> {
-    let Some(raw) = raw else { return Vec::new() };
-    let Ok(document) = Document::parse(raw, Limits::default()) else {
-        return raw.to_vec();
-    };
-    let root = document.root();
-    if root.kind() != Kind::Object {
-        return canonical_value(Some(raw), redaction);
-    }
-    let mut out = vec![b'e'];
-    for member in ["code", "message", "data"] {
-        let value: Option<Value<'_>> = root.get(member).filter(|value| !value.is_null());
-        if let Some(value) = value {
-            out.extend_from_slice(&canonical::canonicalise_any(value, redaction));
+    /// The fingerprint, and whether anything was redacted.
+    fn fingerprint(
+        &mut self,
+        head: &Head<'_>,
+        content: &WireContent<'_>,
+        redaction: &Redaction,
+    ) -> (Fingerprint, bool) {
+        self.text.clear();
+        self.part(match head.direction {
+            Direction::ClientToServer => b">",
+            Direction::ServerToClient => b"<",
+        });
+        self.part(if head.notification { b"n" } else { b"r" });
+        self.part(head.id.map_or(&b""[..], str::as_bytes));
+        self.part(head.method.as_bytes());
+        self.part(head.tool_name.as_bytes());
+        let mut hit = false;
+        for (raw, is_error) in [
+            (content.params, false),
+            (content.result, false),
+            (content.error, true),
+        ] {
+            let begin = self.text.len();
+            if let Some(raw) = raw {
+                hit |= self.value(raw, is_error, redaction);
+            }
+            let len = (self.text.len() - begin) as u64;
+            self.text.extend_from_slice(&len.to_le_bytes());
         }
-        out.push(0);
+        (Fingerprint(Some(hash(&self.text))), hit)
     }
-    out
+
+    fn part(&mut self, bytes: &[u8]) {
+        self.text
+            .extend_from_slice(&(bytes.len() as u64).to_le_bytes());
+        self.text.extend_from_slice(bytes);
+    }
+
+    /// Logs keep `code`, `message` and `data` of an error, nothing else.
+    fn value(&mut self, raw: &[u8], is_error: bool, redaction: &Redaction) -> bool {
+        let Ok(document) = Document::parse(raw, Limits::default()) else {
+            self.text.extend_from_slice(raw);
+            return false;
+        };
+        let root = document.root();
+        if root.is_null() {
+            return false;
+        }
+        if !is_error || root.kind() != Kind::Object {
+            return canonical::canonicalise_any_into(&mut self.text, root, redaction);
+        }
+        let mut hit = false;
+        self.text.push(b'e');
+        for member in ["code", "message", "data"] {
+            let value: Option<Value<'_>> = root.get(member).filter(|value| !value.is_null());
+            if let Some(value) = value {
+                hit |= canonical::canonicalise_any_into(&mut self.text, value, redaction);
+            }
+            self.text.push(0);
+        }
+        hit
+    }
 }

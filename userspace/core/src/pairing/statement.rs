@@ -3,15 +3,16 @@
 //! Owns the third view. A line that the proxy wrote and that stands in the log is one statement; a written line that is gone
 //! or changed is a statement that proves it; an entry that no proxy was seen to write is a statement without a writing.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use ahash::AHashMap;
 use sha2::{Digest, Sha256};
 
 use crate::channel::StreamIx;
 use crate::channel::{ChannelKind, ChannelTable, End};
 use crate::delivery::StreamFrames;
 use crate::evidence::Placed;
-use crate::frame::Frame;
+use crate::frame::{Frame, FrameIx};
 use crate::pairing::{FileIx, LogEntry};
 use crate::process::ProcessIx;
 use crate::proxylog::mcp_audit::Reader;
@@ -55,8 +56,11 @@ pub struct Written {
     pub instance: InstanceIx,
     /// When.
     pub at: BootNs,
-    /// What it says.
-    pub entry: Entry,
+    /// What it says; `None` if the log has exactly this line.
+    pub entry: Option<Box<Entry>>,
+    /// Its bytes.
+    frame: FrameIx,
+    sha256: [u8; 32],
 }
 
 /// One statement: on disk, as written, or both.
@@ -79,11 +83,28 @@ pub struct Statement {
 impl Statement {
     /// What the proxy said: as written if that was seen, else as it stands on disk.
     pub fn said<'a>(&'a self, entries: &'a [LogEntry]) -> Option<&'a Entry> {
-        match &self.written {
-            Some(written) => Some(&written.entry),
+        let written = self.written.as_ref();
+        match written.and_then(|written| written.entry.as_deref()) {
+            Some(entry) => Some(entry),
             None => self.on_disk.map(|ix| &entries[ix.0 as usize].entry),
         }
     }
+}
+
+/// The SHA-256 of every line that was written into a regular file, by frame.
+pub type FileLines = AHashMap<FrameIx, [u8; 32]>;
+
+/// Hashes the lines that were written into regular files.
+pub fn file_lines(frames: &[Frame], channels: &ChannelTable) -> FileLines {
+    frames
+        .iter()
+        .zip(0u32..)
+        .filter(|(frame, _)| {
+            let into_file = channels.channel(frame.stream.channel).kind == ChannelKind::File;
+            into_file && !frame.bytes.is_empty()
+        })
+        .map(|(frame, ix)| (FrameIx(ix), Sha256::digest(frame.bytes.as_slice()).into()))
+        .collect()
 }
 
 /// Joins the log with the third view. `seen_to` is the last moment up to which everything that a proxy wrote was seen, UTC
@@ -91,20 +112,16 @@ impl Statement {
 pub fn statements(
     entries: &[LogEntry],
     seen_to: Option<i64>,
+    lines: &FileLines,
     placed: &[Placed],
     frames: &[Frame],
     streams: &BTreeMap<StreamIx, StreamFrames>,
     roles: &Roles,
 ) -> Vec<Statement> {
-    let written = written_lines(placed, frames, roles);
-    let mut by_line: HashMap<[u8; 32], VecDeque<usize>> = HashMap::new();
-    let mut by_id: HashMap<&str, VecDeque<usize>> = HashMap::new();
+    let mut written = written_lines(lines, placed, frames, roles);
+    let mut by_line: AHashMap<[u8; 32], VecDeque<usize>> = AHashMap::new();
     for (ix, line) in written.iter().enumerate() {
-        by_line
-            .entry(line.entry.line.sha256)
-            .or_default()
-            .push_back(ix);
-        by_id.entry(&line.entry.id).or_default().push_back(ix);
+        by_line.entry(line.sha256).or_default().push_back(ix);
     }
     let mut used = vec![false; written.len()];
     let repeats = repeats(entries);
@@ -116,6 +133,18 @@ pub fn statements(
             Some(ix)
         })
         .collect();
+    // What stands in the log need not be read again; of the rest, what is no entry is nothing that the proxy said.
+    for (line, used) in written.iter_mut().zip(&used) {
+        if !used {
+            line.entry = read_line(&frames[line.frame.0 as usize].bytes, line.sha256);
+        }
+    }
+    let mut by_id: AHashMap<&str, VecDeque<usize>> = AHashMap::new();
+    for (ix, line) in written.iter().enumerate() {
+        if let Some(entry) = &line.entry {
+            by_id.entry(&entry.id).or_default().push_back(ix);
+        }
+    }
     let complete = complete_third_view(entries, &written, &exact, streams, roles);
     let mut out: Vec<Statement> = Vec::with_capacity(entries.len());
     let mut seen_in: BTreeSet<FileIx> = BTreeSet::new();
@@ -156,7 +185,8 @@ pub fn statements(
             after_seen,
         });
     }
-    for (line, _) in written.iter().zip(&used).filter(|(_, used)| !**used) {
+    let unused = written.iter().zip(&used).filter(|(_, used)| !**used);
+    for (line, _) in unused.filter(|(line, _)| line.entry.is_some()) {
         out.push(Statement {
             proxy: roles.instance(line.instance).proxy,
             on_disk: None,
@@ -172,22 +202,17 @@ pub fn statements(
 /// Which processes wrote lines, into any file, that stand in which proxy's log.
 pub fn writers_of_logs(
     entries: &[LogEntry],
+    lines: &FileLines,
     frames: &[Frame],
-    channels: &ChannelTable,
 ) -> BTreeMap<ProcessIx, BTreeSet<usize>> {
-    let mut proxies: HashMap<[u8; 32], usize> = HashMap::new();
+    let mut proxies: AHashMap<[u8; 32], usize> = AHashMap::new();
     for entry in entries {
         proxies.insert(entry.entry.line.sha256, entry.proxy);
     }
     let mut out: BTreeMap<ProcessIx, BTreeSet<usize>> = BTreeMap::new();
-    for frame in frames {
-        let into_file = channels.channel(frame.stream.channel).kind == ChannelKind::File;
-        if !into_file || frame.bytes.is_empty() {
-            continue;
-        }
-        let line: [u8; 32] = Sha256::digest(frame.bytes.as_slice()).into();
-        if let Some(proxy) = proxies.get(&line) {
-            for process in &frame.by {
+    for (frame, line) in lines {
+        if let Some(proxy) = proxies.get(line) {
+            for process in &frames[frame.0 as usize].by {
                 out.entry(*process).or_default().insert(*proxy);
             }
         }
@@ -195,8 +220,13 @@ pub fn writers_of_logs(
     out
 }
 
-/// Every line of a proxy's files that is an entry.
-fn written_lines(placed: &[Placed], frames: &[Frame], roles: &Roles) -> Vec<Written> {
+/// Every line of a proxy's files, unread.
+fn written_lines(
+    lines: &FileLines,
+    placed: &[Placed],
+    frames: &[Frame],
+    roles: &Roles,
+) -> Vec<Written> {
     placed
         .iter()
         .filter_map(|placed| {
@@ -204,9 +234,10 @@ fn written_lines(placed: &[Placed], frames: &[Frame], roles: &Roles) -> Vec<Writ
                 return None;
             };
             let frame = frames.get(placed.record.0 as usize)?;
-            if !frame.is_whole() || frame.bytes.is_empty() {
+            if !frame.is_whole() {
                 return None;
             }
+            let sha256 = *lines.get(&placed.record)?;
             // Several instances can share a file; whose line it is, its own writer says.
             let instance = roles.instance_at(*frame.by.first()?, frame.first_exit)?;
             if frame
@@ -216,25 +247,26 @@ fn written_lines(placed: &[Placed], frames: &[Frame], roles: &Roles) -> Vec<Writ
             {
                 return None;
             }
-            let entry = read_line(&frame.bytes)?;
             Some(Written {
                 instance,
                 at: placed.until,
-                entry,
+                entry: None,
+                frame: placed.record,
+                sha256,
             })
         })
         .collect()
 }
 
-fn read_line(line: &[u8]) -> Option<Entry> {
+fn read_line(line: &[u8], sha256: [u8; 32]) -> Option<Box<Entry>> {
     let mut reader = Reader::new();
     reader.push(line);
     reader.push(b"\n");
     reader.finish();
     match reader.poll()? {
         LogItem::Entry(mut entry) => {
-            entry.line.sha256 = Sha256::digest(line).into();
-            Some(*entry)
+            entry.line.sha256 = sha256;
+            Some(entry)
         }
         LogItem::Bad(_) => None,
     }
@@ -242,8 +274,8 @@ fn read_line(line: &[u8]) -> Option<Entry> {
 
 /// For each entry the earlier one that it repeats, by id or by its whole line.
 fn repeats(entries: &[LogEntry]) -> Vec<Option<EntryIx>> {
-    let mut ids: HashMap<(usize, &str), EntryIx> = HashMap::new();
-    let mut lines: HashMap<(usize, [u8; 32]), EntryIx> = HashMap::new();
+    let mut ids: AHashMap<(usize, &str), EntryIx> = AHashMap::new();
+    let mut lines: AHashMap<(usize, [u8; 32]), EntryIx> = AHashMap::new();
     entries
         .iter()
         .zip(0u32..)

@@ -4,6 +4,9 @@
 
 use std::borrow::Cow;
 use std::fmt::Write as _;
+use std::sync::OnceLock;
+
+use smallvec::SmallVec;
 
 use super::decimal;
 use crate::json::{self, Elements, Kind, Leniency, Value};
@@ -25,6 +28,9 @@ pub const DEFAULT_PATTERNS: [&str; 6] = [
 ///
 /// Source: Go `encoding/json/scanner.go`, `maxNestingDepth`.
 const GO_DEPTH_MAX: usize = 10_000;
+
+/// Keys up to this length are looked at without a copy on the heap.
+const SHORT_KEY_BYTES: usize = 64;
 
 /// Which members are redacted: those whose lower-cased key contains a pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -48,16 +54,33 @@ impl Redaction {
     }
 
     /// No redaction.
-    pub fn none() -> Self {
+    pub const fn none() -> Self {
         Self {
             patterns: Vec::new(),
         }
+    }
+
+    /// What is taken for the redaction of a proxy of which nothing is known.
+    pub fn usual() -> &'static Self {
+        static USUAL: OnceLock<Redaction> = OnceLock::new();
+        USUAL.get_or_init(Self::default)
     }
 
     /// True if a member with this (decoded) key is redacted.
     pub fn hits(&self, key: &str) -> bool {
         if self.patterns.is_empty() {
             return false;
+        }
+        let mut short = [0; SHORT_KEY_BYTES];
+        if let Some(short) = short.get_mut(..key.len())
+            && key.is_ascii()
+        {
+            short.copy_from_slice(key.as_bytes());
+            short.make_ascii_lowercase();
+            return self.patterns.iter().any(|pattern| {
+                let windows = &mut short.windows(pattern.len());
+                windows.any(|window| window == pattern.as_bytes())
+            });
         }
         let key = lower(key);
         self.patterns
@@ -98,20 +121,33 @@ pub fn canonicalise(value: Value<'_>, redaction: &Redaction) -> Result<Vec<u8>, 
     if leniency.intersects(Leniency::FLOAT_OVERFLOW) {
         return Err(NotCanonical::NumberRange);
     }
-    write(value, redaction, GO_DEPTH_MAX, Spelling::Go)
+    let mut out = Vec::with_capacity(value.raw().len());
+    write(&mut out, value, redaction, GO_DEPTH_MAX, Spelling::Go)?;
+    Ok(out)
 }
 
 /// As [`canonicalise`], but for every value: numbers that Go cannot hold keep their text, so nothing
 /// escapes redaction by being unreadable to Go.
 pub fn canonicalise_any(value: Value<'_>, redaction: &Redaction) -> Vec<u8> {
-    write(value, redaction, usize::MAX, Spelling::Go).unwrap_or_default()
+    let mut out = Vec::with_capacity(value.raw().len());
+    canonicalise_any_into(&mut out, value, redaction);
+    out
+}
+
+/// As [`canonicalise_any`], behind what `out` holds already; whether anything was redacted.
+pub fn canonicalise_any_into(out: &mut Vec<u8>, value: Value<'_>, redaction: &Redaction) -> bool {
+    // Without a limit of depth there is nothing to refuse.
+    write(out, value, redaction, usize::MAX, Spelling::Go).unwrap_or_default()
 }
 
 /// As [`canonicalise_any`], but nothing is rounded: a number that float64 does not hold keeps its
 /// text, and a lone surrogate is an escape. Bytes that are not UTF-8 become U+FFFD even so: JSON has no
 /// way to write them.
 pub fn exact(value: Value<'_>, redaction: &Redaction) -> Vec<u8> {
-    write(value, redaction, usize::MAX, Spelling::Exact).unwrap_or_default()
+    let mut out = Vec::with_capacity(value.raw().len());
+    // Without a limit of depth there is nothing to refuse.
+    let _redacted = write(&mut out, value, redaction, usize::MAX, Spelling::Exact);
+    out
 }
 
 /// Go's spelling of a string, with quotes.
@@ -172,13 +208,14 @@ enum Spelling {
 }
 
 fn write(
+    out: &mut Vec<u8>,
     value: Value<'_>,
     redaction: &Redaction,
     depth_max: usize,
     spelling: Spelling,
-) -> Result<Vec<u8>, NotCanonical> {
-    let mut out = Vec::with_capacity(value.raw().len());
-    let mut open = Vec::new();
+) -> Result<bool, NotCanonical> {
+    let mut redacted = false;
+    let mut open: SmallVec<[Open<'_>; 6]> = SmallVec::new();
     let mut next = Some(value);
     loop {
         if let Some(value) = next.take() {
@@ -192,8 +229,8 @@ fn write(
                     let members = sorted_members(value, spelling).into_iter();
                     open.push(Open::Object(members, true));
                 }
-                Kind::String => push_text(&mut out, value, spelling),
-                Kind::Number => push_number(&mut out, value, spelling),
+                Kind::String => push_text(out, value, spelling),
+                Kind::Number => push_number(out, value, spelling),
                 Kind::Null | Kind::Bool => out.extend_from_slice(value.raw()),
             }
             if open.len() > depth_max {
@@ -201,7 +238,7 @@ fn write(
             }
         }
         match open.last_mut() {
-            None => return Ok(out),
+            None => return Ok(redacted),
             Some(Open::Array(elements, first)) => {
                 next = elements.next();
                 if next.is_none() {
@@ -221,12 +258,13 @@ fn write(
                     out.push(b',');
                 }
                 match spelling {
-                    Spelling::Go => push_string(&mut out, &key),
-                    Spelling::Exact => push_text(&mut out, exact, spelling),
+                    Spelling::Go => push_string(out, &key),
+                    Spelling::Exact => push_text(out, exact, spelling),
                 }
                 out.push(b':');
                 if redaction.hits(&key) {
-                    push_string(&mut out, REDACTED);
+                    redacted = true;
+                    push_string(out, REDACTED);
                 } else {
                     next = Some(value);
                 }
@@ -260,10 +298,10 @@ fn push_string(out: &mut Vec<u8>, text: &str) {
     let bytes = text.as_bytes();
     let mut plain = 0;
     let mut at = 0;
-    while let Some(&byte) = bytes.get(at) {
-        let special = byte < 0x20 || matches!(byte, b'"' | b'\\' | b'<' | b'>' | b'&');
-        let separator = byte == 0xe2 && matches!(bytes[at + 1..], [0x80, 0xa8 | 0xa9, ..]);
-        if !special && !separator {
+    loop {
+        at += plain_len(&bytes[at..]);
+        let Some(&byte) = bytes.get(at) else { break };
+        if byte == 0xe2 && !matches!(bytes[at + 1..], [0x80, 0xa8 | 0xa9, ..]) {
             at += 1;
             continue;
         }
@@ -292,6 +330,34 @@ fn push_string(out: &mut Vec<u8>, text: &str) {
     }
     out.extend_from_slice(&bytes[plain..]);
     out.push(b'"');
+}
+
+/// How many bytes at the start need no second look, eight at a time: no control character, none of `"\\<>&`, and not the first
+/// byte of a line separator.
+fn plain_len(bytes: &[u8]) -> usize {
+    const ONES: u64 = 0x0101_0101_0101_0101;
+    const HIGH: u64 = 0x8080_8080_8080_8080;
+    // Has the high bit set in every byte that is zero, and perhaps in bytes above one: never clear where it must be set.
+    let zero = |word: u64| word.wrapping_sub(ONES) & !word & HIGH;
+    let is = |word: u64, byte: u8| zero(word ^ (ONES * u64::from(byte)));
+    let words = bytes.chunks_exact(8);
+    let special_word = words.clone().position(|chunk| {
+        let word = chunk
+            .iter()
+            .rev()
+            .fold(0, |word, byte| word << 8 | u64::from(*byte));
+        let control = word.wrapping_sub(ONES * 0x20) & !word & HIGH;
+        let special = [b'"', b'\\', b'<', b'>', b'&', 0xe2];
+        special
+            .iter()
+            .fold(control, |found, byte| found | is(word, *byte))
+            != 0
+    });
+    let begin = special_word.unwrap_or(words.len()) * 8;
+    let special =
+        |byte: &u8| *byte < 0x20 || matches!(byte, b'"' | b'\\' | b'<' | b'>' | b'&' | 0xe2);
+    let rest = &bytes[begin..];
+    begin + rest.iter().position(special).unwrap_or(rest.len())
 }
 
 fn push_unicode_escape(out: &mut Vec<u8>, byte: u8) {

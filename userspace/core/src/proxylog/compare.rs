@@ -61,11 +61,17 @@ pub fn values(wire: Value<'_>, log: Value<'_>, redaction: &Redaction) -> Compari
     let Comparison::Different { pointer, .. } = exact else {
         return exact;
     };
-    match Walk::new(Eyes::Go).run(wire, log, redaction) {
+    let collapsed = |eyes| match Walk::new(eyes).run(wire, log, redaction) {
         different @ Comparison::Different { .. } => different,
         Comparison::Equal | Comparison::EqualAfterRedaction | Comparison::Collapsed { .. } => {
-            Comparison::Collapsed { pointer }
+            Comparison::Collapsed {
+                pointer: pointer.clone(),
+            }
         }
+    };
+    match collapsed(Eyes::Own) {
+        Comparison::Different { .. } => collapsed(Eyes::Go),
+        other => other,
     }
 }
 
@@ -164,7 +170,19 @@ struct Pair<'d> {
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Eyes {
     Exact,
+    /// As Countersign's own proxy writes it down: what JSON has no way to write is replaced, all else is kept.
+    Own,
     Go,
+}
+
+impl Eyes {
+    /// For one text: beside bytes that are no UTF-8, nothing of it is kept exactly.
+    fn at(self, text: Value<'_>) -> Self {
+        match self {
+            Self::Own if !text.leniency().intersects(Leniency::INVALID_UTF8) => Self::Exact,
+            Self::Exact | Self::Own | Self::Go => self,
+        }
+    }
 }
 
 struct Walk<'d> {
@@ -237,7 +255,7 @@ impl<'d> Walk<'d> {
     }
 
     fn same_text(&self, wire: Value<'_>, log: Value<'_>) -> bool {
-        match self.eyes {
+        match self.eyes.at(wire) {
             // Three stray bytes and one stray escape decode to the same bytes, but not to the same text.
             Eyes::Exact => {
                 let odd = Leniency::LONE_SURROGATE | Leniency::INVALID_UTF8;
@@ -245,13 +263,13 @@ impl<'d> Walk<'d> {
                     && (!(wire.leniency() | log.leniency()).intersects(odd)
                         || wire.as_str_lossy() == log.as_str_lossy())
             }
-            Eyes::Go => log.is_str(wire.as_str_lossy().as_bytes()),
+            Eyes::Own | Eyes::Go => log.is_str(wire.as_str_lossy().as_bytes()),
         }
     }
 
     fn same_number(&self, wire: Value<'_>, log: Value<'_>) -> bool {
         match self.eyes {
-            Eyes::Exact => decimal::same(wire.raw(), log.raw()),
+            Eyes::Exact | Eyes::Own => decimal::same(wire.raw(), log.raw()),
             Eyes::Go => {
                 let read = wire.as_f64().filter(|number| number.is_finite());
                 read.is_some_and(|read| {
@@ -338,9 +356,9 @@ fn members<'d>(object: Value<'d>, eyes: Eyes) -> Vec<(Key<'d>, Value<'d>)> {
     let mut members: Vec<(Key<'d>, Value<'d>)> = object
         .entries()
         .map(|(key, value)| {
-            let key = match eyes {
+            let key = match eyes.at(key) {
                 Eyes::Exact => key.as_str_bytes().unwrap_or_default(),
-                Eyes::Go => bytes_of(key.as_str_lossy()),
+                Eyes::Own | Eyes::Go => bytes_of(key.as_str_lossy()),
             };
             (key, value)
         })

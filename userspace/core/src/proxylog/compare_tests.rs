@@ -4,7 +4,7 @@ use proptest::prelude::*;
 
 use super::super::corpus::{corpus_file, entries, parse, vectors, wire};
 use super::{Comparison, Difference, POINTER_MAX_BYTES, errors, optional, values};
-use crate::proxylog::Redaction;
+use crate::proxylog::{Redaction, canonical};
 
 fn compare(wire: &str, log: &str) -> Comparison {
     values(
@@ -54,6 +54,38 @@ fn what_go_rounds_or_replaces_is_neither_equal_nor_different() {
             "{wire}"
         );
     }
+}
+
+#[test]
+fn what_only_a_part_of_a_value_lost_makes_the_rest_no_different() {
+    let none = Redaction::none();
+    for wire in [
+        &b"[\"\x8c\",9007199254740993]"[..],
+        b"[\"\x8c\",\"\\ud83d\"]",
+        b"{\"\x8c\":1e400,\"\\ud83d\":-0}",
+        b"{\"\x8c \\ud83d\":\"\\ud83d\"}",
+        b"{\"\x8c\":1,\"\x8d\":2}",
+    ] {
+        let wire = parse(wire);
+        for written in [
+            canonical::exact(wire.root(), &none),
+            canonical::canonicalise_any(wire.root(), &none),
+        ] {
+            let shown = String::from_utf8_lossy(&written).into_owned();
+            let found = values(wire.root(), parse(&written).root(), &none);
+            assert!(
+                matches!(found, Comparison::Collapsed { .. }),
+                "{shown}: {found:?}"
+            );
+        }
+    }
+    // Another number beside what was lost is another value.
+    let wire = parse(b"[\"\x8c\",9007199254740993]");
+    let log = parse("[\"\u{fffd}\",9007199254740995]".as_bytes());
+    assert!(matches!(
+        values(wire.root(), log.root(), &none),
+        Comparison::Different { .. }
+    ));
 }
 
 #[test]

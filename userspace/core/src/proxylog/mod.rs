@@ -10,6 +10,7 @@ pub mod draft;
 pub mod entry;
 pub mod mcp_audit;
 pub mod own;
+pub mod redact;
 pub mod signature;
 pub mod timestamp;
 

@@ -1,6 +1,8 @@
 //! The table of frames.
 
 use super::ids::{CaptureId, ChannelId, FrameId, ProcessId};
+use std::sync::Arc;
+
 use super::table::{PayloadBytes, table};
 use super::{BootNs, UtcNs};
 
@@ -72,13 +74,13 @@ table! {
         tool_name: Option<String>,
         /// Why this is not MCP traffic, as `proxy_own`, `unknown_method`, `other_protocol`; null if it is.
         out_of_scope: Option<&'static str>,
-        /// What `payload` holds: `full` (the bytes on the wire), `redacted` (canonical JSON with secrets replaced), `hash` (nothing)
+        /// What `payload` holds: `full` (the bytes on the wire), `redacted` (the same with the values of sensitive keys replaced), `hash` (nothing)
         /// or `withheld` (nothing: out of scope).
         payload_mode: &'static str,
         /// The frame's bytes, which need not be valid UTF-8; null unless `payload_mode` is `full` or `redacted`.
         payload: Option<PayloadBytes>,
         /// Lower-case hexadecimal SHA-256 of the bytes on the wire without the terminator; where the payload is not stored, HMAC-SHA-256
         /// under a key that is thrown away with the capture, so that short secrets cannot be guessed from it. Null if incomplete.
-        payload_hash: Option<String>,
+        payload_hash: Option<Arc<str>>,
     }
 }

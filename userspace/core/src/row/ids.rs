@@ -191,16 +191,39 @@ impl CoverageId {
 }
 
 /// The hash behind an id. Every part has a length before it, so that no two lists of parts hash alike.
-struct Hash(Sha256);
+struct Hash {
+    sha256: Sha256,
+    /// What the hash has not taken yet: it takes long pieces sooner than many short ones.
+    text: [u8; PIECE_BYTES],
+    len: usize,
+}
+
+/// As long as what tells most things from others.
+const PIECE_BYTES: usize = 192;
 
 impl Hash {
     fn new(kind: &'static str) -> Self {
-        Self(Sha256::new_with_prefix(b"countersign id 1\n")).bytes(kind.as_bytes())
+        let hash = Self {
+            sha256: Sha256::new(),
+            text: [0; PIECE_BYTES],
+            len: 0,
+        };
+        hash.raw(b"countersign id 1\n").bytes(kind.as_bytes())
     }
 
-    fn bytes(mut self, part: &[u8]) -> Self {
-        self.0.update((part.len() as u64).to_le_bytes());
-        self.0.update(part);
+    fn bytes(self, part: &[u8]) -> Self {
+        self.raw(&(part.len() as u64).to_le_bytes()).raw(part)
+    }
+
+    fn raw(mut self, part: &[u8]) -> Self {
+        if let Some(room) = self.text.get_mut(self.len..self.len + part.len()) {
+            room.copy_from_slice(part);
+            self.len += part.len();
+        } else {
+            self.sha256.update(&self.text[..self.len]);
+            self.sha256.update(part);
+            self.len = 0;
+        }
         self
     }
 
@@ -212,8 +235,9 @@ impl Hash {
         self.bytes(&part.to_bytes())
     }
 
-    fn at(self, time: UtcNs) -> Ulid {
-        let digest = self.0.finalize();
+    fn at(mut self, time: UtcNs) -> Ulid {
+        self.sha256.update(&self.text[..self.len]);
+        let digest = self.sha256.finalize();
         let random = digest
             .iter()
             .take(10)

@@ -4,6 +4,7 @@
 //! a sink maps the nine [`ColumnType`]s onto its own.
 
 use core::fmt;
+use std::sync::Arc;
 
 use crate::time::{BootNs, UtcNs};
 
@@ -153,7 +154,7 @@ impl fmt::Debug for PayloadText {
 
 /// Bytes that the watched programs exchanged. `Debug` shows their number only, so that they cannot slip into a log.
 #[derive(Clone, PartialEq, Eq)]
-pub struct PayloadBytes(pub Vec<u8>);
+pub struct PayloadBytes(pub Arc<Vec<u8>>);
 
 impl fmt::Debug for PayloadBytes {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -177,6 +178,7 @@ macro_rules! cells {
 cells! {
     String => Text, false, |cell| Value::Text(cell);
     &'static str => Word, false, |cell| Value::Text(cell);
+    Arc<str> => Text, false, |cell| Value::Text(cell);
     bool => Bool, false, |cell| Value::Bool(*cell);
     u32 => U32, false, |cell| Value::U32(*cell);
     u64 => U64, false, |cell| Value::U64(*cell);

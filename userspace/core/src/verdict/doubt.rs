@@ -41,8 +41,161 @@ pub struct OpenTail {
     pub gap: Gap,
 }
 
-/// Places all gaps.
-pub fn gaps(
+/// All gaps with their places, found by where and when they lie in O(log n).
+#[derive(Debug, Default)]
+pub struct Gaps {
+    all: Vec<PlacedGap>,
+    /// Gaps of record, by leg of a proxy.
+    of_legs: BTreeMap<Leg, Intervals>,
+    anybodys: Intervals,
+    /// Gaps of record, by stream.
+    of_streams: BTreeMap<StreamIx, Intervals>,
+    /// Those of them that are an untrusted process's own doing.
+    own_doing: BTreeMap<StreamIx, Intervals>,
+    /// Gaps at the writers' end that no known process made, by stream.
+    at_writers: BTreeMap<StreamIx, Intervals>,
+    /// Gaps in what a proxy's instances wrote into files, by instance.
+    of_files: BTreeMap<InstanceIx, Intervals>,
+}
+
+impl Gaps {
+    /// Places all gaps.
+    pub fn new(
+        streams: &BTreeMap<StreamIx, StreamFrames>,
+        channels: &ChannelTable,
+        roles: &Roles,
+        open_tails: &[OpenTail],
+    ) -> Self {
+        let mut gaps = Self {
+            all: placed(streams, channels, roles, open_tails),
+            ..Self::default()
+        };
+        for (ix, gap) in gaps.all.iter().enumerate() {
+            let file = match gap.leg {
+                Leg::ProxyFile(instance) => Some(instance),
+                Leg::ClientToProxy(_)
+                | Leg::ProxyToServer(_)
+                | Leg::ServerToProxy(_)
+                | Leg::ProxyToClient(_)
+                | Leg::Direct => None,
+            };
+            if gap.of_record {
+                gaps.of_streams.entry(gap.stream).or_default().add(ix, gap);
+                if self_inflicted(gap, roles) {
+                    gaps.own_doing.entry(gap.stream).or_default().add(ix, gap);
+                }
+                if gap.leg.instance().is_some() && file.is_none() {
+                    gaps.of_legs.entry(gap.leg).or_default().add(ix, gap);
+                }
+            }
+            if gap.anybodys {
+                gaps.anybodys.add(ix, gap);
+            }
+            if gap.end == End::Writer {
+                if gap.gap.process.is_none() {
+                    gaps.at_writers.entry(gap.stream).or_default().add(ix, gap);
+                }
+                if let Some(instance) = file {
+                    gaps.of_files.entry(instance).or_default().add(ix, gap);
+                }
+            }
+        }
+        let lists = gaps.of_legs.values_mut();
+        let lists = lists.chain(gaps.of_streams.values_mut());
+        let lists = lists.chain(gaps.own_doing.values_mut());
+        let lists = lists.chain(gaps.at_writers.values_mut());
+        let lists = lists.chain(gaps.of_files.values_mut());
+        for list in lists.chain([&mut gaps.anybodys]) {
+            list.sort();
+        }
+        gaps
+    }
+
+    /// All of them.
+    pub fn all(&self) -> &[PlacedGap] {
+        &self.all
+    }
+
+    /// A gap that can hide what a proxy read or wrote between two moments.
+    pub fn at_proxy(
+        &self,
+        instance: InstanceIx,
+        from: BootNs,
+        to: BootNs,
+        legs: impl Fn(Leg) -> bool,
+    ) -> Option<usize> {
+        let of_instance = [
+            Leg::ClientToProxy(instance),
+            Leg::ProxyToServer(instance),
+            Leg::ServerToProxy(instance),
+            Leg::ProxyToClient(instance),
+        ];
+        let of_instance = of_instance.into_iter().filter(|leg| legs(*leg));
+        let mut lists = of_instance.filter_map(|leg| self.of_legs.get(&leg));
+        lists
+            .find_map(|list| list.meeting(from, to))
+            .or_else(|| self.anybodys.meeting(from, to))
+    }
+
+    /// A gap of record in one stream up to a moment.
+    pub fn in_stream(&self, stream: StreamIx, until: BootNs) -> Option<usize> {
+        self.of_streams.get(&stream)?.meeting(BootNs(0), until)
+    }
+
+    /// A gap of record in one stream between two moments that is an untrusted process's own doing.
+    pub fn own_doing(&self, stream: StreamIx, from: BootNs, to: BootNs) -> Option<usize> {
+        self.own_doing.get(&stream)?.meeting(from, to)
+    }
+
+    /// A gap at the writers' end of one stream up to a moment that no known process made.
+    pub fn at_writer(&self, stream: StreamIx, until: BootNs) -> Option<usize> {
+        self.at_writers.get(&stream)?.meeting(BootNs(0), until)
+    }
+
+    /// A gap in what a proxy instance wrote into files between two moments.
+    pub fn in_files_of(&self, instance: InstanceIx, from: BootNs, to: BootNs) -> Option<usize> {
+        self.of_files.get(&instance)?.meeting(from, to)
+    }
+}
+
+/// Gaps by time.
+#[derive(Debug, Default)]
+struct Intervals {
+    /// When it begins, when it ends, and which one it is; in order of beginning.
+    gaps: Vec<(BootNs, BootNs, usize)>,
+    /// By place in the list: the one that ends last of all up to there.
+    longest: Vec<usize>,
+}
+
+impl Intervals {
+    fn add(&mut self, ix: usize, gap: &PlacedGap) {
+        self.gaps.push((gap.gap.since, gap.gap.until, ix));
+    }
+
+    fn sort(&mut self) {
+        self.gaps.sort_unstable();
+        let mut longest = 0;
+        let gaps = &self.gaps;
+        self.longest = (0..gaps.len())
+            .map(|at| {
+                if gaps[at].1 > gaps[longest].1 {
+                    longest = at;
+                }
+                longest
+            })
+            .collect();
+    }
+
+    /// Of the gaps that begin by `to` the one that ends last, if it does not end before `from`.
+    fn meeting(&self, from: BootNs, to: BootNs) -> Option<usize> {
+        let begun = self.gaps.partition_point(|(since, ..)| *since <= to);
+        let longest = *self.longest.get(begun.checked_sub(1)?)?;
+        let (_, until, ix) = self.gaps[longest];
+        (until >= from).then_some(ix)
+    }
+}
+
+fn placed(
     streams: &BTreeMap<StreamIx, StreamFrames>,
     channels: &ChannelTable,
     roles: &Roles,
@@ -71,9 +224,6 @@ pub fn gaps(
         .iter()
         .flat_map(|(stream, frames)| roles.legs(*stream).map(move |leg| (stream, frames, leg)));
     for (stream, frames, leg) in all {
-        let counted: Vec<Gap> = evidence::gaps_at_proxy_end(frames, roles, leg)
-            .copied()
-            .collect();
         for (end, gap) in &frames.gaps {
             let of_record = match leg {
                 Leg::Direct => *end == End::Reader,
@@ -81,7 +231,7 @@ pub fn gaps(
                 | Leg::ProxyToServer(_)
                 | Leg::ServerToProxy(_)
                 | Leg::ProxyToClient(_)
-                | Leg::ProxyFile(_) => counted.contains(gap) && *end == end_of_proxy(leg),
+                | Leg::ProxyFile(_) => evidence::is_at_proxy_end(*end, gap, roles, leg),
             };
             let seen = match end {
                 End::Writer => &frames.writers,
@@ -116,39 +266,6 @@ pub fn gaps(
         }
     }
     out
-}
-
-/// The first gap that can hide what a proxy read or wrote between two moments.
-pub fn at_proxy(
-    gaps: &[PlacedGap],
-    instance: InstanceIx,
-    from: BootNs,
-    to: BootNs,
-    legs: impl Fn(Leg) -> bool,
-) -> Option<usize> {
-    gaps.iter().position(|gap| {
-        let of_its_leg = gap.of_record
-            && gap.leg.instance() == Some(instance)
-            && !matches!(gap.leg, Leg::ProxyFile(_))
-            && legs(gap.leg);
-        (of_its_leg || gap.anybodys) && gap.gap.since <= to && gap.gap.until >= from
-    })
-}
-
-/// The first gap of record in one stream up to a moment.
-pub fn in_stream(gaps: &[PlacedGap], stream: StreamIx, until: BootNs) -> Option<usize> {
-    gaps.iter()
-        .position(|gap| gap.of_record && gap.stream == stream && gap.gap.since <= until)
-}
-
-/// The first gap at the writers' end of one stream up to a moment that no known process made.
-pub fn at_writer(gaps: &[PlacedGap], stream: StreamIx, until: BootNs) -> Option<usize> {
-    gaps.iter().position(|gap| {
-        gap.stream == stream
-            && gap.end == End::Writer
-            && gap.gap.process.is_none()
-            && gap.gap.since <= until
-    })
 }
 
 /// Whether a gap is an untrusted process's own doing.

@@ -1,15 +1,14 @@
 //! Judgement of calls, in the order of the rules: undecided, allowed, bypassed, altered, blocked, matched, unlogged.
 
 use crate::call::passage::ends;
-use crate::call::{Call, CallKind, Hops, Passage, Route, Way, bytes_of};
+use crate::call::{Call, CallKind, Hops, Passage, Route, Way};
 use crate::channel::{Channel, ChannelKind, Got};
 use crate::evidence::Placed;
 use crate::message::Form;
-use crate::pairing::content::WireContent;
 use crate::proxylog::signature;
 use crate::role::{InstanceIx, Leg};
 use crate::time::BootNs;
-use crate::verdict::{Case, Judgement, Subject, Verdict, Via, doubt, proxied};
+use crate::verdict::{Case, Judgement, Subject, Verdict, Via, proxied};
 
 /// Judges every call.
 pub fn calls(case: Case<'_>) -> Vec<Judgement> {
@@ -45,9 +44,9 @@ fn foreign(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Judg
         return judgement;
     };
     if let Some(reason) = unsure_of(call, passage.message.form) {
-        let lost = (reason == "gap").then(|| doubt::in_stream(case.gaps, placed.stream, case.end));
+        let lost = (reason == "gap").then(|| case.gaps.in_stream(placed.stream, case.end));
         undecided(&mut judgement, reason, lost.flatten());
-    } else if let Some(gap) = doubt::in_stream(case.gaps, placed.stream, placed.until)
+    } else if let Some(gap) = case.gaps.in_stream(placed.stream, placed.until)
         && passage.route == Route::Foreign(instance)
         && placed.delivery.written.is_none()
     {
@@ -118,7 +117,7 @@ fn direct(case: Case<'_>, ix: usize, call: &Call) -> Judgement {
     }
     // Whoever wrote it was not seen, because writing there was missed: it can have been the proxy.
     if placed.delivery.written.is_none()
-        && let Some(gap) = doubt::at_writer(case.gaps, placed.stream, placed.until)
+        && let Some(gap) = case.gaps.at_writer(placed.stream, placed.until)
     {
         undecided(&mut judgement, "gap", Some(gap));
         return judgement;
@@ -138,7 +137,7 @@ fn direct(case: Case<'_>, ix: usize, call: &Call) -> Judgement {
     if allowed.is_some() {
         judgement.verdict = Verdict::Allowed;
     } else if let Some(reason) = unsure_of(call, passage.message.form) {
-        let lost = (reason == "gap").then(|| doubt::in_stream(case.gaps, placed.stream, case.end));
+        let lost = (reason == "gap").then(|| case.gaps.in_stream(placed.stream, case.end));
         undecided(&mut judgement, reason, lost.flatten());
     }
     judgement
@@ -166,9 +165,9 @@ fn proxy_own(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Ju
         Some("initialize" | "ping") | None => true,
         Some(method) => method.starts_with("notifications/"),
     };
-    let unseen = doubt::at_proxy(case.gaps, instance, BootNs(0), call.until(), |leg| {
-        !leg.proxy_writes()
-    });
+    let unseen = case
+        .gaps
+        .at_proxy(instance, BootNs(0), call.until(), |leg| !leg.proxy_writes());
     if let Some(gap) = unseen {
         // What it read may not have been seen: then this is no invention.
         undecided(&mut judgement, "gap", Some(gap));
@@ -224,21 +223,6 @@ pub(super) fn attach_entry(
             None,
         ));
     }
-}
-
-/// The bytes on the wire of a call's three values.
-pub(crate) fn wire_content<'a>(case: Case<'a>, call: &'a Call) -> WireContent<'a> {
-    let with_bytes = |passage: &'a Passage| {
-        let sighting = passage.primary()?;
-        Some((
-            passage,
-            bytes_of(case.scene.placed, case.scene.frames, sighting)?,
-        ))
-    };
-    WireContent::of(
-        call.request.as_ref().and_then(with_bytes),
-        call.response.as_ref().and_then(with_bytes),
-    )
 }
 
 pub(super) fn primary<'a>(case: Case<'a>, passage: &Passage) -> Option<&'a Placed> {

@@ -17,7 +17,7 @@ use crate::pairing::assign::Assignment;
 use crate::pairing::statement::{EntryIx, Statement, ThirdView};
 use crate::process::{FileId, ProcessIx, ProcessTable};
 use crate::proxylog::{Key, Redaction, SignatureState};
-use crate::role::InstanceIx;
+use crate::role::{Instance, InstanceIx, Roles};
 use crate::time::{BootNs, Clock};
 
 /// The outcome.
@@ -272,9 +272,11 @@ pub struct Case<'a> {
     /// For each call its place in the assignment, if it can have an entry.
     pub side_of_call: &'a [Option<usize>],
     /// All gaps.
-    pub gaps: &'a [doubt::PlacedGap],
+    pub gaps: &'a doubt::Gaps,
     /// Configured proxies.
     pub proxies: &'a [ProxyPolicy],
+    /// Who could have read the keys, by proxy instance.
+    pub key_reach: &'a [KeyReach],
     /// Allowed direct channels.
     pub allow_direct: &'a [AllowDirect],
     /// Boot clock to UTC.
@@ -292,19 +294,30 @@ impl Case<'_> {
     }
 
     fn key_reach(&self, instance: InstanceIx) -> KeyReach {
-        let holder = self.scene.roles.instance(instance).process;
-        let uid = self.processes.process(holder).uid;
-        let readable = self
-            .policy_of(instance)
-            .is_some_and(|(_, policy)| policy.key_readable_by_agent);
-        let agent_uid = self.agent_uid(holder);
+        let reach = self.key_reach.get(instance.0);
+        reach.copied().unwrap_or(KeyReach::NoneKnown)
+    }
+}
+
+/// Who could have read the signing key of each proxy instance, by its index.
+pub fn key_reach(
+    processes: &ProcessTable,
+    roles: &Roles,
+    proxies: &[ProxyPolicy],
+) -> Vec<KeyReach> {
+    let of = |instance: &Instance| {
+        let holder = instance.process;
+        let uid = processes.process(holder).uid;
+        let policy = proxies.get(instance.proxy);
+        let readable = policy.is_some_and(|policy| policy.key_readable_by_agent);
+        let agent_uid = agent_uid(processes, holder);
         // Whoever runs under the proxy's uid can read its memory, its environment and its key file; root can read all.
         if readable || agent_uid == Some(0) || (uid.is_some() && agent_uid == uid) {
             return KeyReach::Agent;
         }
-        let server_reads = self.processes.iter().any(|(ix, process)| {
+        let server_reads = processes.iter().any(|(ix, process)| {
             ix != holder
-                && self.processes.descends_from(ix, holder)
+                && processes.descends_from(ix, holder)
                 && (process.uid == Some(0) || (process.uid.is_some() && process.uid == uid))
         });
         if server_reads {
@@ -312,19 +325,23 @@ impl Case<'_> {
         } else {
             KeyReach::NoneKnown
         }
-    }
+    };
+    roles
+        .instances()
+        .map(|(_, instance)| of(instance))
+        .collect()
+}
 
-    /// Uid of the first ancestor of the proxy that was watched.
-    fn agent_uid(&self, proxy: ProcessIx) -> Option<u32> {
-        let mut at = proxy;
-        let mut uid = None;
-        for _ in 0..64 {
-            match self.processes.process(at).parent {
-                Some(parent) => at = parent,
-                None => break,
-            }
-            uid = self.processes.process(at).uid.or(uid);
+/// Uid of the first ancestor of the proxy that was watched.
+fn agent_uid(processes: &ProcessTable, proxy: ProcessIx) -> Option<u32> {
+    let mut at = proxy;
+    let mut uid = None;
+    for _ in 0..64 {
+        match processes.process(at).parent {
+            Some(parent) => at = parent,
+            None => break,
         }
-        uid
+        uid = processes.process(at).uid.or(uid);
     }
+    uid
 }

@@ -1,16 +1,16 @@
 //! Judgement of calls that a proxy passed: undecided, altered, blocked, matched or unlogged.
 
 use crate::call::{Call, CallKind, Hops, Route, Trouble, Way};
-use crate::channel::End;
 use crate::evidence::Source;
 use crate::pairing::assign::{EARLY_NS, LATE_NS, Likeness};
+use crate::pairing::content::WireContent;
 use crate::pairing::statement::{EntryIx, ThirdView};
-use crate::proxylog::{SignatureState, signature};
+use crate::proxylog::{Redaction, SignatureState, signature};
 use crate::role::{InstanceIx, Leg};
 use crate::time::BootNs;
 use crate::verdict::difference::{self, content_difference};
-use crate::verdict::judge::{attach_entry, primary, undecided, wire_content};
-use crate::verdict::{Case, Judgement, Subject, Verdict, Via, doubt};
+use crate::verdict::judge::{attach_entry, primary, undecided};
+use crate::verdict::{Case, Judgement, Subject, Verdict, Via};
 
 /// An answer later than this is one that mcp-audit forgets to log, nanoseconds.
 const LATE_ANSWER_NS: u64 = 30_000_000_000;
@@ -98,7 +98,9 @@ pub(super) fn proxied(case: Case<'_>, ix: usize, call: &Call, instance: Instance
         || (judgement.verdict == Verdict::Altered
             && !matches!(judgement.field, Some("signature" | "line")));
     if of_the_call
-        && let Some(gap) = doubt::at_proxy(case.gaps, instance, call.at(), call.until(), |_| true)
+        && let Some(gap) = case
+            .gaps
+            .at_proxy(instance, call.at(), call.until(), |_| true)
     {
         undecided(&mut judgement, "gap", Some(gap));
     }
@@ -139,18 +141,16 @@ fn compare_with_entry(
     judgement: &mut Judgement,
 ) {
     let entry = &case.entries[entry_ix.0 as usize].entry;
-    let wire = wire_content(case, call);
+    let wire = WireContent::of(case.scene, call);
     let policy = case.policy_of(instance).map(|(_, policy)| policy);
-    let redaction = policy
-        .map(|policy| policy.redaction.clone())
-        .unwrap_or_default();
+    let redaction = policy.map_or(Redaction::usual(), |policy| &policy.redaction);
     let state = signature::verify(
         entry,
         policy.and_then(|policy| policy.key.as_ref()),
         wire.params,
     );
     judgement.signature = Some(state);
-    let difference = content_difference(call, entry, &wire, &redaction, &mut judgement.basis);
+    let difference = content_difference(call, entry, &wire, redaction, &mut judgement.basis);
     let trouble = [call.request.as_ref(), call.response.as_ref()]
         .into_iter()
         .flatten()
@@ -346,14 +346,16 @@ fn doubt_of(case: Case<'_>, call: &Call, instance: InstanceIx) -> Option<Doubt> 
     if let Some(placed) = unread {
         return Some(Doubt {
             reason: "not_read",
-            gap: doubt::in_stream(case.gaps, placed.stream, case.end),
+            gap: case.gaps.in_stream(placed.stream, case.end),
         });
     }
     let gap = |from, to, legs: Legs| {
-        doubt::at_proxy(case.gaps, instance, from, to, legs).map(|gap| Doubt {
-            reason: "gap",
-            gap: Some(gap),
-        })
+        case.gaps
+            .at_proxy(instance, from, to, legs)
+            .map(|gap| Doubt {
+                reason: "gap",
+                gap: Some(gap),
+            })
     };
     let to_client = |leg: Leg| matches!(leg, Leg::ServerToProxy(_) | Leg::ProxyToClient(_));
     let to_server = |leg: Leg| matches!(leg, Leg::ClientToProxy(_) | Leg::ProxyToServer(_));
@@ -390,7 +392,8 @@ fn unlike_by_loss(
         Likeness::IdAndMethod | Likeness::Id | Likeness::Method => {
             let from = call.at().0.saturating_sub(EARLY_NS.unsigned_abs());
             let to = call.until().0.saturating_add(LATE_NS.unsigned_abs());
-            doubt::at_proxy(case.gaps, instance, BootNs(from), BootNs(to), |_| true)
+            case.gaps
+                .at_proxy(instance, BootNs(from), BootNs(to), |_| true)
         }
     }
 }
@@ -400,15 +403,9 @@ fn third_view_gap(case: Case<'_>, call: &Call, instance: InstanceIx) -> Option<u
     let proxy = case.scene.roles.instance(instance).proxy;
     let from = BootNs(call.at().0.saturating_sub(EARLY_NS.unsigned_abs()));
     let to = BootNs(call.until().0.saturating_add(LATE_NS.unsigned_abs()));
-    case.gaps.iter().position(|gap| {
-        let Leg::ProxyFile(writer) = gap.leg else {
-            return false;
-        };
-        gap.end == End::Writer
-            && case.scene.roles.instance(writer).proxy == proxy
-            && gap.gap.since <= to
-            && gap.gap.until >= from
-    })
+    let instances = case.scene.roles.instances();
+    let mut own = instances.filter(|(_, instance)| instance.proxy == proxy);
+    own.find_map(|(writer, _)| case.gaps.in_files_of(writer, from, to))
 }
 
 struct Doubt {

@@ -4,7 +4,7 @@ use crate::pairing::statement::{EntryIx, Statement, ThirdView};
 use crate::proxylog::{Entry, SignatureState, own, signature};
 use crate::role::{InstanceIx, Leg};
 use crate::time::BootNs;
-use crate::verdict::{Case, Judgement, Subject, Verdict, doubt};
+use crate::verdict::{Case, Judgement, Subject, Verdict};
 
 /// Slack around an instance's life when asking whether it was covered at a time, nanoseconds: what the clocks' readings can be
 /// off. More would take entries from after the capture for entries of it.
@@ -35,6 +35,7 @@ pub fn gaps(
     carries_mcp: impl Fn(crate::channel::StreamIx) -> bool,
 ) -> Vec<Judgement> {
     case.gaps
+        .all()
         .iter()
         .enumerate()
         .filter(|(_, gap)| {
@@ -83,9 +84,10 @@ fn judge(case: Case<'_>, statement: &Statement, ix: EntryIx) -> Judgement {
         judgement.reason = seen.then_some("attached");
         return judgement;
     }
-    if let Some(gap) = instances.iter().find_map(|(instance, from, to)| {
-        doubt::at_proxy(case.gaps, *instance, *from, *to, |_| true)
-    }) {
+    if let Some(gap) = instances
+        .iter()
+        .find_map(|(instance, from, to)| case.gaps.at_proxy(*instance, *from, *to, |_| true))
+    {
         judgement.verdict = Verdict::Undecided;
         judgement.reason = Some("gap");
         judgement.gap = Some(gap);

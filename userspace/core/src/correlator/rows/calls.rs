@@ -6,7 +6,6 @@ use crate::call::{Call, CallKind, Passage, Route, Way};
 use crate::pairing::content::WireContent;
 use crate::row::CallRow;
 use crate::row::ids::ProcessId;
-use crate::verdict::judge::wire_content;
 use crate::verdict::{Judgement, Verdict, Via};
 
 impl Writer<'_> {
@@ -15,13 +14,13 @@ impl Writer<'_> {
         for judgement in judgements {
             let Some(ix) = judgement.call() else { continue };
             let call = &self.derived.calls[ix];
-            if let Some(row) = self.call_row(call, judgement) {
+            if let Some(row) = self.call_row(ix, call, judgement) {
                 self.emit(row);
             }
         }
     }
 
-    fn call_row(&self, call: &Call, judgement: &Judgement) -> Option<CallRow> {
+    fn call_row(&self, ix: usize, call: &Call, judgement: &Judgement) -> Option<CallRow> {
         let subject = call.subject()?;
         let primary = subject.primary()?;
         let placed = &self.derived.placed[primary.placed.0 as usize];
@@ -35,14 +34,14 @@ impl Writer<'_> {
         let wire = if out_of_scope.is_some() {
             WireContent::default()
         } else {
-            wire_content(self.case, call)
+            WireContent::of(self.case.scene, call)
         };
         let (sender, receiver) = self.parties(subject);
         let at = call.at();
         let answered = call.response.as_ref().filter(|_| call.request.is_some());
         let message = call.request.as_ref().map(|request| &request.message);
         Some(CallRow {
-            call_id: self.call_id(call)?,
+            call_id: self.call_id(ix)?,
             capture_id: self.capture(),
             kind: call.kind().as_str(),
             direction: direction(call),
@@ -59,7 +58,7 @@ impl Writer<'_> {
                 .and_then(|request| self.frame_of(request)),
             request_element: call
                 .request
-                .as_ref()
+                .as_deref()
                 .and_then(Passage::primary)
                 .map_or(0, |sighting| sighting.element),
             response_frame_id: call
@@ -68,7 +67,7 @@ impl Writer<'_> {
                 .and_then(|response| self.frame_of(response)),
             response_element: call
                 .response
-                .as_ref()
+                .as_deref()
                 .and_then(Passage::primary)
                 .map(|sighting| sighting.element),
             method: message.and_then(|message| message.method.clone()),

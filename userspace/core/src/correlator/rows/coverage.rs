@@ -79,7 +79,7 @@ impl Writer<'_> {
 
     fn gap_rows(&mut self) {
         let derived = self.derived;
-        for (ix, gap) in derived.gaps.iter().enumerate() {
+        for (ix, gap) in derived.gaps.all().iter().enumerate() {
             let own_doing = doubt::self_inflicted(gap, &derived.roles);
             // What counts is what is missing at the end of record of a stream that carries MCP, or of a proxy's log.
             let counts = gap.of_record

@@ -1,7 +1,7 @@
 //! Rows of entries: the proxy's view, bad lines included.
 
 use super::Writer;
-use super::privacy::hex;
+use crate::hex::hex;
 use crate::json::{Document, Limits};
 use crate::pairing::LogBad;
 use crate::pairing::statement::{EntryIx, Statement, ThirdView};

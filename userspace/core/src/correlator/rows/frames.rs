@@ -13,7 +13,7 @@ impl Writer<'_> {
         let derived = self.derived;
         for (placed, ix) in derived.placed.iter().zip(0u32..) {
             let ix = PlacedIx(ix);
-            let wanted = self.carried.contains_key(&ix) || derived.mcp.contains(&placed.stream);
+            let wanted = !self.carried.by(ix).is_empty() || derived.mcp.contains(&placed.stream);
             // Between two proxies a frame is on two legs, and one row.
             let again = derived.roles.second_leg(placed.stream) == Some(placed.leg);
             if !wanted || again || matches!(placed.leg, Leg::ProxyFile(_)) {
@@ -31,7 +31,7 @@ impl Writer<'_> {
 
     fn frame_row(&self, ix: PlacedIx, placed: &Placed, frame_ix: FrameIx) -> FrameRow {
         let frame = &self.correlator.frames[frame_ix.0 as usize];
-        let carried = self.carried.get(&ix).map(Vec::as_slice).unwrap_or_default();
+        let carried = self.carried.by(ix);
         let only = match carried {
             [passage] => Some(&passage.message),
             [] | [_, ..] => None,

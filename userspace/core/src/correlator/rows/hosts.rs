@@ -194,7 +194,7 @@ impl Writer<'_> {
                 .into_iter()
                 .find(|leg| leg.instance().is_some())
                 .unwrap_or(Leg::Direct);
-            let (gap_bytes, gap_count) = self.gaps_of(ix);
+            let (gap_bytes, gap_count) = self.gaps_of.get(&ix).copied().unwrap_or_default();
             let role = match leg {
                 Leg::ClientToProxy(_) | Leg::ProxyToClient(_) => "client_proxy",
                 Leg::ProxyToServer(_) | Leg::ServerToProxy(_) => "proxy_server",
@@ -320,16 +320,6 @@ impl Writer<'_> {
             read: reader.map_or(0, |log| log.bytes),
             captured: writer.map_or(0, |log| log.captured) + reader.map_or(0, |log| log.captured),
         }
-    }
-
-    fn gaps_of(&self, ix: ChannelIx) -> (u64, u64) {
-        self.derived
-            .gaps
-            .iter()
-            .filter(|gap| gap.stream.channel == ix)
-            .fold((0, 0), |(bytes, count), gap| {
-                (bytes.saturating_add(gap.gap.len.unwrap_or(0)), count + 1)
-            })
     }
 
     /// When the last thing was seen.

@@ -17,6 +17,7 @@ use super::case::Derived;
 use crate::call::{Call, Passage, PlacedIx};
 use crate::channel::{ChannelIx, ChannelKind, End, StreamIx};
 use crate::frame::{FrameFlags, FrameIx};
+use crate::pairing::LogEntry;
 use crate::pairing::statement::EntryIx;
 use crate::process::ProcessIx;
 use crate::role::Leg;
@@ -35,7 +36,12 @@ struct Ids {
     processes: Vec<ProcessId>,
     channels: Vec<ChannelId>,
     frames: Vec<FrameId>,
+    entries: Vec<EntryId>,
+    calls: Vec<Option<CallId>>,
 }
+
+/// Bytes missing, and in how many gaps.
+type GapSums = BTreeMap<ChannelIx, (u64, u64)>;
 
 /// What all row writers share.
 struct Writer<'a> {
@@ -45,8 +51,9 @@ struct Writer<'a> {
     judgements: &'a [Judgement],
     privacy: privacy::Privacy<'a>,
     /// By placed delivery: the messages that it carries, with their passages.
-    carried: BTreeMap<PlacedIx, Vec<&'a Passage>>,
+    carried: Carried<'a>,
     ids: Ids,
+    gaps_of: GapSums,
     out: &'a mut dyn FnMut(Row),
 }
 
@@ -66,20 +73,15 @@ pub(super) fn write(mut correlator: Correlator, out: &mut dyn FnMut(Row)) {
             crate::invariants::check(case, &judgements, |stream| derived.mcp.contains(&stream));
         assert_eq!(held, Ok(()), "one verdict for each call, entry and gap");
     }
-    let mut carried: BTreeMap<PlacedIx, Vec<&Passage>> = BTreeMap::new();
-    for passage in &derived.passages.passages {
-        for sighting in [passage.sent, passage.received].into_iter().flatten() {
-            carried.entry(sighting.placed).or_default().push(passage);
-        }
-    }
     let mut writer = Writer {
         correlator: &correlator,
         derived: &derived,
         case,
         judgements: &judgements,
         privacy: privacy::Privacy::new(&correlator.settings, &policies),
-        carried,
+        carried: Carried::of(&derived),
         ids: Ids::default(),
+        gaps_of: gap_sums(&derived),
         out,
     };
     writer.make_ids();
@@ -134,6 +136,13 @@ impl Writer<'_> {
             .zip(&correlator.frames)
             .map(|(ix, _)| self.make_frame_id(FrameIx(ix)));
         self.ids.frames = frames.collect();
+        let entries = &correlator.entries;
+        self.ids.entries = entries
+            .iter()
+            .map(|entry| self.make_entry_id(entry))
+            .collect();
+        let calls = &self.derived.calls;
+        self.ids.calls = calls.iter().map(|call| self.make_call_id(call)).collect();
     }
 
     fn make_process_id(&self, ix: ProcessIx) -> ProcessId {
@@ -190,7 +199,15 @@ impl Writer<'_> {
         self.derived.placed[placed.0 as usize].record
     }
 
-    fn call_id(&self, call: &Call) -> Option<CallId> {
+    fn call_id(&self, ix: usize) -> Option<CallId> {
+        self.ids.calls[ix]
+    }
+
+    fn entry_id(&self, ix: EntryIx) -> EntryId {
+        self.ids.entries[ix.0 as usize]
+    }
+
+    fn make_call_id(&self, call: &Call) -> Option<CallId> {
         let passage = call.subject()?;
         let sighting = passage.primary()?;
         let frame = self.frame_id(self.record_of(sighting.placed));
@@ -202,8 +219,7 @@ impl Writer<'_> {
         ))
     }
 
-    fn entry_id(&self, ix: EntryIx) -> EntryId {
-        let entry = &self.correlator.entries[ix.0 as usize];
+    fn make_entry_id(&self, entry: &LogEntry) -> EntryId {
         let file = self.correlator.files.get(entry.file.0 as usize);
         let name = file.map_or("", |file| file.name.as_str());
         EntryId::of(
@@ -225,7 +241,7 @@ impl Writer<'_> {
     }
 
     fn gap_id(&self, ix: usize) -> CoverageId {
-        let gap = &self.derived.gaps[ix];
+        let gap = &self.derived.gaps.all()[ix];
         let subject = format!(
             "{}:{}:{}",
             gap.stream.channel.0,
@@ -247,11 +263,11 @@ impl Writer<'_> {
             Subject::Call(ix) | Subject::CallAndEntry(ix, _) => {
                 let call = &self.derived.calls[ix];
                 let at = call.at();
-                Some((self.call_id(call)?.as_ulid(), self.utc(at), Some(at)))
+                Some((self.call_id(ix)?.as_ulid(), self.utc(at), Some(at)))
             }
             Subject::Entry(ix) => Some((self.entry_id(ix).as_ulid(), self.entry_observed(), None)),
             Subject::Gap(ix) => {
-                let gap = &self.derived.gaps[ix].gap;
+                let gap = &self.derived.gaps.all()[ix].gap;
                 Some((
                     self.gap_id(ix).as_ulid(),
                     self.utc(gap.until),
@@ -288,19 +304,67 @@ impl Writer<'_> {
             Leg::ProxyToClient(_) => "proxy_to_client",
             Leg::ProxyFile(_) => "unknown",
             Leg::Direct => {
-                let carried = self.carried.get(&placed);
-                let answers = carried.is_some_and(|passages| {
-                    passages
-                        .iter()
-                        .all(|passage| passage.message.kind.is_response())
-                });
-                if answers {
+                let carried = self.carried.by(placed);
+                let answers = |passage: &&Passage| passage.message.kind.is_response();
+                if !carried.is_empty() && carried.iter().all(answers) {
                     "direct_response"
                 } else {
                     "direct_request"
                 }
             }
         }
+    }
+}
+
+fn gap_sums(derived: &Derived) -> GapSums {
+    let mut sums = GapSums::new();
+    for gap in derived.gaps.all() {
+        let (bytes, count) = sums.entry(gap.stream.channel).or_default();
+        *bytes = bytes.saturating_add(gap.gap.len.unwrap_or(0));
+        *count += 1;
+    }
+    sums
+}
+
+/// The messages that each delivery carries, with their passages.
+struct Carried<'a> {
+    /// By placed delivery: where its passages end in the list. They begin where those of the one before end.
+    ends: Vec<usize>,
+    passages: Vec<&'a Passage>,
+}
+
+impl<'a> Carried<'a> {
+    fn of(derived: &'a Derived) -> Self {
+        let sightings = || {
+            derived.passages.passages.iter().flat_map(|passage| {
+                let sightings = [passage.sent, passage.received].into_iter().flatten();
+                sightings.map(move |sighting| (sighting.placed.0 as usize, &**passage))
+            })
+        };
+        let mut ends = vec![0; derived.placed.len()];
+        for (placed, _) in sightings() {
+            ends[placed] += 1;
+        }
+        let mut sum = 0;
+        for end in &mut ends {
+            // For now where it begins; filling moves it to its end.
+            sum += std::mem::replace(end, sum);
+        }
+        let mut passages = Vec::new();
+        if let Some((_, any)) = sightings().next() {
+            passages.resize(sum, any);
+        }
+        for (placed, passage) in sightings() {
+            passages[ends[placed]] = passage;
+            ends[placed] += 1;
+        }
+        Self { ends, passages }
+    }
+
+    fn by(&self, placed: PlacedIx) -> &[&'a Passage] {
+        let at = placed.0 as usize;
+        let begin = at.checked_sub(1).map_or(0, |before| self.ends[before]);
+        &self.passages[begin..self.ends[at]]
     }
 }
 

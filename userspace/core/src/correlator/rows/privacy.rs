@@ -1,13 +1,25 @@
 //! Privacy: what of a payload may stand in a row.
 
+use std::cell::RefCell;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
 use hmac::{Hmac, KeyInit, Mac};
 use sha2::{Digest, Sha256};
 
 use crate::correlator::Settings;
+use crate::hex::hex;
 use crate::json::{Document, Limits};
 use crate::proxylog::canonical::{self, Redaction};
+use crate::proxylog::redact;
 use crate::row::{PayloadBytes, PayloadText};
 use crate::verdict::ProxyPolicy;
+
+/// Texts remembered with what was made of them: the ends of some messages that are on their way at once.
+const RECENT_MAX: usize = 32;
+
+/// Bytes of payloads remembered, beyond one of any length.
+const RECENT_BYTES_MAX: usize = 4 << 20;
 
 /// How much of payloads goes into rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -36,51 +48,89 @@ impl PayloadMode {
 #[derive(Debug)]
 pub(super) struct Privacy<'a> {
     pub(super) mode: PayloadMode,
-    hash_key: &'a [u8],
+    /// Keyed, nothing taken yet.
+    mac: Option<Hmac<Sha256>>,
     policies: &'a [ProxyPolicy],
-    fallback: Redaction,
+    recent: RefCell<Recent>,
+}
+
+/// What was made of the texts that came last: all ends that a message passes share its bytes, and come close together.
+#[derive(Debug, Default)]
+struct Recent {
+    hashes: VecDeque<(Arc<Vec<u8>>, Arc<str>)>,
+    payloads: VecDeque<Payload>,
+    payload_bytes: usize,
 }
 
 impl<'a> Privacy<'a> {
     pub(super) fn new(settings: &'a Settings, policies: &'a [ProxyPolicy]) -> Self {
         Self {
             mode: settings.payload,
-            hash_key: &settings.hash_key,
+            mac: <Hmac<Sha256> as KeyInit>::new_from_slice(&settings.hash_key).ok(),
             policies,
-            fallback: Redaction::default(),
+            recent: RefCell::default(),
         }
     }
 
-    /// A JSON value as text.
+    /// A JSON value as text, in the proxy's own spelling so that both views can be compared.
     pub(super) fn text(&self, raw: Option<&[u8]>, proxy: Option<usize>) -> Option<PayloadText> {
         let raw = raw?;
         match self.mode {
             PayloadMode::Hash => None,
             PayloadMode::Full => Some(PayloadText(String::from_utf8_lossy(raw).into_owned())),
             PayloadMode::Redacted => {
-                let text = self.redacted(raw, proxy)?;
+                let document = Document::parse(raw, Limits::default()).ok()?;
+                let text = canonical::exact(document.root(), self.redaction(proxy));
                 Some(PayloadText(String::from_utf8_lossy(&text).into_owned()))
             }
         }
     }
 
     /// A frame's bytes.
-    pub(super) fn bytes(&self, raw: &[u8], proxy: Option<usize>) -> Option<PayloadBytes> {
+    pub(super) fn bytes(&self, raw: &Arc<Vec<u8>>, proxy: Option<usize>) -> Option<PayloadBytes> {
         match self.mode {
             PayloadMode::Hash => None,
-            PayloadMode::Full => Some(PayloadBytes(raw.to_vec())),
-            PayloadMode::Redacted => self.redacted(raw, proxy).map(PayloadBytes),
+            PayloadMode::Full => Some(PayloadBytes(Arc::clone(raw))),
+            PayloadMode::Redacted => {
+                let mut recent = self.recent.borrow_mut();
+                let made = recent.payloads.iter().rev();
+                let mut made = made.filter(|made| Arc::ptr_eq(&made.0, raw) && made.1 == proxy);
+                if let Some((_, _, payload)) = made.next() {
+                    return payload.clone().map(PayloadBytes);
+                }
+                let document = Document::parse(raw, Limits::default()).ok();
+                let redaction = self.redaction(proxy);
+                let payload = document.map(|document| {
+                    redact::replaced(&document, redaction).map_or_else(|| Arc::clone(raw), Arc::new)
+                });
+                recent.keep_payload(Arc::clone(raw), proxy, payload.clone());
+                payload.map(PayloadBytes)
+            }
         }
     }
 
     /// Hash of the bytes: plain where they are stored in full, else keyed.
-    pub(super) fn hash(&self, raw: &[u8]) -> Option<String> {
-        if self.mode == PayloadMode::Full {
-            return Some(hex(&Sha256::digest(raw)));
+    pub(super) fn hash(&self, raw: &Arc<Vec<u8>>) -> Option<Arc<str>> {
+        let mut recent = self.recent.borrow_mut();
+        let mut made = recent.hashes.iter().rev();
+        if let Some((_, hash)) = made.find(|made| Arc::ptr_eq(&made.0, raw)) {
+            return Some(Arc::clone(hash));
         }
-        let mut mac = <Hmac<Sha256> as KeyInit>::new_from_slice(self.hash_key).ok()?;
-        mac.update(raw);
-        Some(hex(&mac.finalize().into_bytes()))
+        let hash = if self.mode == PayloadMode::Full {
+            hex(&Sha256::digest(raw.as_slice()))
+        } else {
+            let mut mac = self.mac.clone()?;
+            mac.update(raw);
+            hex(&mac.finalize().into_bytes())
+        };
+        if recent.hashes.len() >= RECENT_MAX {
+            recent.hashes.pop_front();
+        }
+        let hash: Arc<str> = hash.into();
+        recent
+            .hashes
+            .push_back((Arc::clone(raw), Arc::clone(&hash)));
+        Some(hash)
     }
 
     /// Arguments and other text that has no keys to redact by.
@@ -89,22 +139,32 @@ impl<'a> Privacy<'a> {
             .then(|| PayloadText(String::from_utf8_lossy(text).into_owned()))
     }
 
-    fn redacted(&self, raw: &[u8], proxy: Option<usize>) -> Option<Vec<u8>> {
-        let redaction = proxy
+    fn redaction(&self, proxy: Option<usize>) -> &Redaction {
+        proxy
             .and_then(|proxy| self.policies.get(proxy))
-            .map_or(&self.fallback, |policy| &policy.redaction);
-        let document = Document::parse(raw, Limits::default()).ok()?;
-        Some(canonical::exact(document.root(), redaction))
+            .map_or(Redaction::usual(), |policy| &policy.redaction)
     }
 }
 
-pub(super) fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write as _;
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            // Writing into a string cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
+/// A text, the proxy by whose rules it was redacted, and what that gave.
+type Payload = (Arc<Vec<u8>>, Option<usize>, Option<Arc<Vec<u8>>>);
+
+impl Recent {
+    fn keep_payload(
+        &mut self,
+        raw: Arc<Vec<u8>>,
+        proxy: Option<usize>,
+        payload: Option<Arc<Vec<u8>>>,
+    ) {
+        let len = |payload: &Option<Arc<Vec<u8>>>| payload.as_ref().map_or(0, |text| text.len());
+        self.payload_bytes += len(&payload);
+        self.payloads.push_back((raw, proxy, payload));
+        while self.payloads.len() > 1
+            && (self.payloads.len() > RECENT_MAX || self.payload_bytes > RECENT_BYTES_MAX)
+        {
+            if let Some((_, _, oldest)) = self.payloads.pop_front() {
+                self.payload_bytes -= len(&oldest);
+            }
+        }
+    }
 }

@@ -15,7 +15,6 @@ use crate::role::Leg;
 use crate::row::ids::{ChannelId, FindingId, ProcessId, VerdictId};
 use crate::row::{FindingRow, SightingRow, UtcNs, VerdictRow};
 use crate::time::BootNs;
-use crate::verdict::doubt::{self, PlacedGap};
 use crate::verdict::{Judgement, KeyReach, Subject, Verdict, Via, signature_str};
 
 /// Findings of one kind that get a row each; further ones are counted in the last. Stops an agent from burying the rest.
@@ -75,7 +74,7 @@ impl Writer<'_> {
             },
             subject_utc,
             subject_boot_ns,
-            call_id: call.and_then(|call| self.call_id(call)),
+            call_id: judgement.call().and_then(|ix| self.call_id(ix)),
             entry_id: judgement.entry().map(|ix| self.entry_id(ix)),
             coverage_id: judgement.gap.map(|ix| self.gap_id(ix)),
             verdict: judgement.verdict.as_str(),
@@ -126,7 +125,7 @@ impl Writer<'_> {
         let Some(ix) = judgement.call() else { return };
         let derived = self.derived;
         let call = &derived.calls[ix];
-        let call_id = self.call_id(call);
+        let call_id = self.call_id(ix);
         for passage in [&call.request, &call.response].into_iter().flatten() {
             for sighting in [passage.sent, passage.received].into_iter().flatten() {
                 let placed = &derived.placed[sighting.placed.0 as usize];
@@ -364,16 +363,13 @@ impl Writer<'_> {
     fn denied(&self, ix: PlacedIx) -> bool {
         let placed = &self.derived.placed[ix.0 as usize];
         let frame = &self.correlator.frames[placed.record.0 as usize];
-        let own_doing = |gap: &&PlacedGap| {
-            gap.stream == placed.stream
-                && gap.of_record
-                && gap.gap.since <= frame.last_exit
-                && gap.gap.until >= frame.first_enter
-                && doubt::self_inflicted(gap, &self.derived.roles)
-        };
         placed.leg == Leg::Direct
             && frame.end == End::Reader
-            && self.derived.gaps.iter().find(own_doing).is_some()
+            && self
+                .derived
+                .gaps
+                .own_doing(placed.stream, frame.first_enter, frame.last_exit)
+                .is_some()
     }
 
     fn speaks_of_json_rpc(&self, ix: PlacedIx) -> bool {
@@ -534,7 +530,7 @@ impl Writer<'_> {
             verdict_id: finding.verdict.map(|(_, id)| id),
             call_id: judgement
                 .and_then(Judgement::call)
-                .and_then(|ix| self.call_id(&self.derived.calls[ix])),
+                .and_then(|ix| self.call_id(ix)),
             entry_id: entry.map(|ix| self.entry_id(ix)),
             process_id: finding.process,
             channel_id: finding.channel,

@@ -1,0 +1,106 @@
+//! What the kernel programs say to people: it arrives, once, and says nothing of payload.
+
+use std::{
+    fmt,
+    sync::{Mutex, Once},
+};
+
+use countersign::bpf::load::LoadOptions;
+use countersign_common::{counter, tag};
+use tracing::{
+    Event, Level, Metadata, Subscriber,
+    field::{Field, Visit},
+    span,
+};
+
+use crate::harness::{pipe, witness_with, write};
+
+/// What was said so far, to anyone: programs are loaded for those who listen, and `tracing` remembers who that is for the
+/// whole program.
+static HEARD: Mutex<Vec<(Level, String)>> = Mutex::new(Vec::new());
+
+/// Listens to the kernel programs from now on.
+pub(crate) fn listen() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| tracing::subscriber::set_global_default(Ear).expect("nobody else listens"));
+}
+
+/// Takes messages of the kernel programs.
+struct Ear;
+
+impl Subscriber for Ear {
+    fn enabled(&self, metadata: &Metadata<'_>) -> bool {
+        metadata.target() == "countersign::kernel"
+    }
+
+    fn event(&self, event: &Event<'_>) {
+        let mut text = Text::default();
+        event.record(&mut text);
+        let level = *event.metadata().level();
+        HEARD.lock().unwrap().push((level, text.0));
+    }
+
+    fn new_span(&self, _attributes: &span::Attributes<'_>) -> span::Id {
+        span::Id::from_u64(1)
+    }
+
+    fn record(&self, _span: &span::Id, _values: &span::Record<'_>) {}
+    fn record_follows_from(&self, _span: &span::Id, _follows: &span::Id) {}
+    fn enter(&self, _span: &span::Id) {}
+    fn exit(&self, _span: &span::Id) {}
+}
+
+#[derive(Default)]
+struct Text(String);
+
+impl Visit for Text {
+    fn record_debug(&mut self, field: &Field, value: &dyn fmt::Debug) {
+        if field.name() == "message" {
+            self.0 = format!("{value:?}");
+        }
+    }
+}
+
+#[test]
+fn a_full_ring_and_work_that_is_not_decoded_are_said_once_each() {
+    let options = LoadOptions {
+        ring_bytes: 1 << 16,
+        ..LoadOptions::default()
+    };
+    let Some(mut witness) = witness_with(&options) else {
+        return;
+    };
+    let child = witness.run(tag::TREE, || {
+        let [read_end, write_end] = pipe();
+        // SAFETY: no descriptor and no memory is named.
+        unsafe {
+            libc::syscall(libc::SYS_io_uring_enter, -1, 1, 0, 0, 0, 0);
+            libc::syscall(libc::SYS_io_uring_enter, -1, 1, 0, 0, 0, 0);
+        }
+        // Each record takes half the ring, and two do not fit at once: also with a consumer at work, some is lost.
+        for _ in 0..1000 {
+            assert_eq!(write(write_end, &vec![b'#'; 32768]), 32768);
+            let mut bytes = vec![0; 32768];
+            // SAFETY: a buffer and its length.
+            assert_eq!(
+                unsafe { libc::read(read_end, bytes.as_mut_ptr().cast(), 32768) },
+                32768
+            );
+        }
+    });
+    assert_eq!(witness.counter(counter::UNSEEN_SUBMISSIONS), 2);
+    assert!(witness.counter(counter::RING_DROPPED_RECORDS) > 1);
+    witness.capture.tell();
+    let heard = HEARD.lock().unwrap().clone();
+    let of = |words: &str| {
+        heard
+            .iter()
+            .filter(|(level, text)| *level == Level::WARN && text.contains(words))
+            .filter(|(_, text)| text.contains(&format!("process {child}")))
+            .count()
+    };
+    // A CPU of its own may say it once more.
+    assert!((1..=2).contains(&of("io_uring")), "{heard:?}");
+    assert!((1..=2).contains(&of("the ring is full")), "{heard:?}");
+    assert!(!heard.iter().any(|(_, text)| text.contains('#')));
+}
