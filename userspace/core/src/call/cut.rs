@@ -5,7 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::passage::{Passages, Scene, direct_route, taken};
+use super::passage::{Passages, direct_route, taken};
+use super::scene::Scene;
 use super::{Hops, PlacedIx, Route, Sighting, Way};
 use crate::channel::{End, StreamIx};
 use crate::evidence::{self, Author, Placed};

@@ -8,6 +8,7 @@ pub mod exchange;
 mod on_lines;
 pub mod passage;
 mod relay;
+pub mod scene;
 mod trouble;
 
 use std::sync::Arc;

@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::ops::Range;
 
 use super::PlacedIx;
-use super::passage::{Scene, bytes};
+use super::scene::{Scene, bytes};
 use crate::channel::StreamIx;
 use crate::frame::FrameFlags;
 use crate::message;

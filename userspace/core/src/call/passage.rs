@@ -12,17 +12,17 @@ use ahash::AHashMap;
 use crate::call::cut;
 use crate::call::on_lines::OnLines;
 use crate::call::relay;
+use crate::call::scene::{Scene, bytes, ends, frame};
 use crate::call::trouble;
 use crate::call::{Hops, Passage, PlacedIx, Route, Sighting, Way};
-use crate::channel::{ChannelKind, ChannelTable, StreamIx};
+use crate::channel::ChannelKind;
 use crate::delivery::StreamFrames;
 use crate::evidence::{self, Author, Placed};
-use crate::frame::{Frame, FrameFlags};
+use crate::frame::FrameFlags;
 use crate::json::{self, Document, Limits};
 use crate::message::{self, Form, IdKey, Message, MessageKind, Messages};
-use crate::process::ProcessIx;
 use crate::proxylog::{Comparison, Redaction, compare};
-use crate::role::{InstanceIx, Leg, Roles};
+use crate::role::{InstanceIx, Leg};
 
 /// Something on a leg that is no message on its way, but must not be passed over.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,21 +50,6 @@ pub struct Passages {
     pub passages: Vec<Arc<Passage>>,
     /// In order of time of their deliveries.
     pub oddities: Vec<Oddity>,
-}
-
-/// What passages are made from.
-#[derive(Clone, Copy, Debug)]
-pub struct Scene<'a> {
-    /// All frames.
-    pub frames: &'a [Frame],
-    /// All placed deliveries, in order of time.
-    pub placed: &'a [Placed],
-    /// All streams.
-    pub streams: &'a BTreeMap<StreamIx, StreamFrames>,
-    /// All channels.
-    pub channels: &'a ChannelTable,
-    /// Who is who.
-    pub roles: &'a Roles,
 }
 
 /// Makes passages of all deliveries.
@@ -497,30 +482,6 @@ fn same_content(one: &[u8], other: &[u8]) -> bool {
         let (one, other) = (one.root().get(field), other.root().get(field));
         compare::optional(one, other, &Redaction::none()) == Comparison::Equal
     })
-}
-
-/// Who wrote and who read a delivery: as seen, else the stream's first.
-pub(crate) fn ends(scene: Scene<'_>, placed: &Placed) -> (Option<ProcessIx>, Option<ProcessIx>) {
-    let by = |frame: Option<crate::frame::FrameIx>| {
-        frame
-            .and_then(|ix| scene.frames.get(ix.0 as usize))
-            .and_then(|frame| frame.by.first().copied())
-    };
-    let stream = scene.streams.get(&placed.stream);
-    let writer = by(placed.delivery.written)
-        .or_else(|| stream.and_then(|stream| stream.writers.first().map(|(process, _)| *process)));
-    let reader = by(placed.delivery.read)
-        .or_else(|| stream.and_then(|stream| stream.readers.first().map(|(process, _)| *process)));
-    (writer, reader)
-}
-
-pub(super) fn bytes(scene: Scene<'_>, ix: PlacedIx) -> &[u8] {
-    frame(scene, ix).bytes.as_slice()
-}
-
-pub(super) fn frame(scene: Scene<'_>, ix: PlacedIx) -> &Frame {
-    let record = scene.placed[ix.0 as usize].record;
-    &scene.frames[record.0 as usize]
 }
 
 fn text<'a>(scene: Scene<'a>, loose: &Loose) -> &'a [u8] {

@@ -7,7 +7,7 @@
 use std::collections::{BTreeSet, HashMap, VecDeque};
 
 use crate::call::PlacedIx;
-use crate::call::passage::{Scene, bytes, ends, frame};
+use crate::call::scene::{Scene, bytes, ends, frame};
 use crate::message;
 use crate::process::ProcessIx;
 use crate::role::Leg;

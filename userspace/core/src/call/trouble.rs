@@ -3,7 +3,7 @@
 //! Owns the questions that bytes alone do not answer: who was at the far end, and how else the line can be read. It judges
 //! nothing; a call that is in trouble is not matched.
 
-use super::passage::Scene;
+use super::scene::Scene;
 use super::{Sighting, Trouble};
 use crate::channel::End;
 use crate::evidence::Placed;

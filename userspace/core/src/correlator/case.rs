@@ -3,7 +3,8 @@
 use std::collections::BTreeSet;
 
 use super::Correlator;
-use crate::call::passage::{self, Oddity, Passages, Scene};
+use crate::call::passage::{self, Oddity, Passages};
+use crate::call::scene::Scene;
 use crate::call::{Call, CallKind, PlacedIx, Route, exchange};
 use crate::channel::StreamIx;
 use crate::evidence::{self, Placed};

@@ -3,7 +3,7 @@
 //! Owns the fingerprints, taken over the proxy's own canonical form so that key order, white space and number spelling do not
 //! count. Equal fingerprints only propose a pair; [`compare`](crate::proxylog::compare) decides what differs.
 
-use crate::call::passage::Scene;
+use crate::call::scene::Scene;
 use crate::call::{Call, CallKind, Passage, Way, bytes_of};
 use crate::message::Message;
 use std::ops::Range;

@@ -1,6 +1,6 @@
 //! Judgement of calls, in the order of the rules: undecided, allowed, bypassed, altered, blocked, matched, unlogged.
 
-use crate::call::passage::ends;
+use crate::call::scene::ends;
 use crate::call::{Call, CallKind, Hops, Passage, Route, Way};
 use crate::channel::{Channel, ChannelKind, Got};
 use crate::evidence::Placed;

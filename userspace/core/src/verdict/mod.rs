@@ -10,7 +10,7 @@ pub mod judge;
 mod proxied;
 pub mod unpaired;
 
-use crate::call::passage::Scene;
+use crate::call::scene::Scene;
 use crate::call::{Call, Hops};
 use crate::pairing::LogEntry;
 use crate::pairing::assign::Assignment;

@@ -1,7 +1,7 @@
 //! Rows of calls.
 
 use super::Writer;
-use crate::call::passage::ends;
+use crate::call::scene::ends;
 use crate::call::{Call, CallKind, Passage, Route, Way};
 use crate::pairing::content::WireContent;
 use crate::row::CallRow;
