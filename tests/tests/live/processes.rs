@@ -171,6 +171,15 @@ fn one_tag_marks_every_thread_that_a_process_has_already() {
     });
     crate::harness::open(gate);
     read(ready_read, 1);
+    let asleep = || {
+        std::fs::read_dir(format!("/proc/{child}/task"))
+            .unwrap()
+            .all(|thread| {
+                let stat = thread.unwrap().path().join("stat");
+                std::fs::read_to_string(stat).is_ok_and(|stat| stat.contains(") S "))
+            })
+    };
+    witness.until(|_| asleep());
     witness.capture.tag_pid(child, tag::TREE).unwrap();
     assert_eq!(witness.capture.tag_of(child).unwrap(), Some(tag::TREE));
     write(go_write, b"g");

@@ -239,7 +239,7 @@ fn a_large_block_is_written_whole_or_given_up_and_counted_record_by_record() {
     for n in 0..16 {
         push_frame(
             &mut block,
-            &record(kind::CHUNK, &[3; 60_000], n),
+            &record(kind::CHUNK, &vec![3; 60_000], n),
             RECORD_MAX_BYTES,
         );
     }
