@@ -27,7 +27,8 @@ use super::{
     tag::Tagger,
 };
 
-/// Default size of the data ring, in bytes.
+/// Default size of the data ring, in bytes. A longer one makes each record of the watched dearer, since its memory has left the
+/// caches when they come round to it; what must wait longer waits behind the consumer ([`crate::spool::BACKLOG_MAX_BYTES`]).
 pub const RING_BYTES_DEFAULT: u32 = 64 << 20;
 
 /// The programs of tier T; each has the name of its tracepoint. Fork comes first and `sys_exit` before `sys_enter`: what is
