@@ -78,9 +78,9 @@ fn a_full_ring_and_work_that_is_not_decoded_are_said_once_each() {
             libc::syscall(libc::SYS_io_uring_enter, -1, 1, 0, 0, 0, 0);
         }
         // Each record takes half the ring, and two do not fit at once: also with a consumer at work, some is lost.
+        let mut bytes = vec![b'#'; 32768];
         for _ in 0..1000 {
-            assert_eq!(write(write_end, &vec![b'#'; 32768]), 32768);
-            let mut bytes = vec![0; 32768];
+            assert_eq!(write(write_end, &bytes), 32768);
             // SAFETY: a buffer and its length.
             assert_eq!(
                 unsafe { libc::read(read_end, bytes.as_mut_ptr().cast(), 32768) },
