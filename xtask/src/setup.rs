@@ -166,14 +166,16 @@ fn python_environment(environment: &Environment) -> anyhow::Result<()> {
     for file in environment.requirements {
         wanted.push_str(&read(&peers().join(file))?);
     }
-    if is_stamped(&stamp, &wanted) {
+    let interpreter = folder.join("bin/python");
+    // A link to a Python that an upgrade took away is no environment any more.
+    if is_stamped(&stamp, &wanted) && interpreter.exists() {
         return Ok(());
     }
     let python = system_python().context("no python3: install it")?;
     run(Command::new(python)
         .args(["-m", "venv", "--clear"])
         .arg(&folder))?;
-    let mut install = Command::new(folder.join("bin/python"));
+    let mut install = Command::new(interpreter);
     install.args([
         "-m",
         "pip",
