@@ -1,18 +1,12 @@
-//! From a descriptor to a channel: `fd → struct file → inode → pipe, FIFO, unix stream socket or regular file`.
+//! From a channel's identity to its place in the tables: enrolled or found, numbered, counted.
 //!
-//! Every pointer is read with `bpf_probe_read_kernel`: objects that vanish meanwhile give a failed or stale read, never a
-//! fault. The look-up holds no reference, so another thread can swap the descriptor between this look-up and the
-//! kernel's own; comparing `sys_enter` with `sys_exit` shows all but a swap there and back, which the channel's byte
-//! balance shows.
+//! What a descriptor is is found out by [`resolve`](crate::resolve).
 
 use core::{ffi::c_void, ptr::read_volatile};
 
-use aya_ebpf::{
-    bindings::task_struct,
-    helpers::generated::{bpf_ktime_get_boot_ns, bpf_loop},
-};
+use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_loop};
 use countersign_common::{
-    ChannelId, Transfer, channel_kind, counter, direction,
+    ChannelId, Transfer, counter, direction,
     load::{ChannelKey, ChannelState, MOVED},
     tag,
 };
@@ -20,188 +14,14 @@ use countersign_common::{
 use crate::{
     emit::{count, fetch_add},
     maps::{CHANNELS, PROXY_CHANNELS},
-    offsets::{kernel, off},
+    resolve::identify,
     scope::Held,
 };
 
-const S_IFMT: u16 = 0o170_000;
-const S_IFIFO: u16 = 0o010_000;
-const S_IFREG: u16 = 0o100_000;
-const S_IFSOCK: u16 = 0o140_000;
-/// `PIPEFS_MAGIC` (`include/uapi/linux/magic.h`): the super block of anonymous pipes.
-const PIPEFS_MAGIC: u64 = 0x5049_5045;
-const AF_UNIX: u16 = 1;
-const SOCK_STREAM: u16 = 1;
 /// `BPF_NOEXIST`.
 const NO_EXIST: u64 = 1;
 /// Looks at a channel that another CPU is moving. A move takes some ten nanoseconds.
 const READY_SPINS: u32 = 1 << 14;
-
-/// `struct file` behind a descriptor of the current task; 0 for none.
-#[inline(always)]
-pub fn file_of(task: *mut task_struct, fd: u64) -> u64 {
-    // The kernel takes descriptors as `unsigned int` or `int`: the upper half of the register means nothing.
-    let fd = fd & 0xffff_ffff;
-    // SAFETY: typed loads, which the verifier follows through `struct task_struct`, `files_struct` and `fdtable`: a fifth of the
-    // price of a helper call each. The task's own tables outlive its system call; a null on the way reads as 0.
-    let (limit, array) = unsafe {
-        let files = member::<*const u8>(task.cast(), off!(task_files));
-        let table = member::<*const u8>(files, off!(files_fdt));
-        (
-            member::<u32>(table, off!(fdtable_max_fds)),
-            member::<u64>(table, off!(fdtable_fd)),
-        )
-    };
-    if fd >= u64::from(limit) {
-        return 0;
-    }
-    kernel::<u64>(array, fd * 8).unwrap_or(0)
-}
-
-/// A member of a kernel structure through a typed pointer.
-///
-/// # Safety
-/// `base` is a typed pointer in the verifier's eyes, and the offset is that of such a member.
-#[inline(always)]
-unsafe fn member<T>(base: *const u8, offset: u64) -> T {
-    // SAFETY: the caller's.
-    unsafe { base.add(offset as usize).cast::<T>().read() }
-}
-
-/// [`resolve`]: regular files count.
-pub const FILES: u64 = 1;
-/// [`resolve`]: device and kind of what lies in a file system are found out as well. Without it [`enrol_operation`] does so, for
-/// channels that it does not know.
-pub const WHOLE: u64 = 2;
-
-/// Fills `held` with what `file` is. The kind stays 0 for what is not watched.
-#[inline(never)]
-pub fn resolve(held: &mut Held, file: u64, how: u64) {
-    clear(held);
-    held.file = file;
-    if file != 0 {
-        let _ = try_resolve(held, file, how & FILES != 0);
-        if how & WHOLE != 0 {
-            let _ = identify(held);
-        }
-    }
-}
-
-/// Zeroes in words: for a plain assignment LLVM calls a `memset` that goes byte by byte.
-#[inline(always)]
-fn clear(held: &mut Held) {
-    let words = core::ptr::from_mut(held).cast::<u64>();
-    let mut at = 0;
-    while at < size_of::<Held>() / size_of::<u64>() {
-        // SAFETY: within the structure, which consists of whole words.
-        unsafe { words.add(at).write_volatile(0) };
-        at += 1;
-    }
-}
-
-/// Bytes of a structure that are read at once: one call of a helper instead of one for each member.
-const WINDOW_BYTES: usize = 64;
-
-/// A part of a kernel structure.
-struct Window {
-    base: u64,
-    start: u64,
-    bytes: [u64; WINDOW_BYTES / 8],
-}
-
-impl Window {
-    /// Reads the part from `start` on.
-    #[inline(always)]
-    fn read(base: u64, start: u64) -> Option<Self> {
-        let start = start & !7;
-        Some(Self {
-            base,
-            start,
-            bytes: kernel(base, start)?,
-        })
-    }
-
-    /// A member; read from the kernel where it lies outside. Offsets are constants to the verifier, which removes the way
-    /// that is not taken.
-    #[inline(always)]
-    fn member<T>(&self, offset: u64) -> Option<T> {
-        let at = offset.wrapping_sub(self.start);
-        if at <= (WINDOW_BYTES - size_of::<T>()) as u64 {
-            let bytes = self.bytes.as_ptr().cast::<u8>();
-            // SAFETY: inside of the window; members are aligned in the kernel, and so is the window.
-            Some(unsafe { bytes.add(at as usize).cast::<T>().read_volatile() })
-        } else {
-            kernel(self.base, offset)
-        }
-    }
-}
-
-#[inline(always)]
-fn min(a: u64, b: u64) -> u64 {
-    if a < b { a } else { b }
-}
-
-#[inline(always)]
-fn try_resolve(held: &mut Held, file: u64, with_files: bool) -> Option<()> {
-    let file = Window::read(file, min(off!(file_inode), off!(file_mode)))?;
-    let address: u64 = file.member(off!(file_inode))?;
-    let inode = Window::read(address, off!(inode_sb))?;
-    // The mode is the first member, the number follows the super block: two lines of the cache.
-    let mode: u16 = kernel(address, off!(inode_mode))?;
-    let format = mode & S_IFMT;
-    if format == S_IFIFO || (format == S_IFREG && with_files) {
-        held.super_block = inode.member(off!(inode_sb))?;
-        held.channel.object = address;
-        held.channel.inode = inode.member(off!(inode_ino))?;
-        held.mode = u64::from(file.member::<u32>(off!(file_mode))?);
-        // A pipe until its super block says otherwise.
-        held.channel.kind = if format == S_IFIFO {
-            channel_kind::PIPE
-        } else {
-            channel_kind::FILE
-        };
-    } else if format == S_IFSOCK {
-        let socket: u64 = file.member(off!(file_private_data))?;
-        let socket = Window::read(socket, min(off!(socket_type), off!(socket_sk)))?;
-        if socket.member::<u16>(off!(socket_type))? != SOCK_STREAM {
-            return None;
-        }
-        let sock: u64 = socket.member(off!(socket_sk))?;
-        if sock == 0 || kernel::<u16>(sock, off!(sock_family))? != AF_UNIX {
-            return None;
-        }
-        held.channel.object = sock;
-        held.channel.inode = inode.member(off!(inode_ino))?;
-        held.mode = 3;
-        let peer: u64 = kernel(sock, off!(unix_peer))?;
-        if peer != 0 {
-            held.channel.peer_object = peer;
-            let peer_socket: u64 = kernel(peer, off!(sock_socket))?;
-            // A peer that is closed, or that nobody has accepted yet, has no socket.
-            if peer_socket != 0 {
-                held.channel.peer_inode =
-                    kernel(peer_socket + off!(socket_alloc_inode), off!(inode_ino))?;
-            }
-        }
-        held.channel.kind = channel_kind::UNIX_STREAM;
-    }
-    Some(())
-}
-
-/// Reads device and kind from the super block.
-#[inline(always)]
-fn identify(held: &mut Held) -> Option<()> {
-    let sb = held.super_block;
-    if sb == 0 {
-        return None;
-    }
-    held.channel.dev = kernel(sb, off!(sb_dev))?;
-    if held.channel.kind == channel_kind::PIPE && kernel::<u64>(sb, off!(sb_magic))? != PIPEFS_MAGIC
-    {
-        held.channel.kind = channel_kind::FIFO;
-    }
-    Some(())
-}
 
 /// How [`enrol`] found a channel.
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -21,6 +21,7 @@ mod log;
 mod maps;
 mod offsets;
 mod probes;
+mod resolve;
 mod scope;
 
 use aya_ebpf::{

@@ -14,12 +14,11 @@ use countersign_ebpf::nr;
 
 use crate::{
     arch::{PtRegs, syscall_args},
-    channel::{
-        Enrolled, FILES, MAY_ADD, WHOLE, enrol, file_of, is_known, leave, other_end_known, resolve,
-    },
+    channel::{Enrolled, MAY_ADD, enrol, is_known, leave, other_end_known},
     emit::{count, record},
     maps::LISTENERS,
     offsets::{current, kernel, off},
+    resolve::{FILES, WHOLE, file_of, resolve},
     scope::{Held, Thread, set_tag},
 };
 

@@ -13,10 +13,11 @@ use super::{
 };
 use crate::{
     arch::{PtRegs, syscall_args},
-    channel::{Enrolled, WHOLE, enrol, file_of, leave, resolve},
+    channel::{Enrolled, enrol, leave},
     emit::{count, missing},
     log,
     offsets::current,
+    resolve::{WHOLE, file_of, resolve},
     scope::{Held, Thread, thread},
 };
 

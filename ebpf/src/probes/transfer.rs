@@ -15,10 +15,11 @@ use countersign_ebpf::{MESSAGES_MAX, VECTORS_MAX, direction_of, nr, op_limit};
 use super::ends;
 use crate::{
     arch::{PtRegs, syscall_args},
-    channel::{Enrolled, FILES, advance, enrol_operation, file_of, leave, resolve},
+    channel::{Enrolled, advance, enrol_operation, leave},
     emit::{capture_buffer, count, walk},
     log,
     offsets::current,
+    resolve::{FILES, file_of, resolve},
     scope::{Thread, entered, tag_of, thread},
 };
 

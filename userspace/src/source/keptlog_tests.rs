@@ -1,0 +1,111 @@
+#![expect(clippy::unwrap_used, reason = "tests panic on purpose")]
+
+use super::super::proxylog::Follower;
+use super::*;
+
+#[test]
+fn a_replay_gives_the_bytes_and_events_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let log = directory.path().join("audit.jsonl");
+    std::fs::create_dir(directory.path().join("spool")).unwrap();
+    let spool = Dir::open_named(&directory.path().join("spool")).unwrap();
+    let mut keeper = KeptLogWriter::create(&spool).unwrap();
+    std::fs::write(&log, "one\n").unwrap();
+    let mut follower = Follower::new(&log).unwrap();
+    follower.poll(&mut |event| keeper.event(0, &event));
+    std::fs::write(&log, "x\n").unwrap();
+    follower.finish(&mut |event| keeper.event(0, &event));
+    assert_eq!(keeper.finish(), 0);
+
+    let mut bytes = BTreeMap::<u64, Vec<u8>>::new();
+    let mut names = Vec::new();
+    let found = replay(&spool, &mut |_, event| {
+        match event {
+            LogEvent::Bytes { file, data, .. } => bytes.entry(file.0).or_default().extend(data),
+            LogEvent::Opened { .. } => names.push("opened"),
+            LogEvent::Truncated { .. } => names.push("truncated"),
+            LogEvent::Rewritten { .. }
+            | LogEvent::Rotated { .. }
+            | LogEvent::Removed { .. }
+            | LogEvent::Missing
+            | LogEvent::Refused { .. }
+            | LogEvent::Unreadable { .. }
+            | LogEvent::TooMany => names.push("other"),
+        }
+        Ok(())
+    });
+    let whole = Replayed {
+        found: true,
+        sealed: true,
+        ..Replayed::default()
+    };
+    assert_eq!(found.unwrap(), whole);
+    assert_eq!(bytes[&0], b"one\n");
+    assert_eq!(bytes[&1], b"x\n");
+    assert_eq!(names, ["opened", "truncated", "opened"]);
+}
+
+#[test]
+fn a_copy_that_is_not_what_was_written_is_named() {
+    let changed = |name: &str, change: &dyn Fn(&mut Vec<u8>)| {
+        let directory = tempfile::tempdir().unwrap();
+        let spool = kept(directory.path());
+        let path = directory.path().join("spool").join(KEPT_LOGS).join(name);
+        let mut content = std::fs::read(&path).unwrap();
+        change(&mut content);
+        std::fs::write(&path, content).unwrap();
+        let replayed = replay(&spool, &mut |_, _| Ok(())).unwrap();
+        replayed.trouble.unwrap_or_default()
+    };
+    let flip = |content: &mut Vec<u8>| content[1] ^= 1;
+    assert_eq!(changed("0-0.log", &flip), "0-0.log is not what was written");
+    assert_eq!(
+        changed("0-0.log", &|content| content.truncate(2)),
+        "0-0.log is not what was written"
+    );
+    assert_eq!(
+        changed(EVENTS, &|content| content.truncate(20)),
+        "line 1 of events.jsonl cannot be read"
+    );
+    let rename = |content: &mut Vec<u8>| {
+        let at = content.windows(5).position(|word| word == b"audit");
+        content[at.unwrap()] ^= 1;
+    };
+    assert_eq!(
+        changed(EVENTS, &rename),
+        "events.jsonl is not what was written"
+    );
+    assert_eq!(changed("0-0.log", &|_| {}), "");
+}
+
+#[test]
+fn copies_without_a_seal_say_so() {
+    let directory = tempfile::tempdir().unwrap();
+    let spool = kept(directory.path());
+    let path = directory.path().join("spool").join(KEPT_LOGS).join(EVENTS);
+    let events = std::fs::read_to_string(&path).unwrap();
+    let (first, _) = events.split_once('\n').unwrap();
+    std::fs::write(&path, format!("{first}\n")).unwrap();
+    let cut = Replayed {
+        found: true,
+        ..Replayed::default()
+    };
+    assert_eq!(replay(&spool, &mut |_, _| Ok(())).unwrap(), cut);
+    std::fs::remove_file(&path).unwrap();
+    let gone = replay(&spool, &mut |_, _| Ok(())).unwrap();
+    assert_eq!(gone.trouble.as_deref(), Some("events.jsonl is missing"));
+}
+
+/// A spool with the sealed copy of one log.
+fn kept(place: &std::path::Path) -> Dir {
+    let log = place.join("audit.jsonl");
+    std::fs::create_dir(place.join("spool")).unwrap();
+    let spool = Dir::open_named(&place.join("spool")).unwrap();
+    let mut keeper = KeptLogWriter::create(&spool).unwrap();
+    std::fs::write(&log, "one\n").unwrap();
+    Follower::new(&log)
+        .unwrap()
+        .finish(&mut |event| keeper.event(0, &event));
+    assert_eq!(keeper.finish(), 0);
+    spool
+}
