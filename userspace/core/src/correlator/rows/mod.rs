@@ -11,6 +11,7 @@ mod hosts;
 mod privacy;
 mod verdicts;
 
+use std::cell::OnceCell;
 use std::collections::BTreeMap;
 
 use super::Correlator;
@@ -36,7 +37,8 @@ pub use privacy::PayloadMode;
 struct Ids {
     processes: Vec<ProcessId>,
     channels: Vec<ChannelId>,
-    frames: Vec<FrameId>,
+    /// Made when asked for: the lines of log files are frames too, and seldom named.
+    frames: Vec<OnceCell<FrameId>>,
     entries: Vec<EntryId>,
     calls: Vec<Option<CallId>>,
 }
@@ -117,7 +119,7 @@ impl Writer<'_> {
     }
 
     fn frame_id(&self, ix: FrameIx) -> FrameId {
-        self.ids.frames[ix.0 as usize]
+        *self.ids.frames[ix.0 as usize].get_or_init(|| self.make_frame_id(ix))
     }
 
     /// Frames name their channel, so its id comes first.
@@ -133,10 +135,7 @@ impl Writer<'_> {
             .iter()
             .map(|(ix, _)| self.make_channel_id(ix));
         self.ids.channels = channels.collect();
-        let frames = (0u32..)
-            .zip(&correlator.frames)
-            .map(|(ix, _)| self.make_frame_id(FrameIx(ix)));
-        self.ids.frames = frames.collect();
+        self.ids.frames = vec![OnceCell::new(); correlator.frames.len()];
         let entries = &correlator.entries;
         self.ids.entries = entries
             .iter()
