@@ -10,7 +10,7 @@ use smallvec::SmallVec;
 
 use crate::channel::{End, StreamIx};
 use crate::frame::value::Values;
-use crate::frame::{FRAME_MAX_BYTES, Frame, FrameFlags};
+use crate::frame::{CARRIERS_MAX, FRAME_MAX_BYTES, Frame, FrameFlags};
 use crate::json::{Document, Kind as JsonKind, Limits};
 use crate::process::ProcessIx;
 use crate::stream::Op;
@@ -26,9 +26,6 @@ const MCP_HINT_UTF16: &[u8] = b"j\0s\0o\0n\0r\0p\0c";
 
 /// How far into a line numbers and other scalars before an object or array are looked at.
 const SCALARS_MAX_BYTES: usize = 256;
-
-/// Processes remembered as carriers of one line.
-pub(super) const CARRIERS_MAX: usize = 16;
 
 /// Cuts one end of one stream into lines.
 #[derive(Debug)]

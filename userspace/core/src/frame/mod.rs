@@ -17,6 +17,9 @@ mod value;
 /// Longest frame kept, in bytes. Stops a writer that never ends its line from filling memory.
 pub const FRAME_MAX_BYTES: usize = 64 << 20;
 
+/// Processes remembered as carriers of one line.
+const CARRIERS_MAX: usize = 16;
+
 /// Index of a frame in the correlator's store.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct FrameIx(pub u32);

@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use crate::frame::{FRAME_MAX_BYTES, Frame, FrameFlags};
+use crate::frame::{CARRIERS_MAX, FRAME_MAX_BYTES, Frame, FrameFlags};
 
 /// Longest line that is held until the next one shows whether it was a whole value, bytes; longer ones are read at once. Stops ten
 /// thousand streams from each holding a long one.
@@ -103,7 +103,7 @@ impl Values {
         open.text.push(b'\n');
         open.text.extend_from_slice(&text[..taken]);
         for process in &line.by {
-            if !open.from.by.contains(process) && open.from.by.len() < super::line::CARRIERS_MAX {
+            if !open.from.by.contains(process) && open.from.by.len() < CARRIERS_MAX {
                 open.from.by.push(*process);
             }
         }

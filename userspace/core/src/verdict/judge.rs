@@ -1,11 +1,10 @@
 //! Judgement of calls, in the order of the rules: undecided, allowed, bypassed, altered, blocked, matched, unlogged.
 
 use crate::call::scene::ends;
-use crate::call::{Call, CallKind, Hops, Passage, Route, Way};
+use crate::call::{Call, CallKind, Hops, Route, Way};
 use crate::channel::{Channel, ChannelKind, Got};
 use crate::evidence::Placed;
 use crate::message::Form;
-use crate::proxylog::signature;
 use crate::role::{InstanceIx, Leg};
 use crate::time::BootNs;
 use crate::verdict::{Case, Judgement, Subject, Verdict, Via, proxied};
@@ -40,22 +39,22 @@ fn foreign(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Judg
     let Some(passage) = call.subject() else {
         return judgement;
     };
-    let Some(placed) = primary(case, passage) else {
+    let Some(placed) = case.placed(passage) else {
         return judgement;
     };
     if let Some(reason) = unsure_of(call, passage.message.form) {
         let lost = (reason == "gap").then(|| case.gaps.in_stream(placed.stream, case.end));
-        undecided(&mut judgement, reason, lost.flatten());
+        judgement.undecide(reason, lost.flatten());
     } else if let Some(gap) = case.gaps.in_stream(placed.stream, placed.until)
         && passage.route == Route::Foreign(instance)
         && placed.delivery.written.is_none()
     {
         // A write of the proxy that was not seen could be this one.
-        undecided(&mut judgement, "gap", Some(gap));
+        judgement.undecide("gap", Some(gap));
     } else if placed.delivery.read.is_none() {
-        undecided(&mut judgement, "not_read", None);
+        judgement.undecide("not_read", None);
     } else if !passage.proved && passage.message.form != Form::Cut {
-        undecided(&mut judgement, "order_ambiguous", None);
+        judgement.undecide("order_ambiguous", None);
     }
     if let (Some(writer), _) = ends(case.scene, placed)
         && let Some(got) = how_it_got_there(case, placed, writer)
@@ -70,7 +69,7 @@ fn foreign(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Judg
         .copied()
         .flatten()
         .and_then(|side| case.assignment.of_call[side]);
-    attach_entry(case, ix, statement.map(|pair| pair.with), &mut judgement);
+    case.attach_entry(ix, statement.map(|pair| pair.with), &mut judgement);
     judgement
 }
 
@@ -80,7 +79,7 @@ fn direct(case: Case<'_>, ix: usize, call: &Call) -> Judgement {
     let Some(passage) = call.subject() else {
         return judgement;
     };
-    let Some(placed) = primary(case, passage) else {
+    let Some(placed) = case.placed(passage) else {
         return judgement;
     };
     let (writer, reader) = ends(case.scene, placed);
@@ -100,8 +99,7 @@ fn direct(case: Case<'_>, ix: usize, call: &Call) -> Judgement {
     if passage.received.is_some() && placed.delivery.read.is_none() {
         judgement.confidence.push("reader_denies");
     } else if placed.delivery.read.is_none() {
-        undecided(
-            &mut judgement,
+        judgement.undecide(
             if reader.is_none() {
                 "peer_unmarked"
             } else {
@@ -112,14 +110,14 @@ fn direct(case: Case<'_>, ix: usize, call: &Call) -> Judgement {
         return judgement;
     }
     if !passage.proved && !matches!(passage.message.form, Form::Cut | Form::Lost) {
-        undecided(&mut judgement, "order_ambiguous", None);
+        judgement.undecide("order_ambiguous", None);
         return judgement;
     }
     // Whoever wrote it was not seen, because writing there was missed: it can have been the proxy.
     if placed.delivery.written.is_none()
         && let Some(gap) = case.gaps.at_writer(placed.stream, placed.until)
     {
-        undecided(&mut judgement, "gap", Some(gap));
+        judgement.undecide("gap", Some(gap));
         return judgement;
     }
     let method = passage.message.method.as_deref().unwrap_or("");
@@ -138,7 +136,7 @@ fn direct(case: Case<'_>, ix: usize, call: &Call) -> Judgement {
         judgement.verdict = Verdict::Allowed;
     } else if let Some(reason) = unsure_of(call, passage.message.form) {
         let lost = (reason == "gap").then(|| case.gaps.in_stream(placed.stream, case.end));
-        undecided(&mut judgement, reason, lost.flatten());
+        judgement.undecide(reason, lost.flatten());
     }
     judgement
 }
@@ -170,13 +168,13 @@ fn proxy_own(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Ju
         .at_proxy(instance, BootNs(0), call.until(), |leg| !leg.proxy_writes());
     if let Some(gap) = unseen {
         // What it read may not have been seen: then this is no invention.
-        undecided(&mut judgement, "gap", Some(gap));
+        judgement.undecide("gap", Some(gap));
     } else if !housekeeping && !case.scene.roles.instance(instance).from_birth {
         // It may have read the request before the capture began.
-        undecided(&mut judgement, "attached", None);
+        judgement.undecide("attached", None);
     } else if !housekeeping && !case.scene.roles.has_leg(incoming(call.way, instance)) {
         // It reads from something that is no channel: a file, a terminal, a network.
-        undecided(&mut judgement, "leg_unseen", None);
+        judgement.undecide("leg_unseen", None);
     } else if !housekeeping {
         judgement.verdict = Verdict::Altered;
         judgement.reason = Some("made_by_the_proxy");
@@ -192,43 +190,6 @@ fn incoming(way: Way, instance: InstanceIx) -> Leg {
         Way::ToServer => Leg::ClientToProxy(instance),
         Way::ToClient => Leg::ServerToProxy(instance),
     }
-}
-
-pub(super) fn undecided(judgement: &mut Judgement, reason: &'static str, gap: Option<usize>) {
-    judgement.verdict = Verdict::Undecided;
-    judgement.reason = Some(reason);
-    judgement.gap = gap;
-}
-
-/// Gives the statement of a paired call its place in the verdict.
-pub(super) fn attach_entry(
-    case: Case<'_>,
-    ix: usize,
-    statement: Option<usize>,
-    judgement: &mut Judgement,
-) {
-    let Some(statement) = statement.and_then(|at| case.statements.get(at)) else {
-        return;
-    };
-    judgement.third_view = Some(statement.third_view);
-    if let Some(entry) = statement.on_disk {
-        judgement.subject = Subject::CallAndEntry(ix, entry);
-        let key = case
-            .proxies
-            .get(statement.proxy)
-            .and_then(|policy| policy.key.as_ref());
-        judgement.signature = Some(signature::verify(
-            &case.entries[entry.0 as usize].entry,
-            key,
-            None,
-        ));
-    }
-}
-
-pub(super) fn primary<'a>(case: Case<'a>, passage: &Passage) -> Option<&'a Placed> {
-    passage
-        .primary()
-        .and_then(|sighting| case.scene.placed.get(sighting.placed.0 as usize))
 }
 
 fn via_of(case: Case<'_>, placed: &Placed) -> Via {

@@ -11,12 +11,13 @@ mod proxied;
 pub mod unpaired;
 
 use crate::call::scene::Scene;
-use crate::call::{Call, Hops};
+use crate::call::{Call, Hops, Passage};
+use crate::evidence::Placed;
 use crate::pairing::LogEntry;
 use crate::pairing::assign::Assignment;
 use crate::pairing::statement::{EntryIx, Statement, ThirdView};
 use crate::process::{FileId, ProcessIx, ProcessTable};
-use crate::proxylog::{Key, Redaction, SignatureState};
+use crate::proxylog::{Key, Redaction, SignatureState, signature};
 use crate::role::{Instance, InstanceIx, Roles};
 use crate::time::{BootNs, Clock};
 
@@ -215,6 +216,12 @@ impl Judgement {
         }
     }
 
+    fn undecide(&mut self, reason: &'static str, gap: Option<usize>) {
+        self.verdict = Verdict::Undecided;
+        self.reason = Some(reason);
+        self.gap = gap;
+    }
+
     /// The call, if the subject has one.
     pub fn call(&self) -> Option<usize> {
         match self.subject {
@@ -291,6 +298,27 @@ impl Case<'_> {
     fn policy_of(&self, instance: InstanceIx) -> Option<(usize, &ProxyPolicy)> {
         let proxy = self.scene.roles.instance(instance).proxy;
         Some((proxy, self.proxies.get(proxy)?))
+    }
+
+    /// The delivery whose bytes a passage's message is read from.
+    fn placed(&self, passage: &Passage) -> Option<&Placed> {
+        let sighting = passage.primary()?;
+        self.scene.placed.get(sighting.placed.0 as usize)
+    }
+
+    /// Gives the statement of a paired call its place in the verdict.
+    fn attach_entry(&self, ix: usize, statement: Option<usize>, judgement: &mut Judgement) {
+        let Some(statement) = statement.and_then(|at| self.statements.get(at)) else {
+            return;
+        };
+        judgement.third_view = Some(statement.third_view);
+        if let Some(entry) = statement.on_disk {
+            judgement.subject = Subject::CallAndEntry(ix, entry);
+            let policy = self.proxies.get(statement.proxy);
+            let key = policy.and_then(|policy| policy.key.as_ref());
+            let entry = &self.entries[entry.0 as usize].entry;
+            judgement.signature = Some(signature::verify(entry, key, None));
+        }
     }
 
     fn key_reach(&self, instance: InstanceIx) -> KeyReach {

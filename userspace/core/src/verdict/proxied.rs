@@ -9,7 +9,6 @@ use crate::proxylog::{Redaction, SignatureState, signature};
 use crate::role::{InstanceIx, Leg};
 use crate::time::BootNs;
 use crate::verdict::difference::{self, content_difference};
-use crate::verdict::judge::{attach_entry, primary, undecided};
 use crate::verdict::{Case, Judgement, Subject, Verdict, Via};
 
 /// An answer later than this is one that mcp-audit forgets to log, nanoseconds.
@@ -34,13 +33,13 @@ pub(super) fn proxied(case: Case<'_>, ix: usize, call: &Call, instance: Instance
     if let Some(doubt) = doubt_of(case, call, instance) {
         let mut judgement = base(Verdict::Undecided);
         doubt.apply(&mut judgement);
-        attach_entry(case, ix, pair.map(|pair| pair.with), &mut judgement);
+        case.attach_entry(ix, pair.map(|pair| pair.with), &mut judgement);
         return judgement;
     }
     if let Some(gap) = pair.and_then(|pair| unlike_by_loss(case, call, instance, pair.likeness)) {
         let mut judgement = base(Verdict::Undecided);
-        undecided(&mut judgement, "gap", Some(gap));
-        attach_entry(case, ix, pair.map(|pair| pair.with), &mut judgement);
+        judgement.undecide("gap", Some(gap));
+        case.attach_entry(ix, pair.map(|pair| pair.with), &mut judgement);
         return judgement;
     }
     if let Some(candidates) = side.and_then(|side| case.assignment.which.get(&side)) {
@@ -59,7 +58,7 @@ pub(super) fn proxied(case: Case<'_>, ix: usize, call: &Call, instance: Instance
     ) {
         let mut judgement = base(Verdict::Undecided);
         judgement.reason = Some("after_end");
-        attach_entry(case, ix, pair.map(|pair| pair.with), &mut judgement);
+        case.attach_entry(ix, pair.map(|pair| pair.with), &mut judgement);
         return judgement;
     }
     let Some(pair) = pair else {
@@ -102,7 +101,7 @@ pub(super) fn proxied(case: Case<'_>, ix: usize, call: &Call, instance: Instance
             .gaps
             .at_proxy(instance, call.at(), call.until(), |_| true)
     {
-        undecided(&mut judgement, "gap", Some(gap));
+        judgement.undecide("gap", Some(gap));
     }
     judgement
 }
@@ -156,7 +155,7 @@ fn compare_with_entry(
         .flatten()
         .find_map(|passage| passage.trouble.map(|trouble| (trouble, passage.way)));
     if let Some((Trouble::RunTogether, _)) = trouble {
-        undecided(judgement, Trouble::RunTogether.as_str(), None);
+        judgement.undecide(Trouble::RunTogether.as_str(), None);
         return;
     }
     if let Some((trouble, way)) = trouble {
@@ -206,7 +205,7 @@ fn compare_with_entry(
     if judgement.third_view == Some(ThirdView::Unknown)
         && let Some(gap) = third_view_gap(case, call, instance)
     {
-        undecided(judgement, "gap", Some(gap));
+        judgement.undecide("gap", Some(gap));
         return;
     }
     settle_by_legs(call, likeness, judgement);
@@ -215,7 +214,7 @@ fn compare_with_entry(
     };
     if judgement.verdict == Verdict::Matched {
         // The log rounds: the entry tells of this call and of others alike, and nothing proves which.
-        undecided(judgement, "lossy_log", None);
+        judgement.undecide("lossy_log", None);
         judgement.field = Some(field);
         judgement.pointer = pointer;
         judgement.side = Some("log");
@@ -338,7 +337,7 @@ fn doubt_of(case: Case<'_>, call: &Call, instance: InstanceIx) -> Option<Doubt> 
     let unread = passages
         .iter()
         .flatten()
-        .filter_map(|passage| primary(case, passage))
+        .filter_map(|passage| case.placed(passage))
         .find(|placed| {
             placed.source == Source::WriterEnd
                 && matches!(placed.leg, Leg::ClientToProxy(_) | Leg::ServerToProxy(_))
@@ -415,7 +414,7 @@ struct Doubt {
 
 impl Doubt {
     fn apply(&self, judgement: &mut Judgement) {
-        undecided(judgement, self.reason, self.gap);
+        judgement.undecide(self.reason, self.gap);
     }
 }
 
