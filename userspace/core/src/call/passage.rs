@@ -19,6 +19,7 @@ use crate::channel::ChannelKind;
 use crate::delivery::StreamFrames;
 use crate::evidence::{self, Author, Placed};
 use crate::frame::FrameFlags;
+use crate::frame::line::speaks_of_json_rpc;
 use crate::json::{self, Document, Limits};
 use crate::message::{self, Form, IdKey, Message, MessageKind, Messages};
 use crate::proxylog::{Comparison, Redaction, compare};
@@ -66,6 +67,8 @@ pub fn assemble(scene: Scene<'_>) -> Passages {
         if frame.flags.contains(FrameFlags::NOT_JSON) || is_file {
             if frame.flags.contains(FrameFlags::MCP_LIKE) && !is_file {
                 out.oddities.push(Oddity::McpLike(ix));
+            } else if placed.leg.is_to_server() && frame.begins_whole() {
+                out.oddities.push(Oddity::NotJsonRpc(ix));
             }
             continue;
         }
@@ -369,7 +372,7 @@ impl Passages {
 
     /// The JSON-RPC messages of a line; what else it holds becomes an oddity.
     fn messages(&mut self, scene: Scene<'_>, ix: PlacedIx) -> Vec<Message> {
-        self.read(ix, message::parse(bytes(scene, ix)))
+        self.read(scene, ix, message::parse(bytes(scene, ix)))
     }
 
     /// The JSON-RPC messages that a decoder of streams finds in a delivery, whatever stands beside them.
@@ -382,7 +385,7 @@ impl Passages {
             // Its lines are told of.
             return Vec::new();
         }
-        let mut messages = self.read(ix, parsed);
+        let mut messages = self.read(scene, ix, parsed);
         if spans {
             for message in &mut messages {
                 message.form = Form::Reframed;
@@ -391,7 +394,12 @@ impl Passages {
         messages
     }
 
-    fn read(&mut self, ix: PlacedIx, parsed: Result<Messages, json::Error>) -> Vec<Message> {
+    fn read(
+        &mut self,
+        scene: Scene<'_>,
+        ix: PlacedIx,
+        parsed: Result<Messages, json::Error>,
+    ) -> Vec<Message> {
         let Ok(Messages { mut messages, .. }) = parsed else {
             self.oddities.push(Oddity::Malformed(ix));
             return Vec::new();
@@ -399,7 +407,15 @@ impl Passages {
         let all = messages.len();
         messages.retain(|message| message.kind != MessageKind::NotJsonRpc);
         if messages.len() < all {
-            self.oddities.push(Oddity::NotJsonRpc(ix));
+            let leg = scene.placed[ix.0 as usize].leg;
+            // In an envelope, a batch of batches: a server can be made to take it out.
+            let hidden =
+                (leg == Leg::Direct || leg.is_to_server()) && speaks_of_json_rpc(bytes(scene, ix));
+            self.oddities.push(if hidden {
+                Oddity::McpLike(ix)
+            } else {
+                Oddity::NotJsonRpc(ix)
+            });
         }
         messages
     }

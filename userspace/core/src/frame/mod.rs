@@ -91,6 +91,13 @@ impl Frame {
         )
     }
 
+    /// Whether its first byte is where its line begins.
+    pub fn begins_whole(&self) -> bool {
+        !self
+            .flags
+            .intersects(FrameFlags::HEAD_MISSING | FrameFlags::FIRST_OF_ATTACHED)
+    }
+
     /// Whether two frames have the same bytes.
     pub fn is_same_text(&self, other: &Self) -> bool {
         self.hash == other.hash
