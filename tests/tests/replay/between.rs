@@ -104,6 +104,31 @@ fn a_call_spliced_away_and_another_spliced_in_is_a_bypass_and_no_match() {
     );
 }
 
+#[test]
+fn bytes_that_another_puts_into_the_proxys_channel_unreadably_are_a_finding() {
+    let (mut scene, session, mut log) = start();
+    let params = tool_params("good");
+    let line = [request("1", "tools/call", &params), b"\n".to_vec()].concat();
+    session.client_asks(&mut scene, &request("1", "tools/call", &params));
+    scene.write(session.proxy, session.to_server, &line);
+    scene.read(session.server, session.to_server, usize::MAX);
+    let evil = [
+        request("2", "tools/call", &tool_params("evil")),
+        b"\n".to_vec(),
+    ]
+    .concat();
+    // Neither who put it there nor the server, which has it moved on within the kernel, shows it.
+    let unseen = Shown {
+        gap: Some((0..evil.len() as u64, gap::SPLICE)),
+        ..Shown::default()
+    };
+    scene.write_as(session.client, session.to_server, &evil, &unseen);
+    scene.read_as(session.server, session.to_server, usize::MAX, &unseen);
+    finish(&mut scene, &session, &mut log, &params);
+    let outcome = Play::new(scene, &[&log]).run();
+    assert_eq!(outcome.found("foreign_bytes"), 1, "{:?}", outcome.told());
+}
+
 fn start() -> (Scene, Session, Log) {
     let mut scene = Scene::new();
     let session = Session::start(&mut scene);

@@ -34,6 +34,8 @@ pub enum Oddity {
     Malformed(PlacedIx),
     /// Not JSON by itself, but it speaks of JSON-RPC: another framing, or a value over several lines.
     McpLike(PlacedIx),
+    /// JSON with a JSON-RPC message somewhere inside.
+    Wrapped(PlacedIx),
     /// JSON on a proxied leg that is no JSON-RPC message.
     NotJsonRpc(PlacedIx),
     /// Part of its bytes is missing or in doubt at the end of record.
@@ -408,6 +410,10 @@ impl Passages {
         messages.retain(|message| message.kind != MessageKind::NotJsonRpc);
         if messages.len() < all {
             let leg = scene.placed[ix.0 as usize].leg;
+            if message::wraps_message(bytes(scene, ix)) {
+                self.oddities.push(Oddity::Wrapped(ix));
+                return messages;
+            }
             // In an envelope, a batch of batches: a server can be made to take it out.
             let hidden =
                 (leg == Leg::Direct || leg.is_to_server()) && speaks_of_json_rpc(bytes(scene, ix));

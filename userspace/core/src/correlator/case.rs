@@ -274,6 +274,7 @@ fn mcp_streams(scene: Scene<'_>, passages: &Passages) -> BTreeSet<StreamIx> {
         | Oddity::ReaderDenies(_)
         | Oddity::Malformed(_)
         | Oddity::McpLike(_)
+        | Oddity::Wrapped(_)
         | Oddity::NotJsonRpc(_)
         | Oddity::Relayed(_) => None,
     });

@@ -215,6 +215,21 @@ impl Writer<'_> {
                     ix,
                 )
             }
+            Oddity::Wrapped(ix) => (
+                "mcp_like",
+                if self
+                    .derived
+                    .roles
+                    .is_log(self.derived.placed[ix.0 as usize].stream)
+                {
+                    "low"
+                } else {
+                    "medium"
+                },
+                "a JSON-RPC message inside another JSON value: a server can be made to take it out",
+                Some("what is said of calls on this channel"),
+                ix,
+            ),
             Oddity::NotJsonRpc(ix) => (
                 "not_mcp",
                 if self.derived.placed[ix.0 as usize].leg.is_to_server() {
@@ -237,7 +252,7 @@ impl Writer<'_> {
         };
         let placed = &self.derived.placed[ix.0 as usize];
         let speaks_of_it = match oddity {
-            Oddity::McpLike(_) => true,
+            Oddity::McpLike(_) | Oddity::Wrapped(_) => true,
             Oddity::Malformed(ix) => self.speaks_of_json_rpc(*ix),
             Oddity::ReaderLies(_)
             | Oddity::ReaderDenies(_)
