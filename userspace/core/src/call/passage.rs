@@ -69,7 +69,8 @@ pub fn assemble(scene: Scene<'_>) -> Passages {
         if frame.flags.contains(FrameFlags::NOT_JSON) || is_file {
             if frame.flags.contains(FrameFlags::MCP_LIKE) && !is_file {
                 out.oddities.push(Oddity::McpLike(ix));
-            } else if placed.leg.is_to_server() && frame.begins_whole() {
+            } else if placed.leg.is_to_server() && frame.is_a_line() {
+                // A byte without a line end is a signal between threads, not a message.
                 out.oddities.push(Oddity::NotJsonRpc(ix));
             }
             continue;

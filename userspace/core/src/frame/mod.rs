@@ -91,11 +91,14 @@ impl Frame {
         )
     }
 
-    /// Whether its first byte is where its line begins.
-    pub fn begins_whole(&self) -> bool {
-        !self
-            .flags
-            .intersects(FrameFlags::HEAD_MISSING | FrameFlags::FIRST_OF_ATTACHED)
+    /// Whether it begins and ends where its line does.
+    pub fn is_a_line(&self) -> bool {
+        !self.flags.intersects(
+            FrameFlags::HEAD_MISSING
+                | FrameFlags::FIRST_OF_ATTACHED
+                | FrameFlags::INCOMPLETE
+                | FrameFlags::UNTERMINATED,
+        )
     }
 
     /// Whether two frames have the same bytes.
