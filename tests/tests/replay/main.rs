@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "tests panic on purpose")]
 
 mod between;
+mod ended;
 mod forgery;
 mod framing;
 mod honest;

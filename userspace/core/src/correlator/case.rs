@@ -15,6 +15,7 @@ use crate::pairing::statement::{self, Statement, ThirdView};
 use crate::proxylog::Redaction;
 use crate::role::{InstanceIx, Leg, Roles};
 use crate::verdict::doubt::Gaps;
+use crate::verdict::receivers::Receivers;
 use crate::verdict::{self, Case, Judgement, KeyReach, ProxyPolicy, judge, unpaired};
 
 /// Everything that is derived from the stores.
@@ -28,6 +29,7 @@ pub(super) struct Derived {
     pub(super) assignment: Assignment,
     pub(super) side_of_call: Vec<Option<usize>>,
     pub(super) gaps: Gaps,
+    receivers: Receivers,
     key_reach: Vec<KeyReach>,
     /// Streams that carry MCP.
     pub(super) mcp: BTreeSet<StreamIx>,
@@ -87,6 +89,7 @@ impl Derived {
             &roles,
             &correlator.open_tails(),
         );
+        let receivers = Receivers::new(scene, &correlator.processes, &passages);
         let key_reach = verdict::key_reach(&correlator.processes, &roles, policies);
         let mcp = mcp_streams(scene, &passages);
         Self {
@@ -98,6 +101,7 @@ impl Derived {
             assignment,
             side_of_call,
             gaps,
+            receivers,
             key_reach,
             mcp,
         }
@@ -123,6 +127,7 @@ impl Derived {
             assignment: &self.assignment,
             side_of_call: &self.side_of_call,
             gaps: &self.gaps,
+            receivers: &self.receivers,
             proxies: policies,
             key_reach: &self.key_reach,
             allow_direct: &correlator.settings.allow_direct,

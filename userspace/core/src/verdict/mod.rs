@@ -8,6 +8,7 @@ mod difference;
 pub mod doubt;
 pub mod judge;
 mod proxied;
+pub mod receivers;
 pub mod unpaired;
 
 use crate::call::scene::Scene;
@@ -280,6 +281,8 @@ pub struct Case<'a> {
     pub side_of_call: &'a [Option<usize>],
     /// All gaps.
     pub gaps: &'a doubt::Gaps,
+    /// Who reads behind the proxies.
+    pub receivers: &'a receivers::Receivers,
     /// Configured proxies.
     pub proxies: &'a [ProxyPolicy],
     /// Who could have read the keys, by proxy instance.

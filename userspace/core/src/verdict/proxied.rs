@@ -5,7 +5,7 @@ use crate::evidence::Source;
 use crate::pairing::assign::{EARLY_NS, LATE_NS, Likeness};
 use crate::pairing::content::WireContent;
 use crate::pairing::statement::{EntryIx, ThirdView};
-use crate::proxylog::{Redaction, SignatureState, signature};
+use crate::proxylog::{Entry, Redaction, SignatureState, own, signature};
 use crate::role::{InstanceIx, Leg};
 use crate::time::BootNs;
 use crate::verdict::difference::{self, content_difference};
@@ -209,6 +209,13 @@ fn compare_with_entry(
         return;
     }
     settle_by_legs(call, likeness, judgement);
+    if judgement.reason == Some("not_forwarded")
+        && let Some(reason) = undeliverable(case, call, instance, entry)
+    {
+        judgement.undecide(reason, None);
+        judgement.field = None;
+        judgement.side = None;
+    }
     let Some(difference::Finding::Lossy(field, pointer)) = difference else {
         return;
     };
@@ -272,6 +279,42 @@ fn settle_by_legs(call: &Call, likeness: Likeness, judgement: &mut Judgement) {
             }
         }
     }
+}
+
+/// Why nobody can be blamed for a message of a call that was not passed on: its receiver had ended, or the proxy itself says so.
+fn undeliverable(
+    case: Case<'_>,
+    call: &Call,
+    instance: InstanceIx,
+    entry: &Entry,
+) -> Option<&'static str> {
+    let missing = [call.request.as_deref(), call.response.as_deref()];
+    let mut missing = missing
+        .into_iter()
+        .flatten()
+        .filter(|passage| passage.hops == Hops::Missing);
+    let first = missing.clone().next()?;
+    // What the server answers it was given.
+    let answered = call
+        .response
+        .as_ref()
+        .is_some_and(|response| matches!(response.route, Route::Proxy(_) | Route::Foreign(_)));
+    if answered
+        && call
+            .request
+            .as_deref()
+            .is_some_and(|request| request.hops == Hops::Missing)
+    {
+        return None;
+    }
+    if missing.all(|passage| case.receivers.ended(passage)) {
+        return Some("receiver_ended");
+    }
+    let says_so = case.scene.roles.instance(instance).own
+        && call.response.is_none()
+        && case.receivers.is_last(first)
+        && own::says_unanswered(entry.error.as_deref());
+    says_so.then_some("not_delivered")
 }
 
 fn alter(

@@ -1,0 +1,163 @@
+//! Sessions whose server or client ends while messages are on their way: nobody did wrong.
+
+use countersign_tests::scene::session::{notification, request, tool_params};
+use countersign_tests::scene::{Answer, Entry, Log, Play, Scene, Session};
+
+use countersign_core::proxylog::Direction;
+
+use crate::expect;
+
+/// What a proxy logs of a request that nobody answered.
+const NO_ANSWER: Answer<'_> = Answer::Error(
+    r#"{"code":-32001,"message":"no response","data":{"countersign":"no_response","reason":"server ended"}}"#,
+);
+
+#[test]
+fn a_request_that_the_server_did_not_live_to_get_is_undecided() {
+    let (mut scene, session, mut log) = start();
+    session.tool(&mut scene, &mut log, "1", "a");
+    scene.exit(session.server);
+    let params = tool_params("b");
+    session.client_asks(&mut scene, &request("2", "tools/call", &params));
+    scene.wait_ms(20);
+    logs(&mut scene, &session, &mut log, "2", &params);
+    expect(
+        &Play::new(scene, &[&log]).run(),
+        &[
+            "matched tools/call a 1",
+            "undecided:receiver_ended tools/call b 2",
+        ],
+    );
+}
+
+#[test]
+fn a_notification_that_the_server_did_not_live_to_get_is_undecided() {
+    let (mut scene, session, mut log) = start();
+    session.tool(&mut scene, &mut log, "1", "a");
+    session.client_asks(&mut scene, &notification("notifications/progress", "{}"));
+    scene.exit(session.server);
+    let entry = Entry::of_notification(Direction::ClientToServer, "notifications/progress", "{}");
+    log.writes(&mut scene, session.proxy, &entry);
+    expect(
+        &Play::new(scene, &[&log]).run(),
+        &[
+            "matched tools/call a 1",
+            "undecided:receiver_ended notifications/progress",
+        ],
+    );
+}
+
+#[test]
+fn requests_that_a_dying_server_left_in_its_pipe_are_matched() {
+    let (mut scene, session, mut log) = start();
+    let params = tool_params("a");
+    let asked = request("1", "tools/call", &params);
+    session.client_asks(&mut scene, &asked);
+    scene.write(
+        session.proxy,
+        session.to_server,
+        &[&asked[..], b"\n"].concat(),
+    );
+    scene.exit(session.server);
+    logs(&mut scene, &session, &mut log, "1", &params);
+    expect(
+        &Play::new(scene, &[&log]).run(),
+        &["matched tools/call a 1"],
+    );
+}
+
+#[test]
+fn a_request_that_the_proxy_kept_back_from_a_living_server_is_altered() {
+    for exits_later in [false, true] {
+        let (mut scene, session, mut log) = start();
+        session.tool(&mut scene, &mut log, "1", "a");
+        let params = tool_params("b");
+        session.client_asks(&mut scene, &request("2", "tools/call", &params));
+        scene.wait_ms(5_000);
+        if exits_later {
+            scene.exit(session.server);
+        }
+        logs(&mut scene, &session, &mut log, "2", &params);
+        expect(
+            &Play::new(scene, &[&log]).run(),
+            &[
+                "altered:not_forwarded@delivery tools/call b 2",
+                "matched tools/call a 1",
+            ],
+        );
+    }
+}
+
+#[test]
+fn a_request_that_the_proxy_passed_over_is_altered_whenever_the_server_ends() {
+    let (mut scene, session, mut log) = start();
+    let (params, other) = (tool_params("a"), tool_params("b"));
+    session.client_asks(&mut scene, &request("1", "tools/call", &params));
+    session.to_server(&mut scene, &request("2", "tools/call", &other));
+    scene.exit(session.server);
+    logs(&mut scene, &session, &mut log, "1", &params);
+    logs(&mut scene, &session, &mut log, "2", &other);
+    expect(
+        &Play::new(scene, &[&log]).run(),
+        &[
+            "altered:not_forwarded@delivery tools/call a 1",
+            "matched tools/call b 2",
+        ],
+    );
+}
+
+#[test]
+fn a_request_that_was_kept_back_and_answered_by_the_server_is_altered() {
+    let (mut scene, session, mut log) = start();
+    session.tool(&mut scene, &mut log, "1", "a");
+    let params = tool_params("b");
+    session.client_asks(&mut scene, &request("2", "tools/call", &params));
+    session.to_client(&mut scene, &Answer::Result("{}").line("2"));
+    scene.exit(session.server);
+    let entry = Entry::of_call("2", "tools/call", &params, Answer::Result("{}"));
+    log.writes(&mut scene, session.proxy, &entry);
+    expect(
+        &Play::new(scene, &[&log]).run(),
+        &[
+            "altered:not_forwarded@delivery tools/call b 2",
+            "matched tools/call a 1",
+        ],
+    );
+}
+
+#[test]
+fn an_answer_that_the_client_did_not_live_to_get_is_undecided() {
+    for lives in [false, true] {
+        let (mut scene, session, mut log) = start();
+        session.tool(&mut scene, &mut log, "1", "a");
+        let params = tool_params("b");
+        session.to_server(&mut scene, &request("2", "tools/call", &params));
+        if !lives {
+            scene.exit(session.client);
+        }
+        session.server_says(&mut scene, &Answer::Result("{}").line("2"));
+        let entry = Entry::of_call("2", "tools/call", &params, Answer::Result("{}"));
+        log.writes(&mut scene, session.proxy, &entry);
+        let told = if lives {
+            "altered:not_forwarded@delivery tools/call b 2"
+        } else {
+            "undecided:receiver_ended tools/call b 2"
+        };
+        expect(
+            &Play::new(scene, &[&log]).run(),
+            &["matched tools/call a 1", told],
+        );
+    }
+}
+
+fn logs(scene: &mut Scene, session: &Session, log: &mut Log, id: &str, params: &str) {
+    let entry = Entry::of_call(id, "tools/call", params, NO_ANSWER);
+    log.writes(scene, session.proxy, &entry);
+}
+
+fn start() -> (Scene, Session, Log) {
+    let mut scene = Scene::new();
+    let session = Session::start(&mut scene);
+    let log = Log::new(&mut scene);
+    (scene, session, log)
+}
