@@ -175,7 +175,9 @@ fn privileges() -> Requirement {
 }
 
 fn missing_capabilities() -> Option<Vec<&'static str>> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    // The name in it need not be UTF-8.
+    let status = std::fs::read("/proc/self/status").ok()?;
+    let status = String::from_utf8_lossy(&status);
     let line = status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))?;
