@@ -1,7 +1,7 @@
 //! Sessions whose server or client ends while messages are on their way: nobody did wrong.
 
 use countersign_tests::scene::session::{notification, request, tool_params};
-use countersign_tests::scene::{Answer, Entry, Log, Play, Scene, Session};
+use countersign_tests::scene::{Answer, Entry, Log, Play, Scene, Session, Shown, program};
 
 use countersign_core::proxylog::Direction;
 
@@ -148,6 +148,147 @@ fn an_answer_that_the_client_did_not_live_to_get_is_undecided() {
             &["matched tools/call a 1", told],
         );
     }
+}
+
+#[test]
+fn a_request_that_neither_server_nor_proxy_lived_to_treat_is_undecided() {
+    for lives in [false, true] {
+        let (mut scene, session, mut log) = start();
+        session.tool(&mut scene, &mut log, "1", "a");
+        scene.exit(session.server);
+        let asked = request("2", "tools/call", &tool_params("b"));
+        session.client_asks(&mut scene, &asked);
+        scene.wait_ms(2_000);
+        if !lives {
+            scene.exit(session.proxy);
+        }
+        let told = if lives {
+            // The entry may still come.
+            "undecided:after_end tools/call b 2"
+        } else {
+            "undecided:receiver_ended tools/call b 2"
+        };
+        expect(
+            &Play::new(scene, &[&log]).run(),
+            &["matched tools/call a 1", told],
+        );
+    }
+}
+
+#[test]
+fn a_server_that_ends_within_a_line_denies_nothing() {
+    let (mut scene, session, mut log) = start();
+    session.tool(&mut scene, &mut log, "1", "a");
+    let params = tool_params("b");
+    let asked = request("2", "tools/call", &params);
+    session.client_asks(&mut scene, &asked);
+    scene.write(
+        session.proxy,
+        session.to_server,
+        &[&asked[..], b"\n"].concat(),
+    );
+    scene.read(session.server, session.to_server, 30);
+    scene.exit(session.server);
+    logs(&mut scene, &session, &mut log, "2", &params);
+    let outcome = Play::new(scene, &[&log]).run();
+    expect(
+        &outcome,
+        &["matched tools/call a 1", "matched tools/call b 2"],
+    );
+    assert_eq!(
+        outcome
+            .findings()
+            .filter(|found| found.kind != "key_in_reach")
+            .count(),
+        0
+    );
+}
+
+#[test]
+fn a_line_whose_write_has_not_returned_at_the_end_is_undecided() {
+    for cut in [false, true] {
+        let (mut scene, session, mut log) = start();
+        session.tool(&mut scene, &mut log, "1", "a");
+        let params = tool_params("b");
+        let asked = request("2", "tools/call", &params);
+        session.client_asks(&mut scene, &asked);
+        let line = [&asked[..], b"\n"].concat();
+        let taken = if cut { &line[..30] } else { &line[..] };
+        scene.report(
+            session.server,
+            session.to_server,
+            countersign_common::direction::READ,
+            taken,
+            &Shown::default(),
+        );
+        let outcome = Play::new(scene, &[&log]).run();
+        expect(
+            &outcome,
+            &[
+                "matched tools/call a 1",
+                "undecided:after_end tools/call b 2",
+            ],
+        );
+        assert_eq!(outcome.found("evidence_denied"), 0);
+        assert!(outcome.findings().all(|found| found.severity == "low"));
+    }
+}
+
+#[test]
+fn a_line_that_nobody_wrote_and_the_proxy_never_read_is_past_it() {
+    let (mut scene, session, mut log) = start();
+    session.tool(&mut scene, &mut log, "1", "a");
+    let evil = request("2", "tools/call", &tool_params("evil"));
+    scene.report(
+        session.server,
+        session.to_server,
+        countersign_common::direction::READ,
+        &[&evil[..], b"\n"].concat(),
+        &Shown::default(),
+    );
+    expect(
+        &Play::new(scene, &[&log]).run(),
+        &[
+            "bypassed/foreign_writer tools/call evil 2",
+            "matched tools/call a 1",
+        ],
+    );
+}
+
+#[test]
+fn a_line_that_its_sender_did_not_finish_is_no_message_and_no_offence() {
+    let (mut scene, session, mut log) = start();
+    session.tool(&mut scene, &mut log, "1", "a");
+    let asked = request("2", "tools/call", &tool_params("b"));
+    for (from, to, through) in [
+        (session.client, session.proxy, session.to_proxy),
+        (session.proxy, session.server, session.to_server),
+    ] {
+        scene.write(from, through, &asked[..50]);
+        scene.read(to, through, usize::MAX);
+    }
+    let outcome = Play::new(scene, &[&log]).run();
+    expect(&outcome, &["matched tools/call a 1"]);
+    assert_eq!(outcome.found("line_cut"), 1);
+    assert!(outcome.findings().all(|found| found.severity == "low"));
+}
+
+#[test]
+fn a_whole_message_without_its_line_end_is_a_message() {
+    let mut scene = Scene::new();
+    let agent = scene.root(program::AGENT);
+    let pipe = scene.pipe(agent);
+    let server = scene.spawn(agent, program::SERVER);
+    scene.write(
+        agent,
+        pipe,
+        &request("1", "tools/call", &tool_params("evil")),
+    );
+    scene.read(server, pipe, usize::MAX);
+    expect(
+        &Play::new(scene, &[]).run(),
+        &["bypassed/own_server tools/call evil 1"],
+    );
 }
 
 fn logs(scene: &mut Scene, session: &Session, log: &mut Log, id: &str, params: &str) {

@@ -191,6 +191,26 @@ impl StreamFrames {
             .fold(0, |sum, (_, moved)| sum.saturating_add(moved.bytes))
     }
 
+    /// Bytes that were written, by the return values of the operations.
+    pub fn bytes_written(&self) -> u64 {
+        self.writers
+            .iter()
+            .fold(0, |sum, (_, moved)| sum.saturating_add(moved.bytes))
+    }
+
+    /// The lines that were written at a position of the stream.
+    pub fn written_at<'a>(
+        &'a self,
+        position: u64,
+        frames: &'a [Frame],
+    ) -> impl Iterator<Item = &'a Frame> + 'a {
+        let of = |ix: &FrameIx| frames.get(ix.0 as usize);
+        self.written
+            .iter()
+            .filter_map(of)
+            .filter(move |frame| frame.position == position)
+    }
+
     /// Whether what was written between two moments can have been cut by another's write.
     pub fn contended(&self, from: BootNs, to: BootNs) -> bool {
         self.contention.at(from, to)

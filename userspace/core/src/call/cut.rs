@@ -5,8 +5,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::passage::{Passages, direct_route, taken};
+use super::passage::{Passages, direct_route};
 use super::scene::Scene;
+use super::tail::taken;
 use super::{Hops, PlacedIx, Route, Sighting, Way};
 use crate::channel::{End, StreamIx};
 use crate::evidence::{self, Author, Placed};

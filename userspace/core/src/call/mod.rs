@@ -9,6 +9,7 @@ mod on_lines;
 pub mod passage;
 mod relay;
 pub mod scene;
+pub mod tail;
 mod trouble;
 
 use std::sync::Arc;
@@ -119,6 +120,8 @@ pub enum Trouble {
     TakenByAnother,
     /// Others wrote into the channel, and what the server read there is not what the proxy wrote.
     RunTogether,
+    /// Its receiver has it, and the proxy's write had not returned when the capture ended.
+    OnItsWay,
 }
 
 impl Trouble {
@@ -129,6 +132,7 @@ impl Trouble {
             Self::ForeignAuthor => "foreign_author",
             Self::TakenByAnother => "taken_by_another",
             Self::RunTogether => "run_together",
+            Self::OnItsWay => "after_end",
         }
     }
 }

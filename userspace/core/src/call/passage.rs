@@ -13,10 +13,10 @@ use crate::call::cut;
 use crate::call::on_lines::OnLines;
 use crate::call::relay;
 use crate::call::scene::{Scene, bytes, ends, frame};
+use crate::call::tail;
 use crate::call::trouble;
 use crate::call::{Hops, Passage, PlacedIx, Route, Sighting, Way};
 use crate::channel::ChannelKind;
-use crate::delivery::StreamFrames;
 use crate::evidence::{self, Author, Placed};
 use crate::frame::FrameFlags;
 use crate::frame::line::speaks_of_json_rpc;
@@ -32,6 +32,8 @@ pub enum Oddity {
     ReaderLies(PlacedIx),
     /// It begins like JSON and is none, even for a lenient reader.
     Malformed(PlacedIx),
+    /// It begins like JSON and the stream ended before it did.
+    LineCut(PlacedIx),
     /// Not JSON by itself, but it speaks of JSON-RPC: another framing, or a value over several lines.
     McpLike(PlacedIx),
     /// JSON with a JSON-RPC message somewhere inside.
@@ -151,6 +153,7 @@ impl Passages {
             Author::Proxy if spans => self.not_lines(scene, ix),
             Author::Proxy => joint.written.push(ix),
             Author::Other => joint.foreign.push(ix),
+            Author::Unseen if tail::is_of_proxys_line(scene, placed, instance) => {}
             Author::Unseen => {
                 let created = scene.channels.channel(placed.stream.channel).created;
                 let possible = scene.streams.get(&placed.stream).is_none_or(|stream| {
@@ -196,6 +199,21 @@ impl Passages {
                 None => self.explode(scene, *written, &mut loose_written),
             }
         }
+        for read in reads {
+            let hash = frame(scene, *read).hash;
+            waiting.entry(hash).or_default().push(*read);
+        }
+        // A line that the proxy read, did not pass on as far as was seen, and that its receiver has.
+        let mut foreign = joint.foreign;
+        foreign.retain(
+            |ix| match tail::on_its_way(scene, *ix, instance, &mut waiting) {
+                Some(read) => {
+                    partner.insert(read, *ix);
+                    false
+                }
+                None => true,
+            },
+        );
         let mut loose_read = Vec::new();
         for read in &joint.read {
             let Some(written) = partner.get(read) else {
@@ -222,7 +240,7 @@ impl Passages {
             }
         }
         self.join_loose(scene, instance, way, loose_read, loose_written);
-        for ix in joint.foreign {
+        for ix in foreign {
             for message in self.messages_of_stream(scene, ix) {
                 let received = Sighting {
                     placed: ix,
@@ -261,7 +279,7 @@ impl Passages {
         for loose in written {
             waiting.entry(key(&loose)).or_default().push_back(loose);
         }
-        let watched = goes_on_watched(scene, instance, way);
+        let watched = tail::goes_on_watched(scene, instance, way);
         for loose in read {
             let read_at = scene.placed[loose.sighting.placed.0 as usize].at;
             // What was written before is no copy of what was read after.
@@ -305,7 +323,7 @@ impl Passages {
     fn direct(&mut self, scene: Scene<'_>, ix: PlacedIx, on_lines: &OnLines) {
         let placed = &scene.placed[ix.0 as usize];
         let (route, way) = direct_route(scene, placed);
-        let denied = placed.delivery.read.is_none() && taken(scene, placed);
+        let denied = placed.delivery.read.is_none() && tail::taken(scene, placed);
         if denied {
             self.oddities.push(Oddity::ReaderDenies(ix));
         }
@@ -404,7 +422,12 @@ impl Passages {
         parsed: Result<Messages, json::Error>,
     ) -> Vec<Message> {
         let Ok(Messages { mut messages, .. }) = parsed else {
-            self.oddities.push(Oddity::Malformed(ix));
+            let cut = frame(scene, ix).flags.contains(FrameFlags::UNTERMINATED);
+            self.oddities.push(if cut {
+                Oddity::LineCut(ix)
+            } else {
+                Oddity::Malformed(ix)
+            });
             return Vec::new();
         };
         let all = messages.len();
@@ -461,35 +484,6 @@ pub(super) fn direct_route(scene: Scene<'_>, placed: &Placed) -> (Route, Way) {
     } else {
         (Route::Direct(reader, writer), Way::ToClient)
     }
-}
-
-/// Whether what a proxy passes on this way can be seen: it used such a leg, or holds the channels for it.
-fn goes_on_watched(scene: Scene<'_>, instance: InstanceIx, way: Way) -> bool {
-    let proxy = scene.roles.instance(instance).process;
-    match way {
-        // Nothing forwarded leaves a leg without a stream; but who made pipes for its server would have used them.
-        Way::ToServer => {
-            scene.roles.has_leg(Leg::ProxyToServer(instance))
-                || scene.roles.has_leg(Leg::ServerToProxy(instance))
-                || scene
-                    .channels
-                    .iter()
-                    .any(|(_, channel)| channel.creator() == Some(proxy))
-        }
-        Way::ToClient => scene.roles.has_leg(Leg::ProxyToClient(instance)),
-    }
-}
-
-/// Whether the processes at the reading end have taken this line out of the channel by the count of their bytes, whatever their
-/// memory shows.
-pub(super) fn taken(scene: Scene<'_>, placed: &Placed) -> bool {
-    let frame = &scene.frames[placed.record.0 as usize];
-    let counted = scene.channels.channel(placed.stream.channel).created;
-    let read = scene
-        .streams
-        .get(&placed.stream)
-        .map_or(0, StreamFrames::bytes_read);
-    counted && read >= frame.position.saturating_add(frame.len)
 }
 
 /// Whether two messages of one kind, id and method have the same content, by value.

@@ -6,7 +6,7 @@
 use super::scene::Scene;
 use super::{Sighting, Trouble};
 use crate::channel::End;
-use crate::evidence::Placed;
+use crate::evidence::{Author, Placed};
 use crate::frame::FrameIx;
 use crate::message::{self, MessageKind};
 use crate::process::ProcessIx;
@@ -35,6 +35,9 @@ pub(super) fn of(
     let received = received?;
     if was_taken(scene, received) {
         return Some(Trouble::TakenByAnother);
+    }
+    if received.author == Author::Unseen && received.leg.proxy_writes() {
+        return Some(Trouble::OnItsWay);
     }
     was_run_together(scene, received).then_some(Trouble::RunTogether)
 }

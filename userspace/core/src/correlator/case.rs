@@ -278,6 +278,7 @@ fn mcp_streams(scene: Scene<'_>, passages: &Passages) -> BTreeSet<StreamIx> {
         Oddity::ReaderLies(_)
         | Oddity::ReaderDenies(_)
         | Oddity::Malformed(_)
+        | Oddity::LineCut(_)
         | Oddity::McpLike(_)
         | Oddity::Wrapped(_)
         | Oddity::NotJsonRpc(_)

@@ -1,6 +1,7 @@
 //! Judgement of calls, in the order of the rules: undecided, allowed, bypassed, altered, blocked, matched, unlogged.
 
 use crate::call::scene::ends;
+use crate::call::tail;
 use crate::call::{Call, CallKind, Hops, Route, Way};
 use crate::channel::{Channel, ChannelKind, Got};
 use crate::evidence::Placed;
@@ -53,6 +54,17 @@ fn foreign(case: Case<'_>, ix: usize, call: &Call, instance: InstanceIx) -> Judg
         judgement.undecide("gap", Some(gap));
     } else if placed.delivery.read.is_none() {
         judgement.undecide("not_read", None);
+    } else if !case.ended_in_order
+        && placed.delivery.written.is_none()
+        && case.scene.roles.instance(instance).to.is_none()
+        && tail::lies_behind(
+            case.scene,
+            placed,
+            &case.scene.frames[placed.record.0 as usize],
+        )
+    {
+        // A write of the proxy is in the rest of the recording, if anywhere.
+        judgement.undecide("after_end", None);
     } else if !passage.proved && passage.message.form != Form::Cut {
         judgement.undecide("order_ambiguous", None);
     }

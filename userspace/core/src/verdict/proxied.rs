@@ -1,6 +1,8 @@
 //! Judgement of calls that a proxy passed: undecided, altered, blocked, matched or unlogged.
 
-use crate::call::{Call, CallKind, Hops, Route, Trouble, Way};
+use std::sync::Arc;
+
+use crate::call::{Call, CallKind, Hops, Passage, Route, Trouble, Way};
 use crate::evidence::Source;
 use crate::pairing::assign::{EARLY_NS, LATE_NS, Likeness};
 use crate::pairing::content::WireContent;
@@ -59,6 +61,15 @@ pub(super) fn proxied(case: Case<'_>, ix: usize, call: &Call, instance: Instance
         let mut judgement = base(Verdict::Undecided);
         judgement.reason = Some("after_end");
         case.attach_entry(ix, pair.map(|pair| pair.with), &mut judgement);
+        return judgement;
+    }
+    if pair.is_none()
+        && case.scene.roles.instance(instance).to.is_some()
+        && case.receivers.excuse(call)
+    {
+        // The proxy, too, ended before it came to that.
+        let mut judgement = base(Verdict::Undecided);
+        judgement.reason = Some("receiver_ended");
         return judgement;
     }
     let Some(pair) = pair else {
@@ -209,12 +220,17 @@ fn compare_with_entry(
         return;
     }
     settle_by_legs(call, likeness, judgement);
-    if judgement.reason == Some("not_forwarded")
-        && let Some(reason) = undeliverable(case, call, instance, entry)
-    {
-        judgement.undecide(reason, None);
-        judgement.field = None;
-        judgement.side = None;
+    if judgement.reason == Some("not_forwarded") {
+        let reason = if case.receivers.excuse(call) {
+            Some("receiver_ended")
+        } else {
+            given_up(case, call, instance, entry).then_some("not_delivered")
+        };
+        if let Some(reason) = reason {
+            judgement.undecide(reason, None);
+            judgement.field = None;
+            judgement.side = None;
+        }
     }
     let Some(difference::Finding::Lossy(field, pointer)) = difference else {
         return;
@@ -281,40 +297,13 @@ fn settle_by_legs(call: &Call, likeness: Likeness, judgement: &mut Judgement) {
     }
 }
 
-/// Why nobody can be blamed for a message of a call that was not passed on: its receiver had ended, or the proxy itself says so.
-fn undeliverable(
-    case: Case<'_>,
-    call: &Call,
-    instance: InstanceIx,
-    entry: &Entry,
-) -> Option<&'static str> {
-    let missing = [call.request.as_deref(), call.response.as_deref()];
-    let mut missing = missing
-        .into_iter()
-        .flatten()
-        .filter(|passage| passage.hops == Hops::Missing);
-    let first = missing.clone().next()?;
-    // What the server answers it was given.
-    let answered = call
-        .response
-        .as_ref()
-        .is_some_and(|response| matches!(response.route, Route::Proxy(_) | Route::Foreign(_)));
-    if answered
-        && call
-            .request
-            .as_deref()
-            .is_some_and(|request| request.hops == Hops::Missing)
-    {
-        return None;
-    }
-    if missing.all(|passage| case.receivers.ended(passage)) {
-        return Some("receiver_ended");
-    }
-    let says_so = case.scene.roles.instance(instance).own
+/// Whether Countersign's own proxy says of a request that it did not pass on that it came to nothing.
+fn given_up(case: Case<'_>, call: &Call, instance: InstanceIx, entry: &Entry) -> bool {
+    let request = call.request.as_deref();
+    case.scene.roles.instance(instance).own
         && call.response.is_none()
-        && case.receivers.is_last(first)
-        && own::says_unanswered(entry.error.as_deref());
-    says_so.then_some("not_delivered")
+        && request.is_some_and(|request| case.receivers.is_last(request))
+        && own::says_unanswered(entry.error.as_deref())
 }
 
 fn alter(
@@ -364,16 +353,37 @@ fn unlogged(
     judgement
 }
 
-/// The first doubt about a proxied call.
 /// Says of a leg whether it is meant.
 type Legs = fn(Leg) -> bool;
 
+/// The first doubt about a proxied call.
 fn doubt_of(case: Case<'_>, call: &Call, instance: InstanceIx) -> Option<Doubt> {
     let passages = [call.request.as_ref(), call.response.as_ref()];
     if passages.iter().flatten().any(|passage| !passage.proved) {
         return Some(Doubt {
             reason: "order_ambiguous",
             gap: None,
+        });
+    }
+    let on_its_way = |passage: &&Arc<Passage>| passage.trouble == Some(Trouble::OnItsWay);
+    let made = call
+        .response
+        .as_ref()
+        .is_some_and(|response| matches!(response.route, Route::ProxyOwn(_)));
+    // Not of what the proxy says it refused.
+    if !made
+        && passages
+            .into_iter()
+            .flatten()
+            .any(|passage| on_its_way(&passage))
+    {
+        let from = call.at();
+        let lost = case
+            .gaps
+            .at_proxy(instance, from, case.end, Leg::proxy_writes);
+        return Some(Doubt {
+            reason: lost.map_or(Trouble::OnItsWay.as_str(), |_| "gap"),
+            gap: lost,
         });
     }
     // Written to the proxy, but not seen to be read by it.
@@ -458,8 +468,11 @@ fn third_view_gap(case: Case<'_>, call: &Call, instance: InstanceIx) -> Option<u
     let proxy = case.scene.roles.instance(instance).proxy;
     let from = BootNs(call.at().0.saturating_sub(EARLY_NS.unsigned_abs()));
     let to = BootNs(call.until().0.saturating_add(LATE_NS.unsigned_abs()));
-    let instances = case.scene.roles.instances();
-    let mut own = instances.filter(|(_, instance)| instance.proxy == proxy);
+    let mut own = case
+        .scene
+        .roles
+        .instances()
+        .filter(|(_, instance)| instance.proxy == proxy);
     own.find_map(|(writer, _)| case.gaps.in_files_of(writer, from, to))
 }
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use crate::call::passage::Passages;
 use crate::call::scene::Scene;
-use crate::call::{Hops, Passage, PlacedIx, Route, Sighting, Way};
+use crate::call::{Call, Hops, Passage, PlacedIx, Route, Sighting, Way};
 use crate::process::{ProcessIx, ProcessTable};
 use crate::role::{InstanceIx, Leg};
 use crate::time::BootNs;
@@ -107,8 +107,22 @@ impl Receivers {
             .is_none_or(|last| last < place(sent))
     }
 
+    /// Whether what was not passed on of a call had nobody left to be passed on to.
+    pub fn excuse(&self, call: &Call) -> bool {
+        let of_call = [call.request.as_deref(), call.response.as_deref()];
+        let missing = |passage: &&Passage| passage.hops == Hops::Missing;
+        let of_server = |response: &Passage| !matches!(response.route, Route::ProxyOwn(_));
+        // What the server answers it was given.
+        if of_call[0].is_some_and(|request| missing(&request)) && of_call[1].is_some_and(of_server)
+        {
+            return false;
+        }
+        let mut lost = of_call.into_iter().flatten().filter(missing).peekable();
+        lost.peek().is_some() && lost.all(|passage| self.ended(passage))
+    }
+
     /// Whether a message that was read and not passed on had nobody left to be passed on to.
-    pub fn ended(&self, passage: &Passage) -> bool {
+    fn ended(&self, passage: &Passage) -> bool {
         let Route::Proxy(instance) = passage.route else {
             return false;
         };

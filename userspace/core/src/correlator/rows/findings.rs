@@ -199,6 +199,18 @@ impl Writer<'_> {
                 Some("what is said of calls on this channel"),
                 ix,
             ),
+            Oddity::LineCut(ix) => (
+                "line_cut",
+                // Whoever is spoken to past a proxy may take it for whole.
+                if self.cut_for_a_server(*ix, answering) {
+                    "medium"
+                } else {
+                    "low"
+                },
+                "a stream ended within a line, which is no whole message",
+                None,
+                ix,
+            ),
             Oddity::McpLike(ix) => {
                 // Programs print what they got and what they find in files; whoever answers is spoken to.
                 let placed = &self.derived.placed[ix.0 as usize];
@@ -253,7 +265,7 @@ impl Writer<'_> {
         let placed = &self.derived.placed[ix.0 as usize];
         let speaks_of_it = match oddity {
             Oddity::McpLike(_) | Oddity::Wrapped(_) => true,
-            Oddity::Malformed(ix) => self.speaks_of_json_rpc(*ix),
+            Oddity::Malformed(ix) | Oddity::LineCut(ix) => self.speaks_of_json_rpc(*ix),
             Oddity::ReaderLies(_)
             | Oddity::ReaderDenies(_)
             | Oddity::NotJsonRpc(_)
@@ -277,6 +289,16 @@ impl Writer<'_> {
                 .gaps
                 .own_doing(placed.stream, frame.first_enter, frame.last_exit)
                 .is_some()
+    }
+
+    fn cut_for_a_server(&self, ix: PlacedIx, answering: &BTreeSet<ProcessIx>) -> bool {
+        let placed = &self.derived.placed[ix.0 as usize];
+        placed.leg == Leg::Direct
+            && !self.derived.roles.is_log(placed.stream)
+            && self.speaks_of_json_rpc(ix)
+            && ends(self.case.scene, placed)
+                .1
+                .is_none_or(|reader| answering.contains(&reader))
     }
 
     fn speaks_of_json_rpc(&self, ix: PlacedIx) -> bool {
