@@ -79,7 +79,7 @@ fn follow(
     recording: &mut Recording,
 ) -> Result<(), Failure> {
     let mut look_at = Instant::now() + LOOK_EVERY;
-    while signals.next().is_none() && recording.tick() {
+    while signals.next_stopping().is_none() && recording.tick() {
         if Instant::now() >= look_at {
             look_at = Instant::now() + LOOK_EVERY;
             if found.has_groups() {

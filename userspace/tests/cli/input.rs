@@ -56,6 +56,23 @@ fn a_log_or_executable_whose_name_is_not_utf8_is_refused_in_one_sentence() {
 }
 
 #[test]
+fn the_program_itself_may_have_any_name() {
+    let Some(place) = Place::that_can_record() else {
+        return;
+    };
+    let program = place.0.path().join(odd("countersign"));
+    std::fs::copy(binary(), &program).unwrap();
+    let outcome = Command::new(&program)
+        .args(["run", "-o", "out", "--user", "nobody", "--linger", "0s"])
+        .args(["--proxy-log", "log", "--", "true"])
+        .current_dir(place.path("."))
+        .output()
+        .into_outcome();
+    let said = text(&outcome.0.stderr);
+    assert!(said.contains("the agent exited with code 0"), "{said}");
+}
+
+#[test]
 fn other_names_need_not_be_utf8() {
     let Some(place) = Place::that_can_record() else {
         return;
