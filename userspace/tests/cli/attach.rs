@@ -169,5 +169,6 @@ fn a_recording_of_processes_ends_with_the_last_of_them() {
     agent.kill().unwrap();
     agent.wait().unwrap();
     recorder.until("all recorded processes have ended");
+    recorder.until("/out --key-file KEY -o ANOTHER_DIRECTORY`");
     assert_eq!(recorder.child.wait().unwrap().code(), Some(0));
 }

@@ -28,6 +28,31 @@ fn usage_errors_never_look_like_findings() {
 }
 
 #[test]
+fn a_number_below_zero_is_a_wrong_value_and_not_a_flag() {
+    for (flag, value, words) in [
+        ("--max-disk", "-5", "\"-5\" is no size: write it like"),
+        ("--max-disk", "-5GiB", "\"-5GiB\" is no size: write it like"),
+        ("--linger", "-5s", "\"-5s\" is no duration: write it like"),
+        ("--key-fd", "-1", "-1 is not in 3.."),
+    ] {
+        let outcome = Place::new().run(&["--proxy-log", "log", flag, value]);
+        outcome.fails(64, words);
+        assert!(!text(&outcome.0.stderr).contains("as a value"));
+    }
+    let record = Ok(countersign(&["record", "-o", "out", "--pid", "-5"])).into_outcome();
+    record.fails(64, "invalid value '-5' for '--pid <PID>'");
+}
+
+#[test]
+fn what_the_codes_of_record_say_is_in_its_help() {
+    let help = text(&countersign(&["record", "--help"]).stdout);
+    assert!(
+        help.contains("2    something could not be recorded"),
+        "{help}"
+    );
+}
+
+#[test]
 fn a_run_without_a_proxy_says_which_flag_is_missing() {
     Place::new().run(&[]).fails(64, "--proxy-log");
 }
