@@ -186,7 +186,7 @@ fn linger(time: Duration, signals: &Signals, recording: &mut Recording) -> Vec<u
     let until = Instant::now() + time;
     loop {
         let going = recording.tick();
-        if Instant::now() >= until || signals.next().is_some() || !going {
+        if Instant::now() >= until || signals.next_stopping().is_some() || !going {
             break;
         }
         std::thread::sleep(TICK);

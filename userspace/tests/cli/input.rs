@@ -28,6 +28,31 @@ fn usage_errors_never_look_like_findings() {
 }
 
 #[test]
+fn a_number_below_zero_is_a_wrong_value_and_not_a_flag() {
+    for (flag, value, words) in [
+        ("--max-disk", "-5", "\"-5\" is no size: write it like"),
+        ("--max-disk", "-5GiB", "\"-5GiB\" is no size: write it like"),
+        ("--linger", "-5s", "\"-5s\" is no duration: write it like"),
+        ("--key-fd", "-1", "-1 is not in 3.."),
+    ] {
+        let outcome = Place::new().run(&["--proxy-log", "log", flag, value]);
+        outcome.fails(64, words);
+        assert!(!text(&outcome.0.stderr).contains("as a value"));
+    }
+    let record = Ok(countersign(&["record", "-o", "out", "--pid", "-5"])).into_outcome();
+    record.fails(64, "invalid value '-5' for '--pid <PID>'");
+}
+
+#[test]
+fn what_the_codes_of_record_say_is_in_its_help() {
+    let help = text(&countersign(&["record", "--help"]).stdout);
+    assert!(
+        help.contains("2    something could not be recorded"),
+        "{help}"
+    );
+}
+
+#[test]
 fn a_run_without_a_proxy_says_which_flag_is_missing() {
     Place::new().run(&[]).fails(64, "--proxy-log");
 }
@@ -53,6 +78,23 @@ fn a_log_or_executable_whose_name_is_not_utf8_is_refused_in_one_sentence() {
         assert_eq!(text(&outcome.0.stderr).lines().count(), 1);
         assert!(!place.path("out").exists());
     }
+}
+
+#[test]
+fn the_program_itself_may_have_any_name() {
+    let Some(place) = Place::that_can_record() else {
+        return;
+    };
+    let program = place.0.path().join(odd("countersign"));
+    std::fs::copy(binary(), &program).unwrap();
+    let outcome = Command::new(&program)
+        .args(["run", "-o", "out", "--user", "nobody", "--linger", "0s"])
+        .args(["--proxy-log", "log", "--", "true"])
+        .current_dir(place.path("."))
+        .output()
+        .into_outcome();
+    let said = text(&outcome.0.stderr);
+    assert!(said.contains("the agent exited with code 0"), "{said}");
 }
 
 #[test]
