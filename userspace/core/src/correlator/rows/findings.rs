@@ -263,7 +263,15 @@ impl Writer<'_> {
             Oddity::Incomplete(_) | Oddity::Relayed(_) => return None,
         };
         let placed = &self.derived.placed[ix.0 as usize];
-        let speaks_of_it = match oddity {
+        if !self.derived.mcp.contains(&placed.stream) && !self.speaks_for_itself(oddity) {
+            return None;
+        }
+        Some(self.at_delivery(*ix, kind, severity, message, weakens))
+    }
+
+    /// Whether it is worth telling on a stream that nothing else shows to carry MCP.
+    fn speaks_for_itself(&self, oddity: &Oddity) -> bool {
+        match oddity {
             Oddity::McpLike(_) | Oddity::Wrapped(_) => true,
             Oddity::Malformed(ix) | Oddity::LineCut(ix) => self.speaks_of_json_rpc(*ix),
             Oddity::ReaderLies(_)
@@ -271,11 +279,7 @@ impl Writer<'_> {
             | Oddity::NotJsonRpc(_)
             | Oddity::Incomplete(_)
             | Oddity::Relayed(_) => false,
-        };
-        if !self.derived.mcp.contains(&placed.stream) && !speaks_of_it {
-            return None;
         }
-        Some(self.at_delivery(*ix, kind, severity, message, weakens))
     }
 
     /// What is missing of a direct message at its reader is missing by the reader's own doing.
