@@ -14,7 +14,7 @@ use std::process::ExitCode;
 pub enum Code {
     /// Everything was seen and every call matched (or was expected).
     Clean = 0,
-    /// At least one finding. Goes before [`Code::CouldNotSee`].
+    /// At least one bad verdict, or finding of severity `medium` or above. Goes before [`Code::CouldNotSee`].
     Findings = 1,
     /// No finding, but something could not be seen or decided: loss, damage, an undecided verdict.
     CouldNotSee = 2,
@@ -63,7 +63,8 @@ impl From<Code> for ExitCode {
 pub const HELP: &str = "\
 Exit codes:
   0    clean: everything was seen and nothing is wrong
-  1    findings (goes before 2)
+  1    findings: a verdict bypassed, forged, altered, replayed or unlogged, or a finding of severity medium
+       or above, those of low and info do not count (1 goes before 2)
   2    could not see: loss, damage or an undecided verdict
   64   wrong command line
   65   input is damaged or not what it claims to be
@@ -77,6 +78,13 @@ Exit codes:
   126  the agent, or the server of `proxy`, could not be executed
   127  the agent, or the server of `proxy`, was not found
 The agent's own exit code is printed, never returned.";
+
+/// What the codes of `record` say, for its `--help`: it judges nothing.
+pub const RECORD_HELP: &str = "\
+Exit codes:
+  0    everything that is watched was recorded
+  2    something could not be recorded; the spool says what
+Neither says anything of the calls: `countersign pair DIR` does. Codes from 64 on are those of `countersign --help`.";
 
 /// An error together with the exit code that it ends the command with.
 #[derive(Debug)]

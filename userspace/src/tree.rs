@@ -162,7 +162,8 @@ impl Tree {
         }
     }
 
-    /// Tagged processes that live.
+    /// Tagged processes that live. One that has ended and that nobody asked how, as a container's first process often does not,
+    /// lives no more.
     ///
     /// # Errors
     /// When `/proc` cannot be listed.
@@ -171,7 +172,7 @@ impl Tree {
         Ok(all
             .into_iter()
             .map(|(_, pid)| pid)
-            .filter(|pid| self.is_member(*pid))
+            .filter(|pid| self.is_member(*pid) && !scan::is_zombie(*pid))
             .collect())
     }
 

@@ -33,11 +33,17 @@ pub struct ProxyExe {
     /// Index of the configured proxy; `None`: this program itself.
     pub proxy: Option<usize>,
     /// Where it lies.
+    #[serde(serialize_with = "in_utf8")]
     pub path: PathBuf,
     /// Kernel device number of its file system.
     pub dev: u32,
     /// Its inode.
     pub inode: u64,
+}
+
+/// Only for people to read: the file is known by its device and inode.
+fn in_utf8<S: serde::Serializer>(path: &Path, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(&path.to_string_lossy())
 }
 
 impl ProxyExe {
@@ -169,7 +175,9 @@ fn privileges() -> Requirement {
 }
 
 fn missing_capabilities() -> Option<Vec<&'static str>> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    // The name in it need not be UTF-8.
+    let status = std::fs::read("/proc/self/status").ok()?;
+    let status = String::from_utf8_lossy(&status);
     let line = status
         .lines()
         .find_map(|line| line.strip_prefix("CapEff:"))?;

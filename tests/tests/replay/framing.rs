@@ -361,6 +361,71 @@ impl Own {
     }
 }
 
+#[test]
+fn what_neither_end_of_a_private_stream_shows_weakens_and_what_one_shows_does_not() {
+    let text = [
+        request("1", "tools/call", &tool_params("evil")),
+        b"\n".to_vec(),
+    ]
+    .concat();
+    for (by_writer, by_reader) in [(true, true), (true, false), (false, true)] {
+        let (mut scene, own) = own_server();
+        let hidden = |hides: bool| Shown {
+            gap: hides.then_some((0..text.len() as u64, gap::SPLICE)),
+            ..Shown::default()
+        };
+        scene.write_as(own.agent, own.to_server, &text, &hidden(by_writer));
+        scene.read_as(own.server, own.to_server, ALL, &hidden(by_reader));
+        let outcome = Play::new(scene, &[]).run();
+        let mut gaps = outcome
+            .coverage()
+            .filter(|row| row.reason == Some("splice"));
+        assert_eq!(
+            gaps.any(|row| row.weakens),
+            by_writer && by_reader,
+            "{by_writer} {by_reader}"
+        );
+    }
+}
+
+#[test]
+fn a_message_in_disguise_is_a_finding() {
+    let plain = String::from_utf8(request("1", "tools/call", &tool_params("evil"))).unwrap();
+    let utf32: Vec<u8> = plain
+        .chars()
+        .flat_map(|char| u32::from(char).to_be_bytes())
+        .collect();
+    let quoted = serde_json::to_string(&plain).unwrap();
+    let wrapped = format!(r#"{{"type":"message","payload":{plain}}}"#);
+    for (text, to_own_server) in [
+        (utf32, false),
+        (quoted.into_bytes(), false),
+        (wrapped.clone().into_bytes(), false),
+        (format!("[[{plain}]]").into_bytes(), true),
+        (wrapped.into_bytes(), true),
+        (plain.replace('"', "'").into_bytes(), true),
+    ] {
+        let text = [text, b"\n".to_vec()].concat();
+        let outcome = if to_own_server {
+            let (mut scene, own) = own_server();
+            scene.write(own.agent, own.to_server, &text);
+            scene.read(own.server, own.to_server, ALL);
+            Play::new(scene, &[]).run()
+        } else {
+            let (mut scene, session, log) = start();
+            scene.write(session.client, session.to_proxy, &text);
+            scene.read(session.proxy, session.to_proxy, ALL);
+            Play::new(scene, &[&log]).run()
+        };
+        assert!(
+            outcome.findings().any(|row| row.severity == "medium"),
+            "{} {:?}",
+            String::from_utf8_lossy(&text),
+            outcome.told()
+        );
+    }
+}
+
 fn own_server() -> (Scene, Own) {
     let mut scene = Scene::new();
     let agent = scene.root(program::AGENT);

@@ -68,6 +68,9 @@ pub struct Placed {
     pub author: Author,
     /// Every byte is there, in proved order: by the record alone, or because both ends show the same bytes.
     pub proved: bool,
+    /// It was written and never read, though later bytes of its stream were and nothing is missing at the reader: it cannot have
+    /// been in the channel, whatever its writer was told.
+    pub overtaken: bool,
     /// When its first byte moved at the record's end.
     pub at: BootNs,
     /// When its last byte moved there.
@@ -83,17 +86,35 @@ pub fn place(
     let mut placed: Vec<Placed> = streams
         .iter()
         .flat_map(|(stream, of_stream)| {
+            let read_to = read_to(of_stream, frames);
             roles.legs(*stream).flat_map(move |leg| {
                 of_stream.deliveries(frames).filter_map(move |delivery| {
                     let contended =
                         |frame: &Frame| of_stream.contended(frame.first_enter, frame.last_exit);
-                    place_one(*stream, leg, delivery, frames, roles, &contended)
+                    let mut placed = place_one(*stream, leg, delivery, frames, roles, &contended)?;
+                    let record = frames.get(placed.record.0 as usize)?;
+                    placed.overtaken = delivery.read.is_none()
+                        && record.is_whole()
+                        && read_to.is_some_and(|read_to| record.position < read_to);
+                    Some(placed)
                 })
             })
         })
         .collect();
     placed.sort_by_key(|placed| (placed.at, placed.stream, placed.record));
     placed
+}
+
+/// Where the last line lies, by the writers' count, that was read from a stream at whose readers' end nothing is missing.
+fn read_to(of_stream: &StreamFrames, frames: &[Frame]) -> Option<u64> {
+    if of_stream.gaps.iter().any(|(end, _)| *end == End::Reader) {
+        return None;
+    }
+    let read = of_stream
+        .deliveries(frames)
+        .filter(|delivery| delivery.read.is_some());
+    let written = read.filter_map(|delivery| frames.get(delivery.written?.0 as usize));
+    written.map(|frame| frame.position).max()
 }
 
 /// Whether bytes that no watched process wrote can have entered a stream that a proxy writes.
@@ -210,6 +231,7 @@ fn place_one(
         proved: (record_frame.is_whole()
             && !(record_frame.end == End::Writer && contended(record_frame)))
             || (complete && tied),
+        overtaken: false,
         at: match record_frame.end {
             End::Writer => record_frame.first_enter,
             End::Reader => record_frame.first_exit,

@@ -7,11 +7,15 @@
 //! `id: null` is an id: MCP forbids it and JSON-RPC discourages it, but servers execute such a request and answer it, and proxies
 //! log both as one call.
 
+mod envelope;
+
 use std::borrow::Cow;
 use std::ops::Range;
 
 use crate::json::{self, Document, Kind as JsonKind, Leniency, Limits, Value};
 use crate::proxylog::canonical::{self, Redaction};
+
+pub use envelope::wraps_message;
 
 /// Longest id, method or tool name kept, in bytes. Stops an agent from filling memory with names.
 pub const NAME_MAX_BYTES: usize = 64 * 1024;

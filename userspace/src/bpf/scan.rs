@@ -194,6 +194,25 @@ pub fn parents() -> io::Result<Vec<(u32, u32)>> {
     Ok(parents)
 }
 
+/// Whether a process has ended and only waits for its parent to ask how: it does nothing any more. A first thread that has ended
+/// before the others looks the same but for their number.
+pub fn is_zombie(pid: u32) -> bool {
+    let stat = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    says_zombie(&stat)
+}
+
+/// Fields 3 and 20 of `proc_pid_stat(5)`.
+fn says_zombie(stat: &[u8]) -> bool {
+    let after_name = stat
+        .iter()
+        .rposition(|byte| *byte == b')')
+        .and_then(|end| std::str::from_utf8(&stat[end + 1..]).ok());
+    let mut fields = after_name.unwrap_or_default().split_ascii_whitespace();
+    let state = fields.next();
+    let threads = fields.nth(16).and_then(|threads| threads.parse().ok());
+    matches!(state, Some("Z" | "X")) && threads.unwrap_or(2_u32) <= 1
+}
+
 /// Channel descriptors of a process, and whether that is all of them.
 fn descriptors(root: &Path) -> (Vec<HeldFd>, bool) {
     let mut fds = Vec::new();
@@ -283,6 +302,38 @@ mod tests {
         assert_eq!(parse_stat(stat), Some((42, 12345)));
         assert_eq!(parse_stat(b"7 (a"), None);
         assert_eq!(parse_stat(b"7 (a) R 1"), None);
+    }
+
+    #[test]
+    fn a_zombie_has_no_thread_left() {
+        let stat = |state, threads| {
+            let stat =
+                format!("7 (Z) {state} 42 1 1 0 -1 4 1 0 0 0 0 0 0 0 20 0 {threads} 0 12345 1");
+            says_zombie(stat.as_bytes())
+        };
+        assert!(stat("Z", 1) && stat("X", 0));
+        // Its first thread has ended, another runs.
+        assert!(!stat("Z", 2));
+        assert!(!stat("S", 1));
+        assert!(!says_zombie(b"7 (Z) Z") && !says_zombie(b""));
+    }
+
+    #[test]
+    fn a_child_is_a_zombie_from_its_end_until_it_is_waited_for() {
+        let mut child = std::process::Command::new("cat")
+            .stdin(std::process::Stdio::piped())
+            .spawn()
+            .unwrap();
+        let pid = child.id();
+        assert!(!is_zombie(pid));
+        drop(child.stdin.take());
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(20);
+        while !is_zombie(pid) {
+            assert!(std::time::Instant::now() < deadline);
+            std::thread::sleep(std::time::Duration::from_millis(2));
+        }
+        child.wait().unwrap();
+        assert!(!is_zombie(pid));
     }
 
     #[test]

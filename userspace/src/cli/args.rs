@@ -27,6 +27,7 @@ pub enum Command {
     /// Start an agent, record it from its first instruction, pair with the proxy's log, write the evidence.
     Run(RunArgs),
     /// Record processes that run already, until interrupted.
+    #[command(after_help = crate::exit::RECORD_HELP)]
     Record(RecordArgs),
     /// Pair a spool with the proxy's log, or with the copy that was kept of it, offline and without privileges.
     Pair(PairArgs),
@@ -66,7 +67,7 @@ pub struct ProxyFlags {
     #[arg(long, value_name = "FILE", group = "key")]
     pub key_file: Option<PathBuf>,
     /// Inherited descriptor with the signing key.
-    #[arg(long, value_name = "N", group = "key", value_parser = clap::value_parser!(RawFd).range(3..))]
+    #[arg(long, value_name = "N", group = "key", value_parser = clap::value_parser!(RawFd).range(3..), allow_negative_numbers = true)]
     pub key_fd: Option<RawFd>,
     /// The proxy's executable; `countersign proxy` is known without it.
     #[arg(long, value_name = "FILE")]
@@ -95,7 +96,7 @@ pub struct EvidenceFlags {
 pub struct SpoolFlags {
     /// Most disk space for raw records, such as 10GiB. Pairing comes after recording, so nothing can make room
     /// meanwhile: from there on payload is dropped, who did what is kept, and the calls concerned are undecided.
-    #[arg(long, value_name = "SIZE", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", value_parser = parse_bytes, allow_hyphen_values = true)]
     pub max_disk: Option<u64>,
     /// Keep the raw records after pairing; they hold full payloads.
     #[arg(long)]
@@ -115,7 +116,7 @@ pub struct RunArgs {
     /// The spool.
     pub spool: SpoolFlags,
     /// Time to go on recording after the agent has ended [default: 2s].
-    #[arg(long, value_name = "TIME", value_parser = parse_duration)]
+    #[arg(long, value_name = "TIME", value_parser = parse_duration, allow_hyphen_values = true)]
     pub linger: Option<Duration>,
     /// User that the agent runs as [default: the one behind sudo].
     #[arg(long, value_name = "USER")]
@@ -154,7 +155,7 @@ pub struct RecordArgs {
 pub struct Targets {
     /// A process with its descendants and what they start from now on; repeatable. A child whose parent ended before
     /// is no descendant any more: name a control group where that matters.
-    #[arg(long, value_name = "PID")]
+    #[arg(long, value_name = "PID", allow_negative_numbers = true)]
     pub pid: Vec<u32>,
     /// A control group of version 2 (path below its file system) with those below it; who joins later is recorded from
     /// then on, and named; repeatable.

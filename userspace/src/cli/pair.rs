@@ -14,7 +14,7 @@ use crate::key::KeyBytes;
 use crate::outdir::{Dir, OutDir};
 use crate::recording::SPOOL;
 use crate::source::keptlog;
-use crate::source::proxylog::{Follower, LogError};
+use crate::source::proxylog::{Follower, LogError, LogEvent};
 use crate::spool::SpoolReader;
 
 pub(super) fn pair(args: PairArgs) -> Result<Code, Failure> {
@@ -38,11 +38,11 @@ pub(super) fn pair(args: PairArgs) -> Result<Code, Failure> {
     let fed = evidence::feed_spool(&mut spool, &mut *correlator)?;
     tell_damage(fed);
     let all_seen = if from_spool {
-        feed_kept(&dir, &mut *correlator)?
+        feed_recorded(&dir, &config, false, &mut *correlator)?
     } else {
-        check_kept(&dir, &mut *correlator)?;
+        let all_seen = check_kept(&dir, &mut *correlator)?;
         feed_files(logs, &mut *correlator)?;
-        true
+        all_seen
     };
     let outcome = correlator.finish().or_exit(Code::Io)?;
     Ok(Code::of_evidence(
@@ -119,14 +119,15 @@ fn no_proxy(why: &str) -> Failure {
     )
 }
 
-/// Pairs what was just recorded into the same output directory.
-pub(super) fn pair_recording(setup: Setup<'_>) -> Result<Outcome, Failure> {
+/// Pairs what was just recorded into the same output directory. `cut`: the copies of the logs are known to lack something.
+pub(super) fn pair_recording(setup: Setup<'_>, cut: bool) -> Result<Outcome, Failure> {
+    let config = setup.config;
     let dir = setup.out.dir().open_dir(SPOOL.as_ref()).or_exit(Code::Io)?;
     let mut spool = SpoolReader::open(dir.try_clone().or_exit(Code::Io)?).or_exit(Code::Data)?;
     let mut correlator = evidence::correlator(setup)?;
     let fed = evidence::feed_spool(&mut spool, &mut *correlator)?;
     tell_damage(fed);
-    let all_seen = feed_kept(&dir, &mut *correlator)?;
+    let all_seen = feed_recorded(&dir, config, cut, &mut *correlator)?;
     let outcome = correlator.finish().or_exit(Code::Io)?;
     Ok(Outcome {
         could_not_see: outcome.could_not_see || fed.damaged > 0 || !all_seen,
@@ -192,7 +193,7 @@ fn open_offline_logs(config: &Config) -> Result<Vec<Follower>, Failure> {
 fn feed_files(logs: Vec<Follower>, correlator: &mut dyn Correlator) -> Result<(), Failure> {
     for (index, mut log) in logs.into_iter().enumerate() {
         let mut result = Ok(());
-        let mut sink = |event: crate::source::proxylog::LogEvent<'_>| {
+        let mut sink = |event: LogEvent<'_>| {
             if result.is_ok() {
                 result = correlator.log(index, event);
             }
@@ -204,8 +205,40 @@ fn feed_files(logs: Vec<Follower>, correlator: &mut dyn Correlator) -> Result<()
     Ok(())
 }
 
-/// Feeds the copies that were kept with the spool; whether they were kept to the end. A copy that is damaged or cut is not used: what
-/// is wrong with it would be held against the proxy.
+/// Feeds the logs of a recording from the copies that were kept of them, or from where they lay if a full disk cut the copies;
+/// whether all was kept.
+fn feed_recorded(
+    dir: &Dir,
+    config: &Config,
+    cut: bool,
+    correlator: &mut dyn Correlator,
+) -> Result<bool, Failure> {
+    if !cut && !keptlog::was_cut(dir).or_exit(Code::Io)? {
+        return feed_kept(dir, correlator);
+    }
+    tell(
+        "could not see: the copies of the proxy's logs could not be kept to their end, so the logs themselves are read: what \
+         was changed in them since it was recorded is not noticed",
+    );
+    let logs = open_offline_logs(config)?;
+    keptlog::replay(dir, &mut |proxy, event| match event {
+        // The logs have these themselves.
+        LogEvent::Opened { .. } | LogEvent::Bytes { .. } | LogEvent::Missing => Ok(()),
+        LogEvent::Truncated { .. }
+        | LogEvent::Rewritten { .. }
+        | LogEvent::Rotated { .. }
+        | LogEvent::Removed { .. }
+        | LogEvent::Refused { .. }
+        | LogEvent::Unreadable { .. }
+        | LogEvent::TooMany => correlator.log(proxy, event).map_err(std::io::Error::other),
+    })
+    .or_exit(Code::Io)?;
+    feed_files(logs, correlator)?;
+    Ok(false)
+}
+
+/// Feeds the copies that were kept with the spool; whether they were kept to the end. A copy that is damaged is not used: what is
+/// wrong with it would be held against the proxy.
 fn feed_kept(dir: &Dir, correlator: &mut dyn Correlator) -> Result<bool, Failure> {
     let replayed = keptlog::replay(dir, &mut |proxy, event| {
         correlator.log(proxy, event).map_err(std::io::Error::other)
@@ -217,7 +250,7 @@ fn feed_kept(dir: &Dir, correlator: &mut dyn Correlator) -> Result<bool, Failure
             "the spool has no copy of a log: add --proxy-log FILE",
         ));
     }
-    if let Some(trouble) = replayed.trouble.or(replayed.cut) {
+    if let Some(trouble) = replayed.trouble {
         return Err(Failure::new(
             Code::Data,
             format!(
@@ -234,8 +267,9 @@ fn feed_kept(dir: &Dir, correlator: &mut dyn Correlator) -> Result<bool, Failure
     Ok(replayed.sealed)
 }
 
-/// Says in the evidence when the copies in the spool, which are not used, are damaged: nothing else would.
-fn check_kept(dir: &Dir, correlator: &mut dyn Correlator) -> Result<(), Failure> {
+/// Says in the evidence when the copies in the spool, which are not used, are damaged: nothing else would. Whether they were kept
+/// to the end: a log that is named instead cannot be held against them then.
+fn check_kept(dir: &Dir, correlator: &mut dyn Correlator) -> Result<bool, Failure> {
     let replayed = keptlog::replay(dir, &mut |_, _| Ok(())).or_exit(Code::Io)?;
     if let Some(trouble) = replayed.trouble {
         let detail =
@@ -243,7 +277,12 @@ fn check_kept(dir: &Dir, correlator: &mut dyn Correlator) -> Result<(), Failure>
         tell(&detail);
         correlator.kept_log_damaged(detail);
     }
-    Ok(())
+    if let Some(cut) = &replayed.cut {
+        tell(&format!(
+            "could not see: of the copies of the proxy's logs, {cut}, so what was changed in the logs since is not noticed"
+        ));
+    }
+    Ok(replayed.cut.is_none())
 }
 
 fn tell_damage(fed: Fed) {

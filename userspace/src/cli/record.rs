@@ -2,6 +2,7 @@
 //!
 //! Owns finding the processes that the operator names. Pairing is left to `countersign pair`.
 
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use serde_json::json;
@@ -69,7 +70,21 @@ pub(super) fn record(args: RecordArgs) -> Result<Code, Failure> {
         out.path().display()
     ));
     followed?;
+    tell(&how_to_pair(&config, out.path()));
     Ok(Code::of_evidence(false, recorded.incomplete()))
+}
+
+/// The way on. Without a proxy in the recording there is no copy of a log in it.
+fn how_to_pair(config: &Config, out: &Path) -> String {
+    let log = if config.proxies.is_empty() {
+        " --proxy-log LOG"
+    } else {
+        ""
+    };
+    format!(
+        "nothing is judged yet: run `countersign pair {}{log} --key-file KEY -o ANOTHER_DIRECTORY`",
+        out.display()
+    )
 }
 
 /// Goes on until a signal comes, the capture fails, or nobody is left who could act or join.
@@ -79,7 +94,7 @@ fn follow(
     recording: &mut Recording,
 ) -> Result<(), Failure> {
     let mut look_at = Instant::now() + LOOK_EVERY;
-    while signals.next().is_none() && recording.tick() {
+    while signals.next_stopping().is_none() && recording.tick() {
         if Instant::now() >= look_at {
             look_at = Instant::now() + LOOK_EVERY;
             if found.has_groups() {

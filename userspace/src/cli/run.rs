@@ -84,16 +84,16 @@ pub(super) fn run(args: RunArgs) -> Result<Code, Failure> {
     // Pairing may take long and can be repeated: from here on Ctrl-C ends this program.
     signals.release();
 
-    let outcome = pair_recording(Setup {
+    let setup = Setup {
         config: &config,
         keys,
         out: &out,
         json: evidence.json,
-    })
-    .inspect_err(|_| {
+    };
+    let outcome = pair_recording(setup, recorded.log_bytes_lost > 0).inspect_err(|_| {
         let dir = out.path().display();
         tell(&format!(
-            "nothing that was recorded is lost: it is kept in {dir}; put right what the error says, then run \
+            "what was recorded is kept in {dir}; put right what the error says, then run \
              `countersign pair {dir} -o ANOTHER_DIRECTORY` with the same key"
         ));
     })?;
@@ -186,7 +186,7 @@ fn linger(time: Duration, signals: &Signals, recording: &mut Recording) -> Vec<u
     let until = Instant::now() + time;
     loop {
         let going = recording.tick();
-        if Instant::now() >= until || signals.next().is_some() || !going {
+        if Instant::now() >= until || signals.next_stopping().is_some() || !going {
             break;
         }
         std::thread::sleep(TICK);

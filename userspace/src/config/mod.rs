@@ -172,6 +172,9 @@ pub enum ConfigError {
         "{0} describes the proxy of --proxy-log: add --proxy-log, or move it to the configuration file"
     )]
     FlagWithoutLog(&'static str),
+    /// A path that neither the spool's JSON nor the tables can hold.
+    #[error("{}: the evidence names it, and only in UTF-8: rename it", .0.display())]
+    NotUtf8(PathBuf),
     /// Two blocks with the same name or log.
     #[error("two proxies have the {what} {value}: each needs its own")]
     Duplicate {
@@ -217,6 +220,10 @@ impl Config {
             return Err(ConfigError::FlagWithoutLog("--redact-key"));
         }
         refuse_duplicates(&proxies)?;
+        for proxy in &proxies {
+            refuse_non_utf8(&proxy.log)?;
+            proxy.exe.as_deref().map_or(Ok(()), refuse_non_utf8)?;
+        }
         let capture = file.capture;
         Ok(Self {
             proxies,
@@ -246,6 +253,13 @@ impl Config {
         names.sort();
         names.dedup();
         names
+    }
+}
+
+fn refuse_non_utf8(path: &Path) -> Result<(), ConfigError> {
+    match path.to_str() {
+        Some(_) => Ok(()),
+        None => Err(ConfigError::NotUtf8(path.to_owned())),
     }
 }
 

@@ -8,7 +8,24 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd};
 
 /// What the operator or the system may send to stop a capture.
-pub(super) const STOPPING: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+const STOPPING: [i32; 4] = [libc::SIGINT, libc::SIGTERM, libc::SIGHUP, libc::SIGQUIT];
+
+/// What somebody may send to the agent by way of this program. Without a handler each would end the program and leave the agent
+/// running unseen.
+const FOR_THE_AGENT: [i32; 2] = [libc::SIGUSR1, libc::SIGUSR2];
+
+/// Signals that would end this program as well and mean nothing to it: timers that were set before it was executed, limits
+/// (a write beyond the largest allowed file fails all the same), power and input. Those for real-time programs belong to them.
+const IGNORED: [i32; 8] = [
+    libc::SIGALRM,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGIO,
+    libc::SIGPWR,
+    libc::SIGSTKFLT,
+    libc::SIGXCPU,
+    libc::SIGXFSZ,
+];
 
 /// Signals of this process, delivered through a descriptor.
 #[derive(Debug)]
@@ -18,7 +35,8 @@ pub struct Signals {
 }
 
 impl Signals {
-    /// Blocks the stopping signals in this thread and opens the descriptor. They stay blocked until [`Signals::release`].
+    /// Blocks all signals that would end this program, but for those of its own defects and the one that cannot be blocked, in this
+    /// thread and opens the descriptor. Those that stop it stay blocked until [`Signals::release`], the others for good.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -28,7 +46,7 @@ impl Signals {
         // SAFETY: the sets are initialised by `sigemptyset` and `pthread_sigmask` before they are read.
         unsafe {
             libc::sigemptyset(set.as_mut_ptr());
-            for signal in STOPPING {
+            for signal in STOPPING.into_iter().chain(harmless()) {
                 libc::sigaddset(set.as_mut_ptr(), signal);
             }
             let error = libc::pthread_sigmask(libc::SIG_BLOCK, set.as_ptr(), original.as_mut_ptr());
@@ -46,26 +64,36 @@ impl Signals {
         }
     }
 
-    /// The next signal that has arrived, if any.
+    /// The next signal that has arrived and means something to this program or to the agent, if any.
     pub fn next(&self) -> Option<i32> {
-        let mut info = [0_u8; size_of::<libc::signalfd_siginfo>()];
-        let length = rustix::io::read(&self.fd, &mut info).ok()?;
-        // `ssi_signo` is the first member.
-        let (number, _) = info[..length].split_first_chunk::<4>()?;
-        i32::try_from(u32::from_ne_bytes(*number)).ok()
+        loop {
+            let mut info = [0_u8; size_of::<libc::signalfd_siginfo>()];
+            let length = rustix::io::read(&self.fd, &mut info).ok()?;
+            // `ssi_signo` is the first member.
+            let (number, _) = info[..length].split_first_chunk::<4>()?;
+            let number = i32::try_from(u32::from_ne_bytes(*number)).ok()?;
+            if is_stopping(number) || FOR_THE_AGENT.contains(&number) {
+                return Some(number);
+            }
+        }
     }
 
-    /// Gives the signals of this thread their effect again, so that they can end what is left to do; those that have come until
-    /// now are forgotten.
+    /// The next signal that has arrived and is to stop the capture, if any; others are forgotten.
+    pub fn next_stopping(&self) -> Option<i32> {
+        std::iter::from_fn(|| self.next()).find(|signal| is_stopping(*signal))
+    }
+
+    /// Gives the signals that stop this program their effect again, so that they can end what is left to do; those that have come
+    /// until now are forgotten.
     pub fn release(self) {
         while self.next().is_some() {}
-        // SAFETY: a mask that the kernel gave; no old one is asked for.
+        let mut mask = self.original;
+        // SAFETY: a mask that the kernel gave, with some more signals; no old one is asked for.
         unsafe {
-            libc::pthread_sigmask(
-                libc::SIG_SETMASK,
-                &raw const self.original,
-                std::ptr::null_mut(),
-            );
+            for signal in harmless() {
+                libc::sigaddset(&raw mut mask, signal);
+            }
+            libc::pthread_sigmask(libc::SIG_SETMASK, &raw const mask, std::ptr::null_mut());
         }
     }
 
@@ -73,6 +101,19 @@ impl Signals {
     pub(super) fn original_mask(&self) -> libc::sigset_t {
         self.original
     }
+}
+
+/// Whether the operator or the system wants the capture to end.
+pub(super) fn is_stopping(signal: i32) -> bool {
+    STOPPING.contains(&signal)
+}
+
+/// Signals that must not end this program.
+fn harmless() -> impl Iterator<Item = i32> {
+    FOR_THE_AGENT
+        .into_iter()
+        .chain(IGNORED)
+        .chain(libc::SIGRTMIN()..=libc::SIGRTMAX())
 }
 
 impl AsFd for Signals {

@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, WaitOptions, kill_process_group, waitpid};
 
 use super::Signals;
 use super::command::Child;
+use super::signals::is_stopping;
 use super::terminal::Terminal;
 
 /// How many stopping signals are passed on before the agent's group is killed outright. Stops an agent
@@ -43,6 +44,7 @@ pub struct Agent {
     child: Child,
     terminal: Option<Terminal>,
     end: Option<End>,
+    /// Those that were to stop it.
     signals_passed: u32,
 }
 
@@ -67,7 +69,7 @@ impl Agent {
     }
 
     /// Waits for the agent's end or a signal, at most for `timeout`. A signal is passed on to the agent's process
-    /// group; from the third on the group is killed.
+    /// group; after three that were to stop it the group is killed.
     ///
     /// # Errors
     /// When the system cannot wait, which is a defect here.
@@ -120,7 +122,9 @@ impl Agent {
     }
 
     fn pass_on(&mut self, signal: i32) {
-        self.signals_passed += 1;
+        if is_stopping(signal) {
+            self.signals_passed += 1;
+        }
         let signal = if self.signals_passed > PATIENCE {
             Some(Signal::KILL)
         } else {

@@ -7,7 +7,7 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read, Write};
+use std::io::{self, Seek, Write};
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
@@ -15,13 +15,14 @@ use serde::{Deserialize, Serialize};
 use super::proxylog::{FileFacts, FileId, LogEvent};
 use crate::outdir::Dir;
 
+mod reading;
+
+pub use reading::{Replayed, replay, was_cut};
+
 /// Name of the directory, beside the segments.
 pub const KEPT_LOGS: &str = "logs";
 
 const EVENTS: &str = "events.jsonl";
-
-/// Longest line of `events.jsonl` in bytes. Stops a damaged file from taking all memory.
-const LINE_MAX_BYTES: u64 = 64 * 1024;
 
 /// Disk space taken for `events.jsonl` at the start, so that a disk that fills up later cannot keep the seal from being written.
 const EVENTS_RESERVED_BYTES: u64 = 64 * 1024;
@@ -32,13 +33,15 @@ pub struct KeptLogWriter {
     dir: Dir,
     events: File,
     events_crc: crc32fast::Hasher,
+    events_lost: u64,
     copies: BTreeMap<(usize, u64), Copy>,
     lost_bytes: u64,
 }
 
 #[derive(Debug)]
 struct Copy {
-    file: File,
+    /// `None`: it could not even be made.
+    file: Option<File>,
     written: u64,
     crc: crc32fast::Hasher,
     /// Once something is missing, nothing may follow: offsets in the copy are offsets in the log.
@@ -91,23 +94,12 @@ enum Kept {
         crc32: u32,
         whole: bool,
     },
-    /// The seal of the events: the checksum of all lines before it.
+    /// The seal of the events: the checksum of all lines before it, and how many could not be written.
     Sealed {
         crc32: u32,
+        #[serde(default)]
+        lost: u64,
     },
-}
-
-/// What the copies turned out to be.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Replayed {
-    /// There are copies.
-    pub found: bool,
-    /// They were sealed: the recording came to its end.
-    pub sealed: bool,
-    /// A copy that could not be written to its end, as the recording says itself.
-    pub cut: Option<String>,
-    /// The first thing that is not as it was written.
-    pub trouble: Option<String>,
 }
 
 impl KeptLogWriter {
@@ -129,6 +121,7 @@ impl KeptLogWriter {
             dir,
             events,
             events_crc: crc32fast::Hasher::new(),
+            events_lost: 0,
             copies: BTreeMap::new(),
             lost_bytes: 0,
         })
@@ -176,11 +169,13 @@ impl KeptLogWriter {
             .map_err(io::Error::from)
             .and_then(|mut line| {
                 line.push(b'\n');
+                append(&mut self.events, &line)?;
                 self.events_crc.update(&line);
-                self.events.write_all(&line)
+                Ok(())
             });
         if let Err(error) = written {
             tracing::warn!(%error, "an event of a proxy log could not be kept");
+            self.events_lost += 1;
             self.lost_bytes += 1;
         }
     }
@@ -209,11 +204,12 @@ impl KeptLogWriter {
             self.line(proxy, seal);
         }
         let crc32 = self.events_crc.clone().finalize();
-        self.line(0, Kept::Sealed { crc32 });
+        let lost = self.events_lost;
+        self.line(0, Kept::Sealed { crc32, lost });
         for file in self
             .copies
             .values()
-            .map(|copy| &copy.file)
+            .filter_map(|copy| copy.file.as_ref())
             .chain([&self.events])
         {
             if let Err(error) = file.sync_all() {
@@ -224,36 +220,28 @@ impl KeptLogWriter {
     }
 
     fn bytes(&mut self, proxy: usize, file: FileId, offset: u64, data: &[u8]) {
-        let key = (proxy, file.0);
-        if !self.copies.contains_key(&key) {
-            match self.dir.create_file(&copy_name(proxy, file.0)) {
-                Ok(file) => {
-                    self.copies.insert(
-                        key,
-                        Copy {
-                            file,
-                            written: 0,
-                            crc: crc32fast::Hasher::new(),
-                            broken: false,
-                        },
-                    );
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "a proxy log cannot be kept");
-                    self.lost_bytes += data.len() as u64;
-                    return;
-                }
+        let dir = &self.dir;
+        let copy = self.copies.entry((proxy, file.0)).or_insert_with(|| {
+            let made = dir.create_file(&copy_name(proxy, file.0));
+            let made = made.inspect_err(|error| {
+                tracing::warn!(%error, "a proxy log cannot be kept");
+            });
+            Copy {
+                broken: made.is_err(),
+                file: made.ok(),
+                written: 0,
+                crc: crc32fast::Hasher::new(),
             }
-        }
-        let Some(copy) = self.copies.get_mut(&key) else {
-            return;
+        });
+        let file = match &mut copy.file {
+            Some(file) if !copy.broken && copy.written == offset => file,
+            Some(_) | None => {
+                copy.broken = true;
+                self.lost_bytes += data.len() as u64;
+                return;
+            }
         };
-        if copy.broken || copy.written != offset {
-            copy.broken = true;
-            self.lost_bytes += data.len() as u64;
-            return;
-        }
-        if let Err(error) = copy.file.write_all(data) {
+        if let Err(error) = append(file, data) {
             tracing::warn!(%error, "a proxy log cannot be kept any further");
             copy.broken = true;
             self.lost_bytes += data.len() as u64;
@@ -264,211 +252,14 @@ impl KeptLogWriter {
     }
 }
 
-/// Reads the copies in `spool` back as the events that they were made from: for each file first its
-/// opening, then all of its bytes, then what happened to it. What is damaged is said, not hidden: whether the rest is of use is
-/// the caller's to say.
-///
-/// # Errors
-/// When the copies cannot be read, or `sink` fails.
-pub fn replay(
-    spool: &Dir,
-    sink: &mut dyn FnMut(usize, LogEvent<'_>) -> io::Result<()>,
-) -> io::Result<Replayed> {
-    let dir = match spool.open_dir(std::path::Path::new(KEPT_LOGS)) {
-        Ok(dir) => dir,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Replayed::default()),
-        Err(error) => return Err(error),
-    };
-    let mut reading = Reading {
-        dir,
-        copies: BTreeMap::new(),
-        replayed: Replayed {
-            found: true,
-            ..Replayed::default()
-        },
-    };
-    let events = match reading.dir.open_file(EVENTS) {
-        Ok(events) => events,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            reading.trouble(format!("{EVENTS} is missing"));
-            return Ok(reading.replayed);
-        }
-        Err(error) => return Err(error),
-    };
-    let mut events = BufReader::new(events);
-    let mut crc = crc32fast::Hasher::new();
-    let mut line = Vec::new();
-    for number in 1_u64.. {
-        line.clear();
-        (&mut events)
-            .take(LINE_MAX_BYTES)
-            .read_until(b'\n', &mut line)?;
-        if line.is_empty() {
-            break;
-        }
-        match serde_json::from_slice(&line) {
-            Ok(Line { proxy, event }) => {
-                reading.event(proxy, event, crc.clone().finalize(), sink)?;
-            }
-            Err(_) => reading.trouble(format!("line {number} of {EVENTS} cannot be read")),
-        }
-        crc.update(&line);
-    }
-    Ok(reading.replayed)
-}
-
-/// The copies while they are read back.
-struct Reading {
-    dir: Dir,
-    /// Length and checksum of each, as found.
-    copies: BTreeMap<(usize, u64), (u64, u32)>,
-    replayed: Replayed,
-}
-
-impl Reading {
-    fn trouble(&mut self, what: String) {
-        self.replayed.trouble.get_or_insert(what);
-    }
-
-    fn event(
-        &mut self,
-        proxy: usize,
-        event: Kept,
-        crc_before: u32,
-        sink: &mut dyn FnMut(usize, LogEvent<'_>) -> io::Result<()>,
-    ) -> io::Result<()> {
-        match event.into_item() {
-            Item::Event(event) => {
-                let opened = if let LogEvent::Opened { file, .. } = &event {
-                    Some(file.0)
-                } else {
-                    None
-                };
-                sink(proxy, event)?;
-                if let Some(file) = opened {
-                    let found = replay_bytes(&self.dir, proxy, file, sink)?;
-                    self.copies.insert((proxy, file), found);
-                }
-            }
-            Item::Copy {
-                file,
-                bytes,
-                crc32,
-                whole,
-            } => {
-                let name = copy_name(proxy, file);
-                if !whole {
-                    let what = format!("{name} could not be written to its end");
-                    self.replayed.cut.get_or_insert(what);
-                }
-                if self.copies.get(&(proxy, file)) != Some(&(bytes, crc32)) {
-                    self.trouble(format!("{name} is not what was written"));
-                }
-            }
-            Item::End { crc32 } => {
-                self.replayed.sealed = true;
-                if crc32 != crc_before {
-                    self.trouble(format!("{EVENTS} is not what was written"));
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-/// Hands out the bytes of a copy; their number and checksum.
-fn replay_bytes(
-    dir: &Dir,
-    proxy: usize,
-    file: u64,
-    sink: &mut dyn FnMut(usize, LogEvent<'_>) -> io::Result<()>,
-) -> io::Result<(u64, u32)> {
-    let mut crc = crc32fast::Hasher::new();
-    let mut copy = match dir.open_file(&copy_name(proxy, file)) {
-        Ok(copy) => copy,
-        // No byte was ever read of it, or its seal will say otherwise.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((0, crc.finalize())),
-        Err(error) => return Err(error),
-    };
-    let mut buffer = vec![0; 256 * 1024];
-    let mut offset = 0;
-    loop {
-        let length = copy.read(&mut buffer)?;
-        if length == 0 {
-            return Ok((offset, crc.finalize()));
-        }
-        crc.update(&buffer[..length]);
-        sink(
-            proxy,
-            LogEvent::Bytes {
-                file: FileId(file),
-                offset,
-                data: &buffer[..length],
-            },
-        )?;
-        offset += length as u64;
-    }
-}
-
-/// A line of `events.jsonl`, taken apart.
-enum Item {
-    Event(LogEvent<'static>),
-    Copy {
-        file: u64,
-        bytes: u64,
-        crc32: u32,
-        whole: bool,
-    },
-    End {
-        crc32: u32,
-    },
-}
-
-impl Kept {
-    fn into_item(self) -> Item {
-        Item::Event(match self {
-            Self::Copied {
-                file,
-                bytes,
-                crc32,
-                whole,
-            } => {
-                return Item::Copy {
-                    file,
-                    bytes,
-                    crc32,
-                    whole,
-                };
-            }
-            Self::Sealed { crc32 } => return Item::End { crc32 },
-            Self::Opened {
-                file,
-                path,
-                facts,
-                again,
-            } => LogEvent::Opened {
-                file: FileId(file),
-                path,
-                facts,
-                again: again.map(FileId),
-            },
-            Self::Truncated { file, read, size } => LogEvent::Truncated {
-                file: FileId(file),
-                read,
-                size,
-            },
-            Self::Rewritten { file } => LogEvent::Rewritten { file: FileId(file) },
-            Self::Rotated { file } => LogEvent::Rotated { file: FileId(file) },
-            Self::Removed { file } => LogEvent::Removed { file: FileId(file) },
-            Self::Missing => LogEvent::Missing,
-            Self::Refused { why } => LogEvent::Refused { why },
-            Self::Unreadable { file, why } => LogEvent::Unreadable {
-                file: FileId(file),
-                why,
-            },
-            Self::TooMany => LogEvent::TooMany,
-        })
-    }
+/// Writes all of it at the end or nothing: a full disk takes the beginning, which the seal would not know.
+fn append(file: &mut File, data: &[u8]) -> io::Result<()> {
+    let before = file.stream_position()?;
+    file.write_all(data).inspect_err(|_| {
+        // Where this fails too, the reader knows the length from the seal.
+        let _ = file.set_len(before);
+        let _ = file.seek(io::SeekFrom::Start(before));
+    })
 }
 
 fn copy_name(proxy: usize, file: u64) -> String {

@@ -109,3 +109,46 @@ fn kept(place: &std::path::Path) -> Dir {
     assert_eq!(keeper.finish(), 0);
     spool
 }
+
+#[test]
+fn a_copy_that_a_full_disk_cut_is_cut_and_not_damaged() {
+    let place = tempfile::tempdir().unwrap();
+    std::fs::create_dir(place.path().join("spool")).unwrap();
+    let spool = Dir::open_named(&place.path().join("spool")).unwrap();
+    let mut keeper = KeptLogWriter::create(&spool).unwrap();
+    let log = place.path().join("audit.jsonl");
+    std::fs::write(&log, "one\n").unwrap();
+    let mut follower = Follower::new(&log).unwrap();
+    follower.poll(&mut |event| keeper.event(0, &event));
+    // Refuses every byte that is written from here on.
+    let full = File::options().write(true).open("/dev/full").unwrap();
+    keeper.copies.get_mut(&(0, 0)).unwrap().file = Some(full);
+    std::fs::write(&log, "one\ntwo\n").unwrap();
+    follower.finish(&mut |event| keeper.event(0, &event));
+    // Of a write that failed, the disk took the beginning.
+    let copy = place.path().join("spool").join(KEPT_LOGS).join("0-0.log");
+    std::fs::write(copy, "one\ntw").unwrap();
+    assert_eq!(keeper.finish(), 4);
+    let replayed = replay(&spool, &mut |_, _| Ok(())).unwrap();
+    assert_eq!(replayed.trouble, None);
+    let cut = "0-0.log could not be written to its end";
+    assert_eq!(replayed.cut.as_deref(), Some(cut));
+    assert!(was_cut(&spool).unwrap());
+}
+
+#[test]
+fn a_copy_that_could_not_be_made_is_cut_and_a_whole_one_is_not() {
+    let place = tempfile::tempdir().unwrap();
+    let spool = kept(place.path());
+    assert!(!was_cut(&spool).unwrap());
+    let logs = place.path().join("spool").join(KEPT_LOGS);
+    std::fs::remove_dir_all(&logs).unwrap();
+    let mut keeper = KeptLogWriter::create(&spool).unwrap();
+    // Its name is taken, so making it fails.
+    std::fs::create_dir(logs.join("0-0.log")).unwrap();
+    Follower::new(&place.path().join("audit.jsonl"))
+        .unwrap()
+        .finish(&mut |event| keeper.event(0, &event));
+    assert_eq!(keeper.finish(), 4);
+    assert!(was_cut(&spool).unwrap());
+}

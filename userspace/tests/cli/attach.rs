@@ -1,7 +1,8 @@
 //! `countersign record` on sessions that run already: what came before is never held against anybody.
 
+use std::io::Read;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::process::{Command, Stdio};
 
 use super::groups::Group;
 use super::place::{NOBODY, Place, text};
@@ -132,7 +133,16 @@ fn a_directory_that_a_recorded_user_can_write_to_is_refused() {
     let open = place.path("open");
     std::fs::create_dir(&open).unwrap();
     std::os::unix::fs::chown(&open, Some(NOBODY), None).unwrap();
-    let mut agent = Command::new("sleep").arg("60").uid(NOBODY).spawn().unwrap();
+    // A process may call itself what it likes, in bytes that are no text.
+    let script = "import time\nopen('/proc/self/comm', 'wb').write(b'\\xff\\n')\nprint(flush=True)\ntime.sleep(60)";
+    let mut agent = Command::new("python3")
+        .args(["-c", script])
+        .uid(NOBODY)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let ready = agent.stdout.as_mut().unwrap().read(&mut [0]).unwrap();
+    assert_eq!(ready, 1);
     let output = place
         .command(&["record", "-o", "open/out", "--pid", &agent.id().to_string()])
         .output()
@@ -159,5 +169,6 @@ fn a_recording_of_processes_ends_with_the_last_of_them() {
     agent.kill().unwrap();
     agent.wait().unwrap();
     recorder.until("all recorded processes have ended");
+    recorder.until("/out --key-file KEY -o ANOTHER_DIRECTORY`");
     assert_eq!(recorder.child.wait().unwrap().code(), Some(0));
 }

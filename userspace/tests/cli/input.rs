@@ -1,5 +1,7 @@
 //! Flags, keys, logs, configuration and what the machine lacks.
 
+use std::ffi::OsString;
+use std::os::unix::ffi::OsStringExt;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
@@ -26,8 +28,109 @@ fn usage_errors_never_look_like_findings() {
 }
 
 #[test]
+fn a_number_below_zero_is_a_wrong_value_and_not_a_flag() {
+    for (flag, value, words) in [
+        ("--max-disk", "-5", "\"-5\" is no size: write it like"),
+        ("--max-disk", "-5GiB", "\"-5GiB\" is no size: write it like"),
+        ("--linger", "-5s", "\"-5s\" is no duration: write it like"),
+        ("--key-fd", "-1", "-1 is not in 3.."),
+    ] {
+        let outcome = Place::new().run(&["--proxy-log", "log", flag, value]);
+        outcome.fails(64, words);
+        assert!(!text(&outcome.0.stderr).contains("as a value"));
+    }
+    let record = Ok(countersign(&["record", "-o", "out", "--pid", "-5"])).into_outcome();
+    record.fails(64, "invalid value '-5' for '--pid <PID>'");
+}
+
+#[test]
+fn what_the_codes_of_record_say_is_in_its_help() {
+    let help = text(&countersign(&["record", "--help"]).stdout);
+    assert!(
+        help.contains("2    something could not be recorded"),
+        "{help}"
+    );
+}
+
+#[test]
 fn a_run_without_a_proxy_says_which_flag_is_missing() {
     Place::new().run(&[]).fails(64, "--proxy-log");
+}
+
+/// A name that no text can hold.
+fn odd(name: &str) -> OsString {
+    OsString::from_vec([name.as_bytes(), b"\xff\xfe"].concat())
+}
+
+#[test]
+fn a_log_or_executable_whose_name_is_not_utf8_is_refused_in_one_sentence() {
+    let place = Place::new();
+    std::fs::copy(binary(), place.0.path().join(odd("exe"))).unwrap();
+    for (log, exe) in [(odd("log"), "true".into()), ("log".into(), odd("exe"))] {
+        let mut command = place.command(&["run", "-o", "out", "--user", "nobody", "--proxy-log"]);
+        command
+            .arg(log)
+            .arg("--proxy-exe")
+            .arg(exe)
+            .args(["--", "true"]);
+        let outcome = command.output().into_outcome();
+        outcome.fails(78, "only in UTF-8: rename it");
+        assert_eq!(text(&outcome.0.stderr).lines().count(), 1);
+        assert!(!place.path("out").exists());
+    }
+}
+
+#[test]
+fn the_program_itself_may_have_any_name() {
+    let Some(place) = Place::that_can_record() else {
+        return;
+    };
+    let program = place.0.path().join(odd("countersign"));
+    std::fs::copy(binary(), &program).unwrap();
+    let outcome = Command::new(&program)
+        .args(["run", "-o", "out", "--user", "nobody", "--linger", "0s"])
+        .args(["--proxy-log", "log", "--", "true"])
+        .current_dir(place.path("."))
+        .output()
+        .into_outcome();
+    let said = text(&outcome.0.stderr);
+    assert!(said.contains("the agent exited with code 0"), "{said}");
+}
+
+#[test]
+fn other_names_need_not_be_utf8() {
+    let Some(place) = Place::that_can_record() else {
+        return;
+    };
+    place.file("key", b"0123456789abcdef", 0o600);
+    std::fs::rename(place.path("key"), place.0.path().join(odd("key"))).unwrap();
+    place.file("log", b"", 0o600);
+    let mut command = place.command(&["run", "--user", "nobody", "--keep-spool", "--proxy-log"]);
+    command
+        .args(["log", "--linger", "0s", "--key-file"])
+        .arg(odd("key"));
+    command
+        .arg("-o")
+        .arg(odd("out"))
+        .args(["--", "true"])
+        .arg(odd("x"));
+    let outcome = command.output().into_outcome();
+    let said = text(&outcome.0.stderr);
+    assert_eq!(outcome.0.status.code(), Some(0), "{said}");
+    assert!(!said.contains("panicked"), "{said}");
+    let mut command = place.command(&["pair", "--key-file"]);
+    command
+        .arg(odd("key"))
+        .arg(odd("out"))
+        .arg("-o")
+        .arg(odd("again"));
+    let outcome = command.output().into_outcome();
+    assert_eq!(
+        outcome.0.status.code(),
+        Some(0),
+        "{}",
+        text(&outcome.0.stderr)
+    );
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use countersign_common::kind;
 
-use super::place::{IntoOutcome, NOBODY, Place};
+use super::place::{IntoOutcome, NOBODY, Place, text};
 
 #[test]
 fn an_agent_that_does_not_exist_is_not_found_and_one_without_permission_not_executable() {
@@ -109,4 +109,37 @@ fn processes_that_outlive_the_agent_are_named() {
     let stderr = place.record("out", "sleep 3 </dev/null >/dev/null 2>&1 & exit 7");
     assert!(stderr.contains("the agent exited with code 7"), "{stderr}");
     assert!(stderr.contains("1 of its processes still run"), "{stderr}");
+}
+
+#[test]
+fn a_zombie_is_nobody_who_outlives_the_agent() {
+    let Some(place) = Place::that_can_record() else {
+        return;
+    };
+    // The one that outlives it has a zombie, which is not counted with it.
+    let script = "sh -c 'sleep 0 & exec sleep 3' </dev/null >/dev/null 2>&1 & exit 7";
+    let stderr = place.record("out", script);
+    assert!(stderr.contains("1 of its processes still run"), "{stderr}");
+}
+
+#[test]
+fn signals_that_are_not_to_stop_it_do_not_end_the_program() {
+    let Some(place) = Place::that_can_record() else {
+        return;
+    };
+    // Its parent is the program that watches it; each is sent often enough that three stopping ones would have killed it.
+    let script = "trap 'echo one >> got' USR1; trap 'echo two >> got' USR2; up=$PPID; \
+        for s in ALRM VTALRM PROF IO PWR STKFLT XCPU XFSZ RTMIN RTMAX; do kill -$s $up; done; \
+        for n in 1 2 3 4; do kill -USR1 $up; kill -USR2 $up; sleep 0.1; done; exit 7";
+    std::fs::write(place.path("got"), "").unwrap();
+    place.file("send", script.as_bytes(), 0o644);
+    let arguments = ["run", "-o", "out", "--user", "root", "--linger", "300ms"];
+    let mut command = place.command(&arguments);
+    command.args(["--proxy-log", "log", "--", "bash", "send"]);
+    let outcome = command.output().into_outcome();
+    let said = text(&outcome.0.stderr);
+    assert!(said.contains("the agent exited with code 7"), "{said}");
+    assert!(outcome.0.status.code().is_some(), "{said}");
+    let got = std::fs::read_to_string(place.path("got")).unwrap();
+    assert!(got.contains("one") && got.contains("two"), "{got} {said}");
 }

@@ -84,14 +84,70 @@ fn a_disk_that_fills_up_disturbs_no_agent_and_what_was_captured_stays_of_use() {
     // There is no room for evidence; the recording is there, and the way on is named.
     assert_eq!(read("code"), "74\n", "{said}");
     assert!(said.contains("did not fit into the spool"), "{said}");
-    assert!(said.contains("nothing that was recorded is lost"), "{said}");
+    assert!(said.contains("what was recorded is kept"), "{said}");
     assert!(said.contains("countersign pair"), "{said}");
-    let flags = ["--proxy-log", "log", "--key-file", "key"];
-    let (code, rows, said) = pair_with(&place, &flags, "paired");
-    assert_eq!(code, 2, "{said}");
-    assert_no_accusation(&rows);
-    assert_eq!(verdict_of(&rows, "first", 1), "matched");
-    assert_eq!(verdict_of(&rows, "last", 4), "undecided");
+    // Whatever became of the copy of the log is a gap and no damage.
+    for (flags, output) in [
+        (&["--proxy-log", "log", "--key-file", "key"][..], "named"),
+        (&["--key-file", "key"], "recorded"),
+    ] {
+        let (code, rows, said) = pair_with(&place, flags, output);
+        assert_eq!(code, 2, "{said}");
+        assert_no_accusation(&rows);
+        assert_eq!(
+            of(&rows, "findings")
+                .filter(|row| row["kind"] == "kept_log_damaged")
+                .count(),
+            0
+        );
+        assert_eq!(verdict_of(&rows, "first", 1), "matched");
+        assert_eq!(verdict_of(&rows, "last", 4), "undecided");
+    }
+}
+
+/// A file system that the recording itself fills up.
+const SMALL_DISK: &str = r#"
+mkdir -p mnt && mount -t tmpfs -o size=20m,mode=755 none mnt || exit 99
+"$@" < commands > printed 2> said; echo $? > code
+cp -a mnt/out out
+"#;
+
+#[test]
+fn a_log_whose_copy_does_not_fit_is_read_where_it_lies_and_nothing_is_called_damaged() {
+    let Some(place) = Place::that_can_record() else {
+        return;
+    };
+    Session::files(&place, &commands());
+    let status = Command::new("unshare")
+        .args(["-m", "sh", "-c", SMALL_DISK, "sh"])
+        .arg(binary())
+        .args(["run", "--user", "root", "--keep-spool", "--proxy-log"])
+        .args(["log", "--key-file", "key", "-o", "mnt/out", "--"])
+        .args(Session::agent("pipes"))
+        .current_dir(place.path("."))
+        .status()
+        .unwrap();
+    assert!(status.success());
+    let read = |name: &str| std::fs::read_to_string(place.path(name)).unwrap();
+    let said = read("said");
+    assert_eq!(read("code"), "2\n", "{said}");
+    assert!(said.contains("bytes of proxy logs were not kept"), "{said}");
+    for (flags, output) in [
+        (&["--proxy-log", "log", "--key-file", "key"][..], "named"),
+        (&["--key-file", "key"], "recorded"),
+    ] {
+        let (code, rows, said) = pair_with(&place, flags, output);
+        assert!(said.contains("could not be"), "{said}");
+        assert_eq!(code, 2, "{said}");
+        assert_no_accusation(&rows);
+        assert_eq!(
+            of(&rows, "findings")
+                .filter(|row| row["kind"] == "kept_log_damaged")
+                .count(),
+            0
+        );
+        assert_eq!(verdict_of(&rows, "first", 1), "matched");
+    }
 }
 
 #[test]

@@ -19,6 +19,7 @@ use crate::call::{Hops, Passage, PlacedIx, Route, Sighting, Way};
 use crate::channel::ChannelKind;
 use crate::evidence::{self, Author, Placed};
 use crate::frame::FrameFlags;
+use crate::frame::line::speaks_of_json_rpc;
 use crate::json::{self, Document, Limits};
 use crate::message::{self, Form, IdKey, Message, MessageKind, Messages};
 use crate::proxylog::{Comparison, Redaction, compare};
@@ -35,6 +36,8 @@ pub enum Oddity {
     LineCut(PlacedIx),
     /// Not JSON by itself, but it speaks of JSON-RPC: another framing, or a value over several lines.
     McpLike(PlacedIx),
+    /// JSON with a JSON-RPC message somewhere inside.
+    Wrapped(PlacedIx),
     /// JSON on a proxied leg that is no JSON-RPC message.
     NotJsonRpc(PlacedIx),
     /// Part of its bytes is missing or in doubt at the end of record.
@@ -68,6 +71,9 @@ pub fn assemble(scene: Scene<'_>) -> Passages {
         if frame.flags.contains(FrameFlags::NOT_JSON) || is_file {
             if frame.flags.contains(FrameFlags::MCP_LIKE) && !is_file {
                 out.oddities.push(Oddity::McpLike(ix));
+            } else if placed.leg.is_to_server() && frame.is_a_line() {
+                // A byte without a line end is a signal between threads, not a message.
+                out.oddities.push(Oddity::NotJsonRpc(ix));
             }
             continue;
         }
@@ -427,7 +433,19 @@ impl Passages {
         let all = messages.len();
         messages.retain(|message| message.kind != MessageKind::NotJsonRpc);
         if messages.len() < all {
-            self.oddities.push(Oddity::NotJsonRpc(ix));
+            let leg = scene.placed[ix.0 as usize].leg;
+            if message::wraps_message(bytes(scene, ix)) {
+                self.oddities.push(Oddity::Wrapped(ix));
+                return messages;
+            }
+            // In an envelope, a batch of batches: a server can be made to take it out.
+            let hidden =
+                (leg == Leg::Direct || leg.is_to_server()) && speaks_of_json_rpc(bytes(scene, ix));
+            self.oddities.push(if hidden {
+                Oddity::McpLike(ix)
+            } else {
+                Oddity::NotJsonRpc(ix)
+            });
         }
         messages
     }

@@ -280,6 +280,7 @@ fn mcp_streams(scene: Scene<'_>, passages: &Passages) -> BTreeSet<StreamIx> {
         | Oddity::Malformed(_)
         | Oddity::LineCut(_)
         | Oddity::McpLike(_)
+        | Oddity::Wrapped(_)
         | Oddity::NotJsonRpc(_)
         | Oddity::Relayed(_) => None,
     });

@@ -18,11 +18,14 @@ use crate::time::BootNs;
 
 use countersign_common::transfer_flags;
 
-/// What a line that is not JSON by itself is looked through for.
-const MCP_HINT: &[u8] = b"\"jsonrpc\"";
+/// What a line that is no message by itself is looked through for: also without its quotes, which can be escaped, or single.
+const MCP_HINT: &[u8] = b"jsonrpc";
 
 /// The same in UTF-16, of either byte order.
 const MCP_HINT_UTF16: &[u8] = b"j\0s\0o\0n\0r\0p\0c";
+
+/// The same in UTF-32, of either byte order.
+const MCP_HINT_UTF32: &[u8] = b"j\0\0\0s\0\0\0o\0\0\0n\0\0\0r\0\0\0p\0\0\0c";
 
 /// How far into a line numbers and other scalars before an object or array are looked at.
 const SCALARS_MAX_BYTES: usize = 256;
@@ -303,7 +306,7 @@ impl Line {
         if self.flags.contains(FrameFlags::MCP_LIKE) {
             return;
         }
-        let reach = MCP_HINT.len().max(MCP_HINT_UTF16.len()) - 1;
+        let reach = MCP_HINT_UTF32.len() - 1;
         let mut window = std::mem::take(&mut self.tail);
         window.extend_from_slice(&data[..data.len().min(reach)]);
         if speaks_of_json_rpc(&window) || speaks_of_json_rpc(data) {
@@ -333,10 +336,11 @@ impl Line {
     }
 }
 
-/// Whether a text that is no JSON names JSON-RPC, in UTF-8 or UTF-16.
+/// Whether a text that is no message names JSON-RPC, in UTF-8, UTF-16 or UTF-32.
 pub fn speaks_of_json_rpc(text: &[u8]) -> bool {
-    memchr::memmem::find(text, MCP_HINT).is_some()
-        || memchr::memmem::find(text, MCP_HINT_UTF16).is_some()
+    [MCP_HINT, MCP_HINT_UTF16, MCP_HINT_UTF32]
+        .iter()
+        .any(|hint| memchr::memmem::find(text, hint).is_some())
 }
 
 fn are_scalars(text: &[u8]) -> bool {

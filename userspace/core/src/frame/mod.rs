@@ -91,6 +91,16 @@ impl Frame {
         )
     }
 
+    /// Whether it begins and ends where its line does.
+    pub fn is_a_line(&self) -> bool {
+        !self.flags.intersects(
+            FrameFlags::HEAD_MISSING
+                | FrameFlags::FIRST_OF_ATTACHED
+                | FrameFlags::INCOMPLETE
+                | FrameFlags::UNTERMINATED,
+        )
+    }
+
     /// Whether two frames have the same bytes.
     pub fn is_same_text(&self, other: &Self) -> bool {
         self.hash == other.hash

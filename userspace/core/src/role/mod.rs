@@ -101,6 +101,11 @@ impl Leg {
         }
     }
 
+    /// Towards the server: an honest client sends nothing but messages there.
+    pub fn is_to_server(self) -> bool {
+        matches!(self, Self::ClientToProxy(_) | Self::ProxyToServer(_))
+    }
+
     /// The proxy is the writer.
     pub fn proxy_writes(self) -> bool {
         matches!(

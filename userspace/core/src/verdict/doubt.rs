@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::channel::{ChannelTable, End, StreamIx};
+use crate::channel::{ChannelKind, ChannelTable, End, StreamIx};
 use crate::delivery::StreamFrames;
 use crate::evidence;
 use crate::record::GapReason;
@@ -28,6 +28,8 @@ pub struct PlacedGap {
     pub of_record: bool,
     /// Nobody was ever seen at this end of a stream that is no proxy's as far as is known: it can be any proxy's.
     pub anybodys: bool,
+    /// The other end does not show the missing bytes either, on a stream that is no proxy's: what moved here is known to nobody.
+    pub unseen: bool,
 }
 
 /// An end of a stream behind whose last known operation records were lost: more may have moved.
@@ -218,12 +220,20 @@ fn placed(
             gap: tail.gap,
             of_record,
             anybodys: false,
+            unseen: false,
         });
     }
     let all = streams
         .iter()
         .flat_map(|(stream, frames)| roles.legs(*stream).map(move |leg| (stream, frames, leg)));
     for (stream, frames, leg) in all {
+        let is_private =
+            leg == Leg::Direct && channels.channel(stream.channel).kind != ChannelKind::File;
+        let shows_all = [End::Writer, End::Reader].map(|end| shows_all(frames, end));
+        let shown_elsewhere = |end: End| match end {
+            End::Writer => shows_all[1],
+            End::Reader => shows_all[0],
+        };
         for (end, gap) in &frames.gaps {
             let of_record = match leg {
                 Leg::Direct => *end == End::Reader,
@@ -245,6 +255,7 @@ fn placed(
                 gap: *gap,
                 of_record,
                 anybodys,
+                unseen: is_private && !shown_elsewhere(*end),
             });
         }
         // Of a proxy that ran before the capture, what it moved before is lost, unless the channel is younger.
@@ -262,10 +273,20 @@ fn placed(
                 gap: attached,
                 of_record: true,
                 anybodys: false,
+                unseen: false,
             });
         }
     }
     out
+}
+
+/// Whether one end of a stream was seen, and nothing is missing there.
+fn shows_all(frames: &StreamFrames, end: End) -> bool {
+    let seen = match end {
+        End::Writer => &frames.writers,
+        End::Reader => &frames.readers,
+    };
+    !seen.is_empty() && !frames.gaps.iter().any(|(of, _)| *of == end)
 }
 
 /// Whether a gap is an untrusted process's own doing.

@@ -395,6 +395,19 @@ fn doubt_of(case: Case<'_>, call: &Call, instance: InstanceIx) -> Option<Doubt> 
             gap: case.gaps.in_stream(placed.stream, case.end),
         });
     }
+    let overtaken = passages
+        .iter()
+        .flatten()
+        // What is known to have become of it says more.
+        .filter(|passage| passage.trouble.is_none())
+        .filter_map(|passage| passage.received)
+        .any(|sighting| case.scene.placed[sighting.placed.0 as usize].overtaken);
+    if overtaken {
+        return Some(Doubt {
+            reason: "not_read",
+            gap: None,
+        });
+    }
     let gap = |from, to, legs: Legs| {
         case.gaps
             .at_proxy(instance, from, to, legs)

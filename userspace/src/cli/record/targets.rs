@@ -48,9 +48,9 @@ impl Found {
             .into_iter()
             .flat_map(|pid| descendants(pid).unwrap_or_default())
             .flat_map(|pid| {
-                users_of(
-                    &std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default(),
-                )
+                users_of(&String::from_utf8_lossy(
+                    &std::fs::read(format!("/proc/{pid}/status")).unwrap_or_default(),
+                ))
             })
             .collect()
     }

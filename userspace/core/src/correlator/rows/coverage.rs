@@ -84,7 +84,8 @@ impl Writer<'_> {
             // What counts is what is missing at the end of record of a stream that carries MCP, or of a proxy's log.
             let counts = gap.of_record
                 && (derived.mcp.contains(&gap.stream) || matches!(gap.leg, Leg::ProxyFile(_)));
-            let weakens = counts && !own_doing;
+            // What nobody shows can be anything, whoever hid it.
+            let weakens = (counts && !own_doing) || gap.unseen;
             let row = CoverageRow {
                 coverage_id: self.gap_id(ix),
                 weakens,

@@ -16,6 +16,7 @@ use crate::role::Leg;
 use crate::row::ids::{ChannelId, FindingId, ProcessId, VerdictId};
 use crate::row::{FindingRow, UtcNs};
 use crate::time::BootNs;
+use crate::verdict::doubt::PlacedGap;
 use crate::verdict::{Judgement, KeyReach, Verdict};
 
 /// Findings of one kind that get a row each; further ones are counted in the last. Stops an agent from burying the rest.
@@ -47,6 +48,7 @@ impl Writer<'_> {
         for oddity in &self.derived.passages.oddities {
             findings.extend(self.of_oddity(oddity, &answering));
         }
+        findings.extend(self.of_foreign_bytes());
         findings.extend(self.of_logs());
         findings.extend(self.of_keys());
         let mut counts: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
@@ -225,10 +227,29 @@ impl Writer<'_> {
                     ix,
                 )
             }
+            Oddity::Wrapped(ix) => (
+                "mcp_like",
+                if self
+                    .derived
+                    .roles
+                    .is_log(self.derived.placed[ix.0 as usize].stream)
+                {
+                    "low"
+                } else {
+                    "medium"
+                },
+                "a JSON-RPC message inside another JSON value: a server can be made to take it out",
+                Some("what is said of calls on this channel"),
+                ix,
+            ),
             Oddity::NotJsonRpc(ix) => (
                 "not_mcp",
-                "low",
-                "JSON on an MCP stream that is no JSON-RPC message",
+                if self.derived.placed[ix.0 as usize].leg.is_to_server() {
+                    "medium"
+                } else {
+                    "low"
+                },
+                "a line on an MCP stream that is no JSON-RPC message",
                 None,
                 ix,
             ),
@@ -242,19 +263,23 @@ impl Writer<'_> {
             Oddity::Incomplete(_) | Oddity::Relayed(_) => return None,
         };
         let placed = &self.derived.placed[ix.0 as usize];
-        let speaks_of_it = match oddity {
-            Oddity::McpLike(_) => true,
+        if !self.derived.mcp.contains(&placed.stream) && !self.speaks_for_itself(oddity) {
+            return None;
+        }
+        Some(self.at_delivery(*ix, kind, severity, message, weakens))
+    }
+
+    /// Whether it is worth telling on a stream that nothing else shows to carry MCP.
+    fn speaks_for_itself(&self, oddity: &Oddity) -> bool {
+        match oddity {
+            Oddity::McpLike(_) | Oddity::Wrapped(_) => true,
             Oddity::Malformed(ix) | Oddity::LineCut(ix) => self.speaks_of_json_rpc(*ix),
             Oddity::ReaderLies(_)
             | Oddity::ReaderDenies(_)
             | Oddity::NotJsonRpc(_)
             | Oddity::Incomplete(_)
             | Oddity::Relayed(_) => false,
-        };
-        if !self.derived.mcp.contains(&placed.stream) && !speaks_of_it {
-            return None;
         }
-        Some(self.at_delivery(*ix, kind, severity, message, weakens))
     }
 
     /// What is missing of a direct message at its reader is missing by the reader's own doing.
@@ -310,6 +335,33 @@ impl Writer<'_> {
             channel: Some(self.channel_id(placed.stream.channel)),
             proxy: self.proxy_name_of_leg(placed.leg),
         }
+    }
+
+    /// Bytes that somebody else put into a proxy's channel to its server, in a way in which they could not be read. What could be
+    /// read is judged as a call.
+    fn of_foreign_bytes(&self) -> Vec<Finding> {
+        let foreign = |gap: &&PlacedGap| {
+            let writer = gap.gap.process;
+            let by_other = writer
+                .is_some_and(|writer| self.derived.roles.instance_of(writer) != gap.leg.instance());
+            gap.end == End::Writer && matches!(gap.leg, Leg::ProxyToServer(_)) && by_other
+        };
+        let gaps = self.derived.gaps.all().iter().filter(foreign);
+        gaps.map(|gap| Finding {
+            kind: "foreign_bytes",
+            severity: "high",
+            message: "a process that is not the proxy put bytes into the proxy's channel to its server, in a way in which they cannot be read"
+                .to_owned(),
+            weakens: Some("what is said of calls on this channel"),
+            utc: self.utc(gap.gap.until),
+            boot: Some(gap.gap.until),
+            subject: format!("foreign {}:{}", gap.stream.channel.0, gap.gap.position).into_bytes(),
+            verdict: None,
+            process: gap.gap.process.map(|process| self.process_id(process)),
+            channel: Some(self.channel_id(gap.stream.channel)),
+            proxy: self.proxy_name_of_leg(gap.leg),
+        })
+        .collect()
     }
 
     /// Lines that are no entries, files that others can write, written lines that are gone without a call.
