@@ -291,6 +291,43 @@ fn a_whole_message_without_its_line_end_is_a_message() {
     );
 }
 
+#[test]
+fn what_came_after_the_last_look_is_not_held_against_anybody() {
+    for told in [false, true] {
+        let (mut scene, session, mut log) = start();
+        session.tool(&mut scene, &mut log, "1", "a");
+        let params = tool_params("b");
+        session.to_server(&mut scene, &request("2", "tools/call", &params));
+        session.server_says(&mut scene, &Answer::Result("{}").line("2"));
+        if told {
+            let drained = format!(r#"{{"event":"drained","boot_ns":{}}}"#, scene.now() + 1);
+            scene.user(countersign_common::kind::CAPTURE, drained.as_bytes());
+        }
+        scene.wait_ms(50);
+        let entry = |id| Entry::of_call(id, "tools/call", &params, Answer::Result("{}"));
+        for id in ["2", "3"] {
+            let line = log.line(&scene, &entry(id));
+            log.disk.push(line);
+        }
+        scene.wait_ms(50);
+        let outcome = Play::new(scene, &[&log]).run();
+        let wanted = if told {
+            [
+                "entry outside tools/call b 3",
+                "matched tools/call a 1",
+                "undecided:after_end tools/call b 2",
+            ]
+        } else {
+            [
+                "entry forged:never_written tools/call b 3",
+                "matched tools/call a 1",
+                "altered:rewritten_on_disk@line tools/call b 2",
+            ]
+        };
+        expect(&outcome, &wanted);
+    }
+}
+
 fn logs(scene: &mut Scene, session: &Session, log: &mut Log, id: &str, params: &str) {
     let entry = Entry::of_call(id, "tools/call", params, NO_ANSWER);
     log.writes(scene, session.proxy, &entry);

@@ -149,8 +149,13 @@ pub fn run(
     }
     let deadline = Instant::now() + DRAIN_MAX;
     let mut empty_looks = 0;
+    let mut seen_to = 0;
     while empty_looks < EMPTY_LOOKS && Instant::now() < deadline {
+        let looked_at = Moment::now().boot_ns;
         if drain(capture, sink, &mut summary)? == 0 {
+            if empty_looks == 0 {
+                seen_to = looked_at;
+            }
             empty_looks += 1;
             thread::sleep(POLL);
         } else {
@@ -158,6 +163,11 @@ pub fn run(
         }
     }
     summary.drained = empty_looks == EMPTY_LOOKS;
+    if summary.drained {
+        // What happens from here on is not looked at any more, however long the rest takes.
+        let note = serde_json::json!({ "event": "drained", "boot_ns": seen_to });
+        sink.record(&user_record(kind::CAPTURE, capture.generation(), &note)?)?;
+    }
     capture.tell();
     totals(capture, sink)?;
     heartbeat(capture, sink, &mut summary)?;

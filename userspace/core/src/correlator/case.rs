@@ -64,7 +64,7 @@ impl Derived {
         let calls = exchange::pair(&passages, &roles);
         let seen_to = correlator
             .ended_in_order
-            .then(|| correlator.clock.utc(correlator.now).0);
+            .then(|| correlator.clock.utc(correlator.end()).0);
         let statements = statement::statements(
             &correlator.entries,
             seen_to,
@@ -132,7 +132,7 @@ impl Derived {
             key_reach: &self.key_reach,
             allow_direct: &correlator.settings.allow_direct,
             clock: &correlator.clock,
-            end: correlator.now,
+            end: correlator.end(),
             ended_in_order: correlator.ended_in_order,
         }
     }
@@ -216,7 +216,7 @@ fn call_side<'a>(
         to: correlator
             .clock
             .utc(if unanswered {
-                correlator.now
+                correlator.end()
             } else {
                 call.until()
             })

@@ -158,6 +158,8 @@ pub struct Correlator {
     peeked: u64,
     /// The recorder wrote that it ended, and nothing of what it wrote is known to be lost.
     ended_in_order: bool,
+    /// Up to when everything that moved has arrived, if the recording says so.
+    seen_to: Option<BootNs>,
     numbers: loss::Numbers,
     retained: u64,
     partial: usize,
@@ -188,6 +190,7 @@ impl Correlator {
             unknown_records: 0,
             peeked: 0,
             ended_in_order: false,
+            seen_to: None,
             numbers: loss::Numbers::default(),
             retained: 0,
             partial: 0,
@@ -424,6 +427,11 @@ impl Correlator {
                 self.keep(frame);
             }
         }
+    }
+
+    /// Last moment of the capture: later ones are of records that tell how it ended.
+    fn end(&self) -> BootNs {
+        self.seen_to.map_or(self.now, |at| at.min(self.now))
     }
 
     fn advance(&mut self, boot_ns: u64) {

@@ -178,6 +178,11 @@ impl Correlator {
                 match event {
                     "proxy_exes" => return self.proxy_exes(&note),
                     "log_opened" => self.log_opened(&note),
+                    "drained" => {
+                        let at = note.get("boot_ns").and_then(serde_json::Value::as_u64);
+                        self.seen_to = at.map(BootNs);
+                        return;
+                    }
                     "end" => self.ended_in_order = true,
                     // Never a row: it protects the payloads that are stored as hashes only.
                     "hash_key" => return self.hash_key(&note),

@@ -7,7 +7,7 @@ use crate::evidence::Source;
 use crate::pairing::assign::{EARLY_NS, LATE_NS, Likeness};
 use crate::pairing::content::WireContent;
 use crate::pairing::statement::{EntryIx, ThirdView};
-use crate::proxylog::{Entry, Redaction, SignatureState, own, signature};
+use crate::proxylog::{Redaction, SignatureState, signature};
 use crate::role::{InstanceIx, Leg};
 use crate::time::BootNs;
 use crate::verdict::difference::{self, content_difference};
@@ -221,10 +221,13 @@ fn compare_with_entry(
     }
     settle_by_legs(call, likeness, judgement);
     if judgement.reason == Some("not_forwarded") {
+        let own_proxy = case.scene.roles.instance(instance).own;
         let reason = if case.receivers.excuse(call) {
             Some("receiver_ended")
         } else {
-            given_up(case, call, instance, entry).then_some("not_delivered")
+            case.receivers
+                .given_up(call, own_proxy, entry)
+                .then_some("not_delivered")
         };
         if let Some(reason) = reason {
             judgement.undecide(reason, None);
@@ -295,15 +298,6 @@ fn settle_by_legs(call: &Call, likeness: Likeness, judgement: &mut Judgement) {
             }
         }
     }
-}
-
-/// Whether Countersign's own proxy says of a request that it did not pass on that it came to nothing.
-fn given_up(case: Case<'_>, call: &Call, instance: InstanceIx, entry: &Entry) -> bool {
-    let request = call.request.as_deref();
-    case.scene.roles.instance(instance).own
-        && call.response.is_none()
-        && request.is_some_and(|request| case.receivers.is_last(request))
-        && own::says_unanswered(entry.error.as_deref())
 }
 
 fn alter(

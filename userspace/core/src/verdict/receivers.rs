@@ -9,6 +9,7 @@ use crate::call::passage::Passages;
 use crate::call::scene::Scene;
 use crate::call::{Call, Hops, Passage, PlacedIx, Route, Sighting, Way};
 use crate::process::{ProcessIx, ProcessTable};
+use crate::proxylog::{Entry, own};
 use crate::role::{InstanceIx, Leg};
 use crate::time::BootNs;
 
@@ -98,7 +99,7 @@ impl Receivers {
     }
 
     /// Whether nothing that the proxy read after this message was passed on that way.
-    pub fn is_last(&self, passage: &Passage) -> bool {
+    fn is_last(&self, passage: &Passage) -> bool {
         let (Route::Proxy(instance), Some(sent)) = (passage.route, passage.sent) else {
             return false;
         };
@@ -119,6 +120,15 @@ impl Receivers {
         }
         let mut lost = of_call.into_iter().flatten().filter(missing).peekable();
         lost.peek().is_some() && lost.all(|passage| self.ended(passage))
+    }
+
+    /// Whether Countersign's own proxy says of a request that it did not pass on, nor any after it, that it came to nothing.
+    pub fn given_up(&self, call: &Call, own_proxy: bool, entry: &Entry) -> bool {
+        let request = call.request.as_deref();
+        own_proxy
+            && call.response.is_none()
+            && request.is_some_and(|request| self.is_last(request))
+            && own::says_unanswered(entry.error.as_deref())
     }
 
     /// Whether a message that was read and not passed on had nobody left to be passed on to.

@@ -70,7 +70,12 @@ fn judge(case: Case<'_>, statement: &Statement, ix: EntryIx) -> Judgement {
         return judgement;
     }
     let instances = covering(case, statement, entry);
-    if instances.is_empty() && statement.third_view != ThirdView::SeenWritten {
+    let is_good = matches!(
+        state,
+        SignatureState::ValidDisk | SignatureState::ValidWire | SignatureState::Recovered
+    );
+    let beyond = is_good && after_end(case, statement, entry);
+    if beyond || (instances.is_empty() && statement.third_view != ThirdView::SeenWritten) {
         judgement.verdict = Verdict::Outside;
         return judgement;
     }
@@ -123,6 +128,15 @@ fn judge(case: Case<'_>, statement: &Statement, ix: EntryIx) -> Judgement {
     judgement
 }
 
+/// Whether an entry is of a time after the capture, by a proxy that went on.
+fn after_end(case: Case<'_>, statement: &Statement, entry: &Entry) -> bool {
+    let end = case.clock.utc(case.end).0.saturating_add(COVER_SLACK_NS);
+    let mut instances = case.scene.roles.instances().map(|(_, instance)| instance);
+    statement.third_view == ThirdView::Unknown
+        && entry.utc_ns.is_some_and(|at| at > end)
+        && instances.any(|instance| instance.proxy == statement.proxy && instance.to.is_none())
+}
+
 /// Instances of the proxy that lived when the entry claims to have been written, with the time in which its call can lie. An
 /// entry that cannot say when, or that stands behind what the proxy was seen to write, is not excused by the time it claims.
 fn covering(
@@ -135,6 +149,17 @@ fn covering(
         .utc_ns
         .map(|at| living(case, proxy, entry, at))
         .unwrap_or_default();
+    let written = statement
+        .written
+        .as_ref()
+        .filter(|_| statement.third_view == ThirdView::SeenWritten);
+    if let (true, Some(at), Some(written)) = (claimed.is_empty(), entry.utc_ns, written) {
+        // Stamped a moment before its proxy was watched, and written after.
+        let from = entry.request_utc_ns().unwrap_or(at);
+        let from = boot_of(case, from.saturating_sub(GAP_SLACK_NS));
+        let to = boot_of(case, at.saturating_add(GAP_SLACK_NS));
+        return vec![(written.instance, from, to)];
+    }
     if !claimed.is_empty() || (entry.utc_ns.is_some() && !statement.after_seen) {
         return claimed;
     }

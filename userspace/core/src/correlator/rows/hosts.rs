@@ -324,7 +324,7 @@ impl Writer<'_> {
 
     /// When the last thing was seen.
     pub(super) fn end(&self) -> BootNs {
-        self.correlator.now
+        self.correlator.end()
     }
 }
 
