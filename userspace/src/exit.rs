@@ -63,8 +63,8 @@ impl From<Code> for ExitCode {
 pub const HELP: &str = "\
 Exit codes:
   0    clean: everything was seen and nothing is wrong
-  1    findings: a verdict bypassed, forged, altered, replayed or unlogged, or a finding of severity medium
-       or above, those of low and info do not count (1 goes before 2)
+  1    bypassed, forged, altered, replayed or unlogged, or a finding of severity medium or above
+       (goes before 2; findings of severity low and info do not count)
   2    could not see: loss, damage or an undecided verdict
   64   wrong command line
   65   input is damaged or not what it claims to be

@@ -104,3 +104,24 @@ fn a_child_that_the_kernel_could_not_tag_is_tagged_as_soon_as_it_says_so() {
     assert_eq!(read(out, 256), token);
     assert_eq!(witness.moved(direction::WRITE, &token).len(), 1);
 }
+
+#[test]
+fn who_has_ended_and_was_not_waited_for_is_no_member_whatever_its_tag() {
+    let Some(witness) = witness() else { return };
+    let (child, gate) = spawn(|| {});
+    let (capture, _one) = witness.into_capture();
+    capture.tag_pid(child, tag::TREE).unwrap();
+    let untagged = Arc::new(Untagged::default());
+    let tree = Tree::new(capture.tagger().clone(), &[], untagged);
+    assert!(tree.members().unwrap().contains(&child));
+    open(gate);
+    let deadline = Instant::now() + DEADLINE;
+    while !countersign::bpf::scan::is_zombie(child) {
+        assert!(Instant::now() < deadline, "the child did not end");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // The kernel keeps its tag with it, so only what `/proc` says of it tells.
+    assert!(!tree.members().unwrap().contains(&child));
+    // SAFETY: a child of ours, whose status is not asked for.
+    unsafe { libc::waitpid(child.cast_signed(), std::ptr::null_mut(), 0) };
+}

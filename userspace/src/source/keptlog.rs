@@ -24,8 +24,12 @@ pub const KEPT_LOGS: &str = "logs";
 
 const EVENTS: &str = "events.jsonl";
 
-/// Disk space taken for `events.jsonl` at the start, so that a disk that fills up later cannot keep the seal from being written.
-const EVENTS_RESERVED_BYTES: u64 = 64 * 1024;
+/// Disk space taken for `events.jsonl` at a time, ahead of its end, so that a disk that fills up cannot keep the seal from being
+/// written: without it a copy that was cut would pass for one whose recorder was killed.
+const EVENTS_AHEAD_BYTES: u64 = 64 * 1024;
+
+/// Most bytes of one line of the seal.
+const SEAL_LINE_BYTES: u64 = 256;
 
 /// Writes the copies. Never stops the capture: what cannot be written is counted.
 #[derive(Debug)]
@@ -34,6 +38,9 @@ pub struct KeptLogWriter {
     events: File,
     events_crc: crc32fast::Hasher,
     events_lost: u64,
+    events_bytes: u64,
+    /// Bytes of `events.jsonl` that have their place on the disk.
+    events_reserved: u64,
     copies: BTreeMap<(usize, u64), Copy>,
     lost_bytes: u64,
 }
@@ -110,18 +117,13 @@ impl KeptLogWriter {
     pub fn create(spool: &Dir) -> io::Result<Self> {
         let dir = spool.create_dir(KEPT_LOGS)?;
         let events = dir.create_file(EVENTS)?;
-        // Some file systems cannot; then the seal is as sure as the rest.
-        let _ = rustix::fs::fallocate(
-            &events,
-            rustix::fs::FallocateFlags::KEEP_SIZE,
-            0,
-            EVENTS_RESERVED_BYTES,
-        );
         Ok(Self {
             dir,
             events,
             events_crc: crc32fast::Hasher::new(),
             events_lost: 0,
+            events_bytes: 0,
+            events_reserved: 0,
             copies: BTreeMap::new(),
             lost_bytes: 0,
         })
@@ -165,19 +167,47 @@ impl KeptLogWriter {
     }
 
     fn line(&mut self, proxy: usize, event: Kept) {
+        let is_seal = matches!(event, Kept::Copied { .. } | Kept::Sealed { .. });
         let written = serde_json::to_vec(&Line { proxy, event })
             .map_err(io::Error::from)
             .and_then(|mut line| {
                 line.push(b'\n');
+                if !is_seal {
+                    self.reserve(line.len() as u64)?;
+                }
                 append(&mut self.events, &line)?;
+                self.events_bytes += line.len() as u64;
                 self.events_crc.update(&line);
                 Ok(())
             });
         if let Err(error) = written {
-            tracing::warn!(%error, "an event of a proxy log could not be kept");
+            if self.events_lost == 0 {
+                tracing::warn!(%error, "an event of a proxy log could not be kept");
+            }
             self.events_lost += 1;
             self.lost_bytes += 1;
         }
+    }
+
+    /// Makes sure that this much fits into `events.jsonl`, and all lines of the seal after it.
+    fn reserve(&mut self, bytes: u64) -> io::Result<()> {
+        // One for each copy, for the one that the event may begin, and for the end.
+        let seal = (self.copies.len() as u64 + 2) * SEAL_LINE_BYTES;
+        let needed = self.events_bytes + bytes + seal;
+        if needed <= self.events_reserved {
+            return Ok(());
+        }
+        let ahead = needed + EVENTS_AHEAD_BYTES;
+        let keep_size = rustix::fs::FallocateFlags::KEEP_SIZE;
+        match rustix::fs::fallocate(&self.events, keep_size, 0, ahead) {
+            Ok(()) => self.events_reserved = ahead,
+            // Some file systems cannot; then the seal is as sure as the rest.
+            Err(rustix::io::Errno::OPNOTSUPP | rustix::io::Errno::NOSYS) => {
+                self.events_reserved = u64::MAX;
+            }
+            Err(error) => return Err(error.into()),
+        }
+        Ok(())
     }
 
     /// Bytes (and events, counted as one) that could not be kept.
@@ -220,8 +250,14 @@ impl KeptLogWriter {
     }
 
     fn bytes(&mut self, proxy: usize, file: FileId, offset: u64, data: &[u8]) {
+        let key = (proxy, file.0);
+        if self.events_lost > 0 && !self.copies.contains_key(&key) {
+            // Its opening may be what was lost, and there may be no room for its seal; nobody uses the copies any more.
+            self.lost_bytes += data.len() as u64;
+            return;
+        }
         let dir = &self.dir;
-        let copy = self.copies.entry((proxy, file.0)).or_insert_with(|| {
+        let copy = self.copies.entry(key).or_insert_with(|| {
             let made = dir.create_file(&copy_name(proxy, file.0));
             let made = made.inspect_err(|error| {
                 tracing::warn!(%error, "a proxy log cannot be kept");

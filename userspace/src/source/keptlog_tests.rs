@@ -152,3 +152,73 @@ fn a_copy_that_could_not_be_made_is_cut_and_a_whole_one_is_not() {
     assert_eq!(keeper.finish(), 4);
     assert!(was_cut(&spool).unwrap());
 }
+
+#[test]
+fn a_full_disk_takes_events_and_copies_but_never_the_seal() {
+    if !rustix::process::geteuid().is_root() {
+        // Mounting needs root.
+        return;
+    }
+    // A thread with mounts of its own, which end with it.
+    std::thread::spawn(|| {
+        let place = tempfile::tempdir().unwrap();
+        let name = |text: &str| std::ffi::CString::new(text).unwrap();
+        let (root, tmpfs, options) = (name("/"), name("tmpfs"), name("size=512k"));
+        let here = name(place.path().to_str().unwrap());
+        // SAFETY: strings that live as long as the calls.
+        unsafe {
+            assert_eq!(libc::unshare(libc::CLONE_NEWNS), 0);
+            let private = libc::MS_REC | libc::MS_PRIVATE;
+            let nothing = std::ptr::null();
+            assert_eq!(
+                libc::mount(nothing, root.as_ptr(), nothing, private, nothing.cast()),
+                0
+            );
+            let (kind, options) = (tmpfs.as_ptr(), options.as_ptr().cast());
+            assert_eq!(libc::mount(kind, here.as_ptr(), kind, 0, options), 0);
+        }
+        std::fs::create_dir(place.path().join("spool")).unwrap();
+        let spool = Dir::open_named(&place.path().join("spool")).unwrap();
+        let mut keeper = KeptLogWriter::create(&spool).unwrap();
+        let facts = FileFacts {
+            kernel_dev: 0,
+            inode: 0,
+            uid: 0,
+            gid: 0,
+            mode: 0,
+            size: 0,
+        };
+        for file in 0..6000 {
+            let (file, path, again) = (FileId(file), PathBuf::from("log"), None);
+            keeper.event(
+                0,
+                &LogEvent::Opened {
+                    file,
+                    path,
+                    facts,
+                    again,
+                },
+            );
+            keeper.event(
+                0,
+                &LogEvent::Bytes {
+                    file,
+                    offset: 0,
+                    data: b"line\n",
+                },
+            );
+        }
+        // Shorter than the seal: without a place of its own it would find none.
+        for _ in 0..100 {
+            keeper.event(0, &LogEvent::Missing);
+        }
+        assert!(keeper.finish() > 0);
+        let replayed = replay(&spool, &mut |_, _| Ok(())).unwrap();
+        assert!(replayed.sealed && was_cut(&spool).unwrap());
+        assert_eq!(replayed.trouble, None);
+        // SAFETY: as above.
+        assert_eq!(unsafe { libc::umount2(here.as_ptr(), libc::MNT_DETACH) }, 0);
+    })
+    .join()
+    .unwrap();
+}

@@ -112,17 +112,6 @@ fn processes_that_outlive_the_agent_are_named() {
 }
 
 #[test]
-fn a_zombie_is_nobody_who_outlives_the_agent() {
-    let Some(place) = Place::that_can_record() else {
-        return;
-    };
-    // The one that outlives it has a zombie, which is not counted with it.
-    let script = "sh -c 'sleep 0 & exec sleep 3' </dev/null >/dev/null 2>&1 & exit 7";
-    let stderr = place.record("out", script);
-    assert!(stderr.contains("1 of its processes still run"), "{stderr}");
-}
-
-#[test]
 fn signals_that_are_not_to_stop_it_do_not_end_the_program() {
     let Some(place) = Place::that_can_record() else {
         return;
