@@ -5,8 +5,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::passage::{Passages, direct_route};
-use super::scene::Scene;
+use super::passage::Passages;
+use super::scene::{Scene, direct_route};
 use super::tail::taken;
 use super::{Hops, PlacedIx, Route, Sighting, Way};
 use crate::channel::{End, StreamIx};

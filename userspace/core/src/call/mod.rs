@@ -235,6 +235,15 @@ impl Call {
         request.max(response).unwrap_or_default()
     }
 
+    /// The worst that the legs of request and answer tell.
+    pub fn hops(&self) -> Hops {
+        let each = [self.request.as_ref(), self.response.as_ref()];
+        let has = |hops| each.iter().flatten().any(|passage| passage.hops == hops);
+        let worst = [Hops::Changed, Hops::Missing, Hops::Equal];
+        let found = worst.into_iter().find(|hops| has(*hops));
+        found.unwrap_or(Hops::Single)
+    }
+
     /// Its method.
     pub fn method(&self) -> Option<&str> {
         self.request

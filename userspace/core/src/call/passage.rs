@@ -12,12 +12,12 @@ use ahash::AHashMap;
 use crate::call::cut;
 use crate::call::on_lines::OnLines;
 use crate::call::relay;
-use crate::call::scene::{Scene, bytes, ends, frame};
+use crate::call::scene::{Scene, bytes, direct_route, frame};
 use crate::call::tail;
 use crate::call::trouble;
 use crate::call::{Hops, Passage, PlacedIx, Route, Sighting, Way};
 use crate::channel::ChannelKind;
-use crate::evidence::{self, Author, Placed};
+use crate::evidence::{self, Author};
 use crate::frame::FrameFlags;
 use crate::frame::line::speaks_of_json_rpc;
 use crate::json::{self, Document, Limits};
@@ -473,16 +473,6 @@ impl Passages {
                 message,
             });
         }
-    }
-}
-
-/// Both ways of a session have one route; the process with the lower index counts as the client's side.
-pub(super) fn direct_route(scene: Scene<'_>, placed: &Placed) -> (Route, Way) {
-    let (writer, reader) = ends(scene, placed);
-    if writer <= reader {
-        (Route::Direct(writer, reader), Way::ToServer)
-    } else {
-        (Route::Direct(reader, writer), Way::ToClient)
     }
 }
 

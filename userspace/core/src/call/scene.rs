@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::call::PlacedIx;
+use crate::call::{PlacedIx, Route, Way};
 use crate::channel::{ChannelTable, StreamIx};
 use crate::delivery::StreamFrames;
 use crate::evidence::Placed;
@@ -40,6 +40,16 @@ pub(crate) fn ends(scene: Scene<'_>, placed: &Placed) -> (Option<ProcessIx>, Opt
     let reader = by(placed.delivery.read)
         .or_else(|| stream.and_then(|stream| stream.readers.first().map(|(process, _)| *process)));
     (writer, reader)
+}
+
+/// Both ways of a session have one route; the process with the lower index counts as the client's side.
+pub(super) fn direct_route(scene: Scene<'_>, placed: &Placed) -> (Route, Way) {
+    let (writer, reader) = ends(scene, placed);
+    if writer <= reader {
+        (Route::Direct(writer, reader), Way::ToServer)
+    } else {
+        (Route::Direct(reader, writer), Way::ToClient)
+    }
 }
 
 pub(super) fn bytes(scene: Scene<'_>, ix: PlacedIx) -> &[u8] {

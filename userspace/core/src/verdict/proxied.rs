@@ -27,7 +27,7 @@ pub(super) fn proxied(case: Case<'_>, ix: usize, call: &Call, instance: Instance
         let mut judgement = Judgement::new(subject, verdict);
         judgement.via = Some(Via::Proxy);
         judgement.proxy = Some(proxy);
-        judgement.hops = Some(hops(call));
+        judgement.hops = Some(call.hops());
         judgement
     };
     let side = case.side_of_call.get(ix).copied().flatten();
@@ -262,7 +262,7 @@ fn settle_by_legs(call: &Call, likeness: Likeness, judgement: &mut Judgement) {
         .request
         .as_ref()
         .is_none_or(|request| request.received.is_some());
-    match hops(call) {
+    match call.hops() {
         Hops::Changed => {
             let side = changed_side(call);
             alter(
@@ -479,20 +479,6 @@ impl Doubt {
     fn apply(&self, judgement: &mut Judgement) {
         judgement.undecide(self.reason, self.gap);
     }
-}
-
-/// The worst that the legs of request and answer tell.
-fn hops(call: &Call) -> Hops {
-    let each = [call.request.as_ref(), call.response.as_ref()]
-        .into_iter()
-        .flatten();
-    let all: Vec<Hops> = each.map(|passage| passage.hops).collect();
-    for worst in [Hops::Changed, Hops::Missing, Hops::Equal] {
-        if all.contains(&worst) {
-            return worst;
-        }
-    }
-    Hops::Single
 }
 
 fn changed_side(call: &Call) -> &'static str {

@@ -201,12 +201,7 @@ impl Writer<'_> {
             ),
             Oddity::LineCut(ix) => (
                 "line_cut",
-                // Whoever is spoken to past a proxy may take it for whole.
-                if self.cut_for_a_server(*ix, answering) {
-                    "medium"
-                } else {
-                    "low"
-                },
+                self.severity_of_cut(*ix, answering),
                 "a stream ended within a line, which is no whole message",
                 None,
                 ix,
@@ -295,14 +290,14 @@ impl Writer<'_> {
                 .is_some()
     }
 
-    fn cut_for_a_server(&self, ix: PlacedIx, answering: &BTreeSet<ProcessIx>) -> bool {
+    /// Whoever is spoken to past a proxy may take a cut message for whole.
+    fn severity_of_cut(&self, ix: PlacedIx, answering: &BTreeSet<ProcessIx>) -> &'static str {
         let placed = &self.derived.placed[ix.0 as usize];
-        placed.leg == Leg::Direct
-            && !self.derived.roles.is_log(placed.stream)
-            && self.speaks_of_json_rpc(ix)
-            && ends(self.case.scene, placed)
-                .1
-                .is_none_or(|reader| answering.contains(&reader))
+        let past = placed.leg == Leg::Direct && !self.derived.roles.is_log(placed.stream);
+        let reader = ends(self.case.scene, placed).1;
+        let heard = reader.is_none_or(|reader| answering.contains(&reader));
+        let spoken = past && heard && self.speaks_of_json_rpc(ix);
+        if spoken { "medium" } else { "low" }
     }
 
     fn speaks_of_json_rpc(&self, ix: PlacedIx) -> bool {
