@@ -3,7 +3,7 @@
 //! The input is a list of records, each after its length in two bytes, little-endian. The header's length is set right, or
 //! hardly any input would get past it. Debug builds check besides that every call, entry and gap has exactly one verdict.
 
-use countersign_core::correlator::{Correlator, PayloadMode, Proxy, Settings};
+use countersign_core::correlator::{Correlator, PayloadMode, Proxy, RETAINED_BYTES_MAX, Settings};
 use countersign_core::process::FileId;
 use countersign_core::role::ProxyIdentity;
 use countersign_core::row::ids::CaptureId;
@@ -52,6 +52,7 @@ fn correlate(records: &[Vec<u8>]) -> Vec<Row> {
             },
             policy: ProxyPolicy::default(),
         }],
+        retained_bytes_max: RETAINED_BYTES_MAX,
         allow_direct: Vec::new(),
     });
     for record in records {

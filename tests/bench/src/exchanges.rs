@@ -142,6 +142,7 @@ impl Exchanges {
                 identity,
                 policy,
             }],
+            retained_bytes_max: 64 << 30,
             allow_direct: Vec::new(),
         })
     }

@@ -1,6 +1,8 @@
 //! What the core says of a scene.
 
-use countersign_core::correlator::{Correlator, LogFile, PayloadMode, Proxy, Settings};
+use countersign_core::correlator::{
+    Correlator, LogFile, PayloadMode, Proxy, RETAINED_BYTES_MAX, Settings,
+};
 use countersign_core::process::FileId;
 use countersign_core::proxylog::mcp_audit::Reader;
 use countersign_core::proxylog::{Key, Redaction};
@@ -105,6 +107,7 @@ impl Play {
                     key_readable_by_agent: false,
                 },
             }],
+            retained_bytes_max: RETAINED_BYTES_MAX,
             allow_direct: self.allow_direct,
         });
         for record in &self.records {

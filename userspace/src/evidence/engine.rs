@@ -12,7 +12,8 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, anyhow};
 use countersign_core::correlator::{
-    Correlator as Core, LogFile, LogIncident, PayloadMode, Proxy, Settings, Severity,
+    Correlator as Core, LogFile, LogIncident, PayloadMode, Proxy, RETAINED_BYTES_MAX, Settings,
+    Severity,
 };
 use countersign_core::process::FileId as ExeId;
 use countersign_core::proxylog::mcp_audit::Reader;
@@ -170,6 +171,7 @@ impl Engine {
                     })
                 })
                 .collect(),
+            retained_bytes_max: half_of_memory().max(RETAINED_BYTES_MAX),
         }
     }
 
@@ -445,4 +447,11 @@ fn exe_id(path: &std::path::Path) -> Option<ExeId> {
         dev: kernel_dev(metadata.dev()),
         inode: metadata.ino(),
     })
+}
+
+/// What may be kept of a recording while it is paired: about seven kilobytes a call that passed a proxy.
+fn half_of_memory() -> u64 {
+    let system = rustix::system::sysinfo();
+    // `c_ulong` and `c_uint`: as wide as the machine says.
+    u64::from(system.mem_unit).saturating_mul(system.totalram) / 2
 }

@@ -33,7 +33,7 @@ use countersign_common as abi;
 pub use notes::Note;
 pub use rows::PayloadMode;
 
-/// Bytes of frames kept until the end. Stops a flood from filling memory; what comes later is a gap.
+/// Bytes of frames kept until the end, where nothing else is set. Stops a flood from filling memory; what comes later is a gap.
 pub const RETAINED_BYTES_MAX: u64 = 2 << 30;
 
 /// What a frame costs besides its bytes, roughly: its row here, its ties, the sightings that come of it.
@@ -72,6 +72,8 @@ pub struct Settings {
     pub proxies: Vec<Proxy>,
     /// Allowed direct channels.
     pub allow_direct: Vec<AllowDirect>,
+    /// Bytes of frames kept until the end; what comes later is a gap.
+    pub retained_bytes_max: u64,
 }
 
 /// A log file that was opened.
@@ -396,7 +398,7 @@ impl Correlator {
         frame.hash = frame::hash(&frame.bytes);
         let own = Arc::as_ptr(&frame.bytes);
         let of_stream = self.streams.entry(stream).or_default();
-        if self.retained.saturating_add(len + FRAME_COST_BYTES) > RETAINED_BYTES_MAX {
+        if self.retained.saturating_add(len + FRAME_COST_BYTES) > self.settings.retained_bytes_max {
             of_stream.push_gap(side, limit_gap(self.now));
             return;
         }
