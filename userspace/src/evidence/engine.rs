@@ -449,7 +449,7 @@ fn exe_id(path: &std::path::Path) -> Option<ExeId> {
     })
 }
 
-/// What may be kept of a recording while it is paired: about seven kilobytes a call that passed a proxy.
+/// What may be kept of a recording while it is paired: about six kilobytes a call that passed a proxy.
 fn half_of_memory() -> u64 {
     let system = rustix::system::sysinfo();
     // `c_ulong` and `c_uint`: as wide as the machine says.
