@@ -158,10 +158,7 @@ impl StreamFrames {
             if self.opaque[side] > OPAQUE_FRAMES_MAX {
                 return false;
             }
-        } else if !frame
-            .flags
-            .intersects(FrameFlags::HEAD_MISSING | FrameFlags::INCOMPLETE | FrameFlags::TOO_LONG)
-        {
+        } else if frame.is_complete() {
             self.tie(ix, frame, frames, side);
         }
         match frame.end {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::channel::StreamIx;
 use crate::delivery::{Delivery, StreamFrames};
-use crate::frame::{Frame, FrameFlags, FrameIx};
+use crate::frame::{Frame, FrameIx};
 use crate::record::GapReason;
 use crate::role::{InstanceIx, Leg, Roles};
 use crate::stream::Gap;
@@ -159,12 +159,7 @@ pub fn self_inflicted(gap: &Gap, roles: &Roles) -> bool {
 /// Whether a gap lies at a proxy's own end of a stream: then it can hide what the proxy read or wrote. A gap at the other end, or
 /// by another process, takes nothing from what the proxy's end shows.
 pub fn is_at_proxy_end(end: End, gap: &Gap, roles: &Roles, leg: Leg) -> bool {
-    let proxy_end = if leg.proxy_writes() {
-        End::Writer
-    } else {
-        End::Reader
-    };
-    end == proxy_end
+    end == leg.end_of_proxy()
         && gap.process.is_none_or(|process| {
             leg.instance().is_some() && roles.instance_of(process) == leg.instance()
         })
@@ -217,9 +212,7 @@ fn place_one(
     };
     let record_frame = frame(record)?;
     let tied = delivery.written.is_some() && delivery.read.is_some();
-    let complete = !record_frame
-        .flags
-        .intersects(FrameFlags::HEAD_MISSING | FrameFlags::INCOMPLETE | FrameFlags::TOO_LONG);
+    let complete = record_frame.is_complete();
     Some(Placed {
         stream,
         leg,

@@ -56,14 +56,13 @@ pub fn pair(passages: &Passages, roles: &Roles) -> Vec<Call> {
                 calls.push(stray(passage));
             }
             (MessageKind::Response | MessageKind::ErrorResponse, Some(id)) => {
-                let key = match direct_ends(passage) {
+                let known = match direct_ends(passage) {
                     // Nobody was seen to read it; who was asked is enough.
-                    (Some(sender), None) if asked.contains_key(&(sender, id.clone())) => {
-                        let (session, way) = asked[&(sender, id.clone())];
-                        (session, way, id)
-                    }
-                    (Some(_) | None, _) => (session, passage.way.back(), id),
+                    (Some(sender), None) => asked.get(&(sender, id.clone())).copied(),
+                    (Some(_) | None, _) => None,
                 };
+                let (session, way) = known.unwrap_or((session, passage.way.back()));
+                let key = (session, way, id);
                 let request = in_flight
                     .get_mut(&key)
                     .and_then(|queue| take(queue, &calls, passage, roles));

@@ -77,10 +77,7 @@ pub fn assemble(scene: Scene<'_>) -> Passages {
             }
             continue;
         }
-        if frame
-            .flags
-            .intersects(FrameFlags::INCOMPLETE | FrameFlags::HEAD_MISSING | FrameFlags::TOO_LONG)
-        {
+        if !frame.is_complete() {
             out.oddities.push(Oddity::Incomplete(ix));
             if cut::is_readable(placed, frame) {
                 cut.push(ix);

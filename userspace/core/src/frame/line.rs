@@ -365,7 +365,7 @@ fn is_blank(byte: u8) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::channel::ChannelIx;
 
@@ -450,7 +450,12 @@ mod tests {
             .collect()
     }
 
-    fn feed(lines: &mut LineFramer, data: &[u8], position: u64, frames: &mut Vec<Frame>) {
+    pub(in crate::frame) fn feed(
+        lines: &mut LineFramer,
+        data: &[u8],
+        position: u64,
+        frames: &mut Vec<Frame>,
+    ) {
         let op = Op {
             process: ProcessIx(0),
             tid: 1,

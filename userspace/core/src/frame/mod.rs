@@ -81,14 +81,16 @@ pub struct Frame {
 }
 
 impl Frame {
+    /// Whether every byte is there.
+    pub fn is_complete(&self) -> bool {
+        !self
+            .flags
+            .intersects(FrameFlags::HEAD_MISSING | FrameFlags::INCOMPLETE | FrameFlags::TOO_LONG)
+    }
+
     /// Whether every byte is there and in proved order.
     pub fn is_whole(&self) -> bool {
-        !self.flags.intersects(
-            FrameFlags::HEAD_MISSING
-                | FrameFlags::INCOMPLETE
-                | FrameFlags::TOO_LONG
-                | FrameFlags::ORDER_AMBIGUOUS,
-        )
+        self.is_complete() && !self.flags.contains(FrameFlags::ORDER_AMBIGUOUS)
     }
 
     /// Whether it begins and ends where its line does.

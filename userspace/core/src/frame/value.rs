@@ -13,11 +13,6 @@ use crate::frame::{CARRIERS_MAX, FRAME_MAX_BYTES, Frame, FrameFlags};
 /// thousand streams from each holding a long one.
 const HELD_LINE_MAX_BYTES: usize = 16 * 1024;
 
-/// What makes a line useless as a part of a value.
-const BROKEN: FrameFlags = FrameFlags::HEAD_MISSING
-    .union(FrameFlags::INCOMPLETE)
-    .union(FrameFlags::TOO_LONG);
-
 /// Values in progress over the lines of one end of a stream.
 #[derive(Debug, Default)]
 pub(super) struct Values {
@@ -53,7 +48,7 @@ impl Values {
 
     /// Takes a line with all of its bytes (or none, if it cannot go on with a value).
     pub(super) fn line(&mut self, line: &Frame, out: &mut impl FnMut(Frame)) {
-        if line.flags.intersects(BROKEN) {
+        if !line.is_complete() {
             self.reset();
             return;
         }
@@ -295,9 +290,7 @@ mod tests {
     use super::*;
     use crate::channel::{ChannelIx, End, StreamIx};
     use crate::frame::line::LineFramer;
-    use crate::process::ProcessIx;
-    use crate::stream::Op;
-    use crate::time::BootNs;
+    use crate::frame::line::tests::feed;
 
     #[test]
     fn what_is_no_json_ends_the_search_at_once() {
@@ -396,19 +389,5 @@ mod tests {
             from_end: 0,
         };
         LineFramer::new(stream, End::Reader, false)
-    }
-
-    fn feed(lines: &mut LineFramer, data: &[u8], position: u64, found: &mut Vec<Frame>) {
-        let op = Op {
-            process: ProcessIx(0),
-            tid: 1,
-            syscall: 0,
-            flags: 0,
-            enter: BootNs(position),
-            exit: BootNs(position + 1),
-            returned: data.len() as u64,
-            stream_before: position,
-        };
-        lines.bytes(&op, 0, position, data, &mut |frame| found.push(frame));
     }
 }

@@ -8,7 +8,7 @@ mod leg;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::channel::{ChannelTable, StreamIx};
+use crate::channel::{ChannelTable, End, StreamIx};
 use crate::delivery::StreamFrames;
 use crate::process::{FileId, ProcessIx, ProcessTable};
 use crate::time::BootNs;
@@ -98,6 +98,15 @@ impl Leg {
             | Self::ProxyToClient(ix)
             | Self::ProxyFile(ix) => Some(ix),
             Self::Direct => None,
+        }
+    }
+
+    /// The proxy's own end of the leg.
+    pub fn end_of_proxy(self) -> End {
+        if self.proxy_writes() {
+            End::Writer
+        } else {
+            End::Reader
         }
     }
 

@@ -83,7 +83,7 @@ impl Gaps {
             };
             if gap.of_record {
                 gaps.of_streams.entry(gap.stream).or_default().add(ix, gap);
-                if self_inflicted(gap, roles) {
+                if evidence::self_inflicted(&gap.gap, roles) {
                     gaps.own_doing.entry(gap.stream).or_default().add(ix, gap);
                 }
                 if gap.leg.instance().is_some() && file.is_none() {
@@ -211,7 +211,7 @@ fn placed(
         let of_record = if leg == Leg::Direct {
             tail.end == End::Reader
         } else {
-            tail.end == end_of_proxy(leg)
+            tail.end == leg.end_of_proxy()
         };
         out.push(PlacedGap {
             stream: tail.stream,
@@ -269,7 +269,7 @@ fn placed(
             out.push(PlacedGap {
                 stream: *stream,
                 leg,
-                end: end_of_proxy(leg),
+                end: leg.end_of_proxy(),
                 gap: attached,
                 of_record: true,
                 anybodys: false,
@@ -287,19 +287,6 @@ fn shows_all(frames: &StreamFrames, end: End) -> bool {
         End::Reader => &frames.readers,
     };
     !seen.is_empty() && !frames.gaps.iter().any(|(of, _)| *of == end)
-}
-
-/// Whether a gap is an untrusted process's own doing.
-pub fn self_inflicted(gap: &PlacedGap, roles: &Roles) -> bool {
-    evidence::self_inflicted(&gap.gap, roles)
-}
-
-fn end_of_proxy(leg: Leg) -> End {
-    if leg.proxy_writes() {
-        End::Writer
-    } else {
-        End::Reader
-    }
 }
 
 fn attached_gap(until: BootNs) -> Gap {

@@ -70,9 +70,7 @@ impl Receivers {
                 for (process, _) in &frames.readers {
                     receiver.life.add(exit(*process));
                 }
-                let bytes = |sum: u64, bytes| sum.saturating_add(bytes);
-                let written = frames.writers.iter().map(|(_, moved)| moved.bytes);
-                receiver.unread |= written.fold(0, bytes) > frames.bytes_read();
+                receiver.unread |= frames.bytes_written() > frames.bytes_read();
             }
         }
         for (ix, process) in processes.iter() {

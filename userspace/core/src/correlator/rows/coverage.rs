@@ -2,10 +2,10 @@
 
 use super::Writer;
 use crate::correlator::Note;
+use crate::evidence;
 use crate::role::Leg;
 use crate::row::CoverageRow;
 use crate::row::ids::CoverageId;
-use crate::verdict::doubt;
 
 impl Writer<'_> {
     pub(super) fn coverage(&mut self) {
@@ -80,7 +80,7 @@ impl Writer<'_> {
     fn gap_rows(&mut self) {
         let derived = self.derived;
         for (ix, gap) in derived.gaps.all().iter().enumerate() {
-            let own_doing = doubt::self_inflicted(gap, &derived.roles);
+            let own_doing = evidence::self_inflicted(&gap.gap, &derived.roles);
             // What counts is what is missing at the end of record of a stream that carries MCP, or of a proxy's log.
             let counts = gap.of_record
                 && (derived.mcp.contains(&gap.stream) || matches!(gap.leg, Leg::ProxyFile(_)));

@@ -46,9 +46,7 @@ impl Writer<'_> {
         let payload = (of_record && in_scope && !frame.bytes.is_empty())
             .then(|| self.privacy.bytes(&frame.bytes, proxy))
             .flatten();
-        let complete = !frame
-            .flags
-            .intersects(FrameFlags::HEAD_MISSING | FrameFlags::INCOMPLETE | FrameFlags::TOO_LONG);
+        let complete = frame.is_complete();
         let leniency = carried
             .iter()
             .fold(crate::json::Leniency::empty(), |all, passage| {
@@ -121,10 +119,7 @@ impl Writer<'_> {
         if frame.flags.contains(FrameFlags::ORDER_AMBIGUOUS) {
             return Some("order_ambiguous");
         }
-        if !frame
-            .flags
-            .intersects(FrameFlags::HEAD_MISSING | FrameFlags::INCOMPLETE | FrameFlags::TOO_LONG)
-        {
+        if frame.is_complete() {
             return None;
         }
         let stream = self.correlator.streams.get(&frame.stream)?;
@@ -145,13 +140,8 @@ fn partner(placed: &Placed, end: End) -> Option<FrameIx> {
 }
 
 fn source_of(placed: &Placed, frame: &Frame) -> &'static str {
-    let proxy_end = match placed.leg {
-        Leg::ClientToProxy(_) | Leg::ServerToProxy(_) => Some(End::Reader),
-        Leg::ProxyToServer(_) | Leg::ProxyToClient(_) | Leg::ProxyFile(_) => Some(End::Writer),
-        Leg::Direct => None,
-    };
     match frame.end {
-        end if proxy_end == Some(end) && placed.source == Source::ProxyEnd => {
+        end if placed.source == Source::ProxyEnd && end == placed.leg.end_of_proxy() => {
             Source::ProxyEnd.as_str()
         }
         End::Reader => Source::ReaderEnd.as_str(),
