@@ -426,6 +426,20 @@ fn a_message_in_disguise_is_a_finding() {
     }
 }
 
+#[test]
+fn noise_before_a_disguise_does_not_hide_it() {
+    let (mut scene, own) = own_server();
+    let noise = b"not json\n".repeat(300);
+    let quoted = br#""{\"jsonrpc\":\"2.0\",\"method\":\"tools/call\"}""#;
+    for text in [noise, [&quoted[..], b"\n"].concat()] {
+        scene.write(own.agent, own.to_server, &text);
+        scene.read(own.server, own.to_server, ALL);
+    }
+    let outcome = Play::new(scene, &[]).run();
+    // Lines that are no JSON are not tied: each end tells of it.
+    assert_eq!(outcome.found("mcp_like"), 2, "{:?}", outcome.told());
+}
+
 fn own_server() -> (Scene, Own) {
     let mut scene = Scene::new();
     let agent = scene.root(program::AGENT);

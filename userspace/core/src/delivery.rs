@@ -25,6 +25,9 @@ pub const STREAM_GAPS_MAX: usize = 4096;
 /// Lines that are not JSON remembered per stream end; the rest is counted.
 pub const OPAQUE_FRAMES_MAX: usize = 256;
 
+/// Lines that are not JSON and speak of JSON-RPC remembered per stream end; further ones are frames without room.
+pub const MCP_LIKE_FRAMES_MAX: usize = 1 << 16;
+
 /// Longest write that no other write can cut: `PIPE_BUF` (pipe(7)).
 const ATOMIC_WRITE_BYTES: u64 = 4096;
 
@@ -71,6 +74,7 @@ pub struct StreamFrames {
     /// Frames that found no room.
     pub overflowed: u64,
     opaque: [usize; 2],
+    mcp_like: [usize; 2],
     contention: Contention,
 }
 
@@ -154,9 +158,18 @@ impl StreamFrames {
         }
         let side = side(frame.end);
         if frame.flags.contains(FrameFlags::NOT_JSON) {
-            self.opaque[side] += 1;
-            if self.opaque[side] > OPAQUE_FRAMES_MAX {
-                return false;
+            if frame.flags.contains(FrameFlags::MCP_LIKE) {
+                // Noise must not use up the room of what is pointed out.
+                self.mcp_like[side] += 1;
+                if self.mcp_like[side] > MCP_LIKE_FRAMES_MAX {
+                    self.overflowed += 1;
+                    return false;
+                }
+            } else {
+                self.opaque[side] += 1;
+                if self.opaque[side] > OPAQUE_FRAMES_MAX {
+                    return false;
+                }
             }
         } else if frame.is_complete() {
             self.tie(ix, frame, frames, side);
