@@ -13,6 +13,7 @@ use ahash::AHashMap;
 use crate::channel::End;
 use crate::frame::{Frame, FrameFlags, FrameIx};
 use crate::process::ProcessIx;
+use crate::record::GapReason;
 use crate::stream::{Gap, Op};
 use crate::time::BootNs;
 
@@ -154,6 +155,15 @@ impl StreamFrames {
     pub fn push(&mut self, ix: FrameIx, frame: &mut Frame, frames: &mut [Frame]) -> bool {
         if self.written.len() + self.read.len() >= STREAM_FRAMES_MAX {
             self.overflowed += 1;
+            let gap = Gap {
+                position: frame.position,
+                len: Some(frame.len),
+                reason: GapReason::MemoryLimit,
+                process: None,
+                since: frame.first_enter,
+                until: frame.last_exit,
+            };
+            self.push_gap(frame.end, gap);
             return false;
         }
         let side = side(frame.end);
