@@ -29,6 +29,8 @@ pub enum Command {
     /// Record processes that run already, until interrupted.
     #[command(after_help = crate::exit::RECORD_HELP)]
     Record(RecordArgs),
+    /// Remove kernel programs that `record --pin` left behind.
+    Unpin(UnpinArgs),
     /// Pair a spool with the proxy's log, or with the copy that was kept of it, offline and without privileges.
     Pair(PairArgs),
     /// Say whether this machine can record, and what is missing.
@@ -147,6 +149,17 @@ pub struct RecordArgs {
     #[command(flatten)]
     /// Whom to record.
     pub targets: Targets,
+    /// Keep the kernel programs, what they wait to hand over and who is watched in the kernel (pinned under this name in
+    /// /sys/fs/bpf/countersign), should this process die; the same command again goes on with them in the same directory.
+    #[arg(long, value_name = "NAME")]
+    pub pin: Option<String>,
+}
+
+/// `countersign unpin`.
+#[derive(Debug, Args)]
+pub struct UnpinArgs {
+    /// The name given to `record --pin`.
+    pub name: String,
 }
 
 /// Whom to record.
@@ -227,14 +240,14 @@ impl RunArgs {
 
 impl RecordArgs {
     /// Splits the arguments into settings, the output flags and the targets.
-    pub fn split(self) -> (Flags, EvidenceFlags, Targets) {
+    pub fn split(self) -> (Flags, EvidenceFlags, Targets, Option<String>) {
         let flags = Flags {
             payload: self.evidence.payload,
             max_disk_bytes: self.spool.max_disk,
             keep_spool: self.spool.keep_spool,
             ..self.proxy.into_flags()
         };
-        (flags, self.evidence, self.targets)
+        (flags, self.evidence, self.targets, self.pin)
     }
 }
 

@@ -45,6 +45,7 @@ pub(super) fn run(args: RunArgs) -> Result<Code, Failure> {
     let request = witness::Request {
         capture,
         proxy_exes,
+        pin: None,
     };
     let capture = witness::attach(&request)?;
 

@@ -152,6 +152,7 @@ pub(crate) fn measure(
     let out = OutDir::create(&folder.path().join("out"), None)?;
     let capture = capture_id()?;
     let request = Request {
+        pin: None,
         capture,
         proxy_exes: Vec::new(),
     };
