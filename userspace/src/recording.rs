@@ -187,7 +187,7 @@ impl Recording {
         config: &Config,
         out: &OutDir,
         request: &Request,
-        capture: Capture,
+        mut capture: Capture,
         mut logs: Vec<Follower>,
     ) -> Result<Self, Failure> {
         let dir = out
@@ -197,7 +197,8 @@ impl Recording {
             .map_err(|error| error.context("open the spool to go on with"))
             .or_exit(Code::NoInput)?;
         let produced = capture.produced();
-        let resumed = spool::resume(&dir, capture.ring_bytes()).or_exit(Code::NoInput)?;
+        let next = capture.next_header();
+        let resumed = spool::resume(&dir, capture.ring_bytes(), next).or_exit(Code::NoInput)?;
         if resumed.identity.capture != request.capture
             || resumed.identity.generation != capture.generation()
         {

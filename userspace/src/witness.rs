@@ -28,6 +28,8 @@ pub struct Request {
     pub proxy_exes: Vec<ProxyExe>,
     /// Where the capture is pinned, so that it outlives this process.
     pub pin: Option<PinDir>,
+    /// Size of the ring in bytes, a power of two.
+    pub ring_bytes: u32,
 }
 
 /// The executable of a proxy, by path and as it is now.
@@ -145,11 +147,11 @@ pub fn attach(request: &Request) -> Result<Capture, Failure> {
     let options = LoadOptions {
         generation,
         proxy_exes,
+        ring_bytes: request.ring_bytes,
         pin: request
             .pin
             .clone()
             .map(|dir| (dir, request.capture.clone())),
-        ..LoadOptions::default()
     };
     if let Some(dir) = &request.pin {
         dir.make().map_err(unavailable)?;

@@ -331,6 +331,12 @@ impl Capture {
         self.pinned.is_some()
     }
 
+    /// The header of the next record in the ring, which stays there.
+    pub fn next_header(&mut self) -> Option<RecordHeader> {
+        let (header, _) = RecordHeader::read_from_prefix(self.ring.peek()?).ok()?;
+        Some(header)
+    }
+
     /// Size of the ring in bytes.
     pub fn ring_bytes(&self) -> u64 {
         self.ring.bytes()

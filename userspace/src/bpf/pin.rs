@@ -56,6 +56,9 @@ pub struct Note {
 
 impl Note {
     /// The note of what this build loads.
+    ///
+    /// # Errors
+    /// When the id is not one of 26 characters.
     pub fn new(generation: u64, capture: &str, offsets_sha256: [u8; 32]) -> anyhow::Result<Self> {
         Ok(Self {
             abi_version: ABI_VERSION,

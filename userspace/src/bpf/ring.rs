@@ -91,6 +91,16 @@ impl Ring {
         self.bytes
     }
 
+    /// The next record, which stays the next one.
+    pub(super) fn peek(&mut self) -> Option<&[u8]> {
+        let place = self.place;
+        // Only to end the borrow before the place is set back.
+        let found = self.next().map(|record| (record.as_ptr(), record.len()));
+        self.place = place;
+        // SAFETY: the slice that `next` has just returned; nothing was given back since, and `self` stays borrowed.
+        found.map(|(start, length)| unsafe { slice::from_raw_parts(start, length) })
+    }
+
     /// How far was read.
     pub(super) fn place(&self) -> u64 {
         self.place

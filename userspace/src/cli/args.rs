@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Flags, Payload, parse_bytes, parse_duration};
+use crate::config::{Flags, Payload, parse_bytes, parse_duration, parse_ring_bytes};
 use crate::key::KeySource;
 
 /// A second, independent witness for MCP traffic.
@@ -100,6 +100,10 @@ pub struct SpoolFlags {
     /// meanwhile: from there on payload is dropped, who did what is kept, and the calls concerned are undecided.
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes, allow_hyphen_values = true)]
     pub max_disk: Option<u64>,
+    /// Size of the kernel's ring, such as 256MiB; memory for what comes while the disk, or a recorder that was killed, is busy
+    /// [default: 64MiB].
+    #[arg(long, value_name = "SIZE", value_parser = parse_ring_bytes, allow_hyphen_values = true)]
+    pub ring_size: Option<u32>,
     /// Keep the raw records after pairing; they hold full payloads.
     #[arg(long)]
     pub keep_spool: bool,
@@ -231,6 +235,7 @@ impl RunArgs {
             pass_key: self.pass_key,
             payload: self.evidence.payload,
             max_disk_bytes: self.spool.max_disk,
+            ring_bytes: self.spool.ring_size,
             keep_spool: self.spool.keep_spool,
             ..self.proxy.into_flags()
         };
@@ -244,6 +249,7 @@ impl RecordArgs {
         let flags = Flags {
             payload: self.evidence.payload,
             max_disk_bytes: self.spool.max_disk,
+            ring_bytes: self.spool.ring_size,
             keep_spool: self.spool.keep_spool,
             ..self.proxy.into_flags()
         };

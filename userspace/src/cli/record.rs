@@ -55,6 +55,7 @@ pub(super) fn record(args: RecordArgs) -> Result<Code, Failure> {
         capture,
         proxy_exes,
         pin: pinned.dir().cloned(),
+        ring_bytes: config.capture.ring_bytes,
     };
     let (signals, mut recording) = match &pinned {
         Pinned::Left(dir, note) => {
@@ -80,9 +81,13 @@ pub(super) fn record(args: RecordArgs) -> Result<Code, Failure> {
             return Err(failure);
         }
     };
+    let processes = match &pinned {
+        Pinned::Left(..) => recording.survivors().or_exit(Code::Internal)?.len(),
+        Pinned::No | Pinned::New(_) => attached.processes,
+    };
     tell(&format!(
-        "recording {} processes and what they start, until interrupted; {} others hold an end of their channels",
-        attached.processes, attached.peers
+        "recording {processes} processes and what they start, until interrupted; {} others hold an end of their channels",
+        attached.peers
     ));
     let followed = follow(&found, &signals, &mut recording);
     // Without an end in the records, what a later pairing cannot have seen is no accusation.

@@ -46,6 +46,7 @@ pub(super) fn run(args: RunArgs) -> Result<Code, Failure> {
         capture,
         proxy_exes,
         pin: None,
+        ring_bytes: config.capture.ring_bytes,
     };
     let capture = witness::attach(&request)?;
 

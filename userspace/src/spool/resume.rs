@@ -53,11 +53,20 @@ impl Recent {
     }
 }
 
-/// Looks at a spool, cuts a torn tail off and gathers its last records, as many as a ring of `ring_bytes` can hold at most.
+/// How much later a record can have been put into the ring than one of a higher number of the same CPU: numbers are given just
+/// before places are, and an interrupt can come in between.
+const SWAPPED_MAX: u64 = 4096;
+
+/// Looks at a spool, cuts a torn tail off and gathers its last records: those that can lie in a ring of `ring_bytes` which begins
+/// with the record `next`. Both have the same order, so a record of that CPU with a clearly lower number ends the search.
 ///
 /// # Errors
 /// When it has no readable segment or is of another record layout.
-pub fn resume(dir: &Dir, ring_bytes: u64) -> Result<Resumed, SpoolError> {
+pub fn resume(
+    dir: &Dir,
+    ring_bytes: u64,
+    next: Option<RecordHeader>,
+) -> Result<Resumed, SpoolError> {
     let mut numbers: Vec<u32> = dir
         .file_names()?
         .iter()
@@ -67,7 +76,7 @@ pub fn resume(dir: &Dir, ring_bytes: u64) -> Result<Resumed, SpoolError> {
     numbers.sort_unstable_by(|a, b| b.cmp(a));
     let mut found: Option<Resumed> = None;
     let mut segments = Vec::new();
-    let mut left = ring_bytes;
+    let mut left = if next.is_some() { ring_bytes } else { 0 };
     for number in numbers {
         let name = segment_name(number);
         if found.is_some() && left == 0 {
@@ -114,6 +123,11 @@ pub fn resume(dir: &Dir, ring_bytes: u64) -> Result<Resumed, SpoolError> {
                 break;
             }
             left = left.saturating_sub(record.len() as u64);
+            if next.is_some_and(|next| {
+                next.cpu == header.cpu && header.cpu_seq.saturating_add(SWAPPED_MAX) < next.cpu_seq
+            }) {
+                left = 0;
+            }
             found.recent.0.insert((header.cpu, header.cpu_seq));
         }
     }

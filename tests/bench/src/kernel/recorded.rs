@@ -153,6 +153,7 @@ pub(crate) fn measure(
     let capture = capture_id()?;
     let request = Request {
         pin: None,
+        ring_bytes: countersign::bpf::load::RING_BYTES_DEFAULT,
         capture,
         proxy_exes: Vec::new(),
     };
