@@ -291,7 +291,8 @@ fn a_recorder_killed_again_and_again_loses_no_record_and_writes_none_twice() {
         }
     }
     let kills = number(KILLS_VARIABLE, KILLS);
-    eprintln!(
-        "{written} messages, {kills} kills, {fuller} of them with the ring more than half full"
+    let counted = format!(
+        "{written} messages, {kills} kills, {fuller} of them with the ring more than half full\n"
     );
+    std::io::Write::write_all(&mut std::io::stderr(), counted.as_bytes()).unwrap();
 }
