@@ -168,6 +168,17 @@ impl<'a> Walk<'a> {
         }
         // Permission bits do not stop root, and a read-only mount can hide behind a directory that exists already.
         let probe = ".countersign-probe";
+        if contents == Contents::Ours {
+            // Left by a process that was killed just here.
+            match dir.remove_file(probe) {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    let error = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+                    return Err(reason(path, error));
+                }
+            }
+        }
         dir.create_file(probe)
             .and_then(|_| dir.remove_file(probe))
             .map_err(|error| reason(path, Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;
