@@ -2,15 +2,15 @@
 
 use std::{
     fmt, fs,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     time::Duration,
 };
 
 use anyhow::Context;
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap, Map, MapData, PerCpuArray, RingBuf},
-    programs::BtfTracePoint,
+    maps::{HashMap, Map, MapData, PerCpuArray},
+    programs::{BtfTracePoint, links::FdLink},
 };
 use countersign_common::{
     RecordHeader, Transfer, counter, kind,
@@ -24,12 +24,17 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::{
     messages::{self, Messages},
     object, offsets,
+    pin::{Note, PinDir},
+    ring::Ring,
     tag::Tagger,
 };
 
 /// Default size of the data ring, in bytes. A longer one makes each record of the watched dearer, since its memory has left the
 /// caches when they come round to it; what must wait longer waits behind the consumer ([`crate::spool::BACKLOG_MAX_BYTES`]).
 pub const RING_BYTES_DEFAULT: u32 = 64 << 20;
+
+/// Time between two looks at a ring with records that were read and not given back yet.
+const RELEASE_PAUSE: Duration = Duration::from_millis(1);
 
 /// The programs of tier T; each has the name of its tracepoint. Fork comes first and `sys_exit` before `sys_enter`: what is
 /// attached half-way can only miss, never misattribute.
@@ -50,6 +55,8 @@ pub struct LoadOptions {
     pub generation: u64,
     /// Executables of proxies: kernel `dev_t` (`major << 20 | minor`) and inode number.
     pub proxy_exes: Vec<(u32, u64)>,
+    /// Where programs, maps and links are pinned so that they outlive this process, with the ULID of the capture.
+    pub pin: Option<(PinDir, String)>,
 }
 
 impl Default for LoadOptions {
@@ -58,6 +65,7 @@ impl Default for LoadOptions {
             ring_bytes: RING_BYTES_DEFAULT,
             generation: 1,
             proxy_exes: Vec::new(),
+            pin: None,
         }
     }
 }
@@ -65,28 +73,34 @@ impl Default for LoadOptions {
 /// A table of channels.
 type ChannelMap = HashMap<MapData, [u8; size_of::<ChannelKey>()], [u8; size_of::<ChannelState>()]>;
 
-/// Loaded and attached programs. Dropping it detaches them.
+/// Maps that a later process needs of a capture.
+const PINNED_MAPS: [&str; 5] = ["RING", "CPUS", "CHANNELS", "PROXY_CHANNELS", "TAGS"];
+
+/// Loaded and attached programs. Dropping it detaches them, unless they are pinned.
 pub struct Capture {
-    /// Holds the programs and their links.
-    _ebpf: Ebpf,
-    ring: RingBuf<MapData>,
+    /// Holds the programs and their links; nothing where they are pinned and another process loaded them.
+    _ebpf: Option<Ebpf>,
+    ring: Ring,
+    /// Programs stay in the kernel without this process: what was read is given back only when the caller says so.
+    pinned: Option<PinDir>,
     tags: Tagger,
     cpus: PerCpuArray<MapData, [u8; size_of::<CpuState>()]>,
     channels: [ChannelMap; 2],
-    programs: Vec<(&'static str, RawFd)>,
+    programs: Vec<(String, OwnedFd)>,
     malformed: u64,
     /// Payload bytes taken out of the ring.
     payload_bytes: u64,
     generation: u64,
     offsets: Offsets,
-    messages: Messages,
+    /// Nothing when another process loaded the programs.
+    messages: Option<Messages>,
 }
 
 /// What one program did, from its `fdinfo`.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct ProgramLedger {
     /// Its name, that of its tracepoint.
-    pub name: &'static str,
+    pub name: String,
     /// Times that the kernel skipped it because another program was running on that CPU: calls that nobody saw.
     pub recursion_misses: u64,
     /// Runs; 0 unless `kernel.bpf_stats_enabled` is set.
@@ -147,23 +161,95 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         program
             .load(name, &btf)
             .with_context(|| format!("load the program for {name}"))?;
-        program
+        let link = program
             .attach()
             .with_context(|| format!("attach to {name}"))?;
-        programs.push((name, program.fd()?.as_fd().as_raw_fd()));
+        let fd = program.fd()?.as_fd();
+        if let Some((dir, _)) = &options.pin {
+            dir.pin_program(name, fd)?;
+        }
+        programs.push((name.to_owned(), fd.try_clone_to_owned()?));
+        if let Some((dir, _)) = &options.pin {
+            dir.pin_link(name, FdLink::from(program.take_link(link)?))?;
+        }
+    }
+    if let Some((dir, _)) = &options.pin {
+        dir.pin_maps(&ebpf, &PINNED_MAPS)?;
     }
 
     let mut take = |name: &str| {
         ebpf.take_map(name)
             .with_context(|| format!("the object has no map {name}"))
     };
-    let ring = RingBuf::try_from(take("RING")?).context("map the ring")?;
-    let cpus = PerCpuArray::try_from(take("CPUS")?)?;
-    let channels = [
-        HashMap::try_from(take("CHANNELS")?)?,
-        HashMap::try_from(take("PROXY_CHANNELS")?)?,
-    ];
-    let Map::Unsupported(tags) = take("TAGS")? else {
+    let Map::RingBuf(ring) = take("RING")? else {
+        anyhow::bail!("the map RING is not a ring buffer");
+    };
+    let maps = Maps {
+        ring,
+        cpus: take("CPUS")?,
+        channels: [take("CHANNELS")?, take("PROXY_CHANNELS")?],
+        tags: take("TAGS")?,
+    };
+    let messages = Messages::of(&mut ebpf)?;
+    let (pinned, capture_id) = options.pin.clone().unzip();
+    let capture = Capture {
+        _ebpf: Some(ebpf),
+        messages: Some(messages),
+        pinned,
+        ..of_maps(maps, programs, options.generation, offsets)?
+    };
+    if let (Some(dir), Some(id)) = (&capture.pinned, capture_id) {
+        dir.sign(&Note::new(
+            options.generation,
+            &id,
+            capture.offsets_digest(),
+        )?)?;
+    }
+    Ok(capture)
+}
+
+/// Opens what another process has loaded and pinned, and loads nothing. Reading goes on where that process told the kernel
+/// that it was; what it had read beyond is read again.
+///
+/// # Errors
+/// When something is missing, or the kernel's structures are others than those that the programs were loaded for.
+pub fn resume(dir: PinDir, note: &Note) -> anyhow::Result<Capture> {
+    let offsets = offsets::of_running_kernel()?;
+    let maps = Maps {
+        ring: dir.map("RING")?,
+        cpus: Map::from_map_data(dir.map("CPUS")?)?,
+        channels: [
+            Map::from_map_data(dir.map("CHANNELS")?)?,
+            Map::from_map_data(dir.map("PROXY_CHANNELS")?)?,
+        ],
+        tags: Map::Unsupported(dir.map("TAGS")?),
+    };
+    let capture = of_maps(maps, dir.programs()?, note.generation, offsets)?;
+    anyhow::ensure!(
+        capture.offsets_digest() == note.offsets_sha256,
+        "the pinned programs were loaded for other kernel structures"
+    );
+    Ok(Capture {
+        pinned: Some(dir),
+        ..capture
+    })
+}
+
+/// The maps of a capture, from wherever they come.
+struct Maps {
+    ring: MapData,
+    cpus: Map,
+    channels: [Map; 2],
+    tags: Map,
+}
+
+fn of_maps(
+    maps: Maps,
+    programs: Vec<(String, OwnedFd)>,
+    generation: u64,
+    offsets: Offsets,
+) -> anyhow::Result<Capture> {
+    let Map::Unsupported(tags) = maps.tags else {
         anyhow::bail!("the map TAGS is not a task storage");
     };
     let tags = tags
@@ -171,19 +257,23 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         .as_fd()
         .try_clone_to_owned()
         .context("keep the tag map open")?;
-    let messages = Messages::of(&mut ebpf)?;
+    let [channels, proxy_channels] = maps.channels;
     Ok(Capture {
-        _ebpf: ebpf,
-        ring,
+        _ebpf: None,
+        ring: Ring::open(maps.ring).context("map the ring")?,
+        pinned: None,
         tags: Tagger::new(tags),
-        cpus,
-        channels,
+        cpus: PerCpuArray::try_from(maps.cpus)?,
+        channels: [
+            HashMap::try_from(channels)?,
+            HashMap::try_from(proxy_channels)?,
+        ],
         programs,
         malformed: 0,
         payload_bytes: 0,
-        generation: options.generation,
+        generation,
         offsets,
-        messages,
+        messages: None,
     })
 }
 
@@ -229,7 +319,54 @@ impl Capture {
 
     /// SHA-256 of [`Capture::offsets`] in hex.
     pub fn offsets_sha256(&self) -> String {
-        hex(&Sha256::digest(self.offsets.as_bytes()))
+        hex(&self.offsets_digest())
+    }
+
+    fn offsets_digest(&self) -> [u8; 32] {
+        Sha256::digest(self.offsets.as_bytes()).into()
+    }
+
+    /// Whether the programs stay in the kernel when this process dies. Then [`Capture::release`] must be called.
+    pub fn is_pinned(&self) -> bool {
+        self.pinned.is_some()
+    }
+
+    /// The header of the next record in the ring, which stays there.
+    pub fn next_header(&mut self) -> Option<RecordHeader> {
+        let (header, _) = RecordHeader::read_from_prefix(self.ring.peek()?).ok()?;
+        Some(header)
+    }
+
+    /// Size of the ring in bytes.
+    pub fn ring_bytes(&self) -> u64 {
+        self.ring.bytes()
+    }
+
+    /// How far the ring was read.
+    pub fn place(&self) -> u64 {
+        self.ring.place()
+    }
+
+    /// How far the kernel had written when asked.
+    pub fn produced(&self) -> u64 {
+        self.ring.produced()
+    }
+
+    /// Gives the room of all records before `place` back to the kernel: they are where no crash of this process can lose them.
+    /// Only for pinned programs; otherwise what was read is given back at once.
+    pub fn release(&mut self, place: u64) {
+        self.ring.release(place);
+    }
+
+    /// Takes the pins away, so that the programs stop with this process.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn unpin(&mut self) -> anyhow::Result<()> {
+        match self.pinned.take() {
+            Some(dir) => dir.remove(),
+            None => Ok(()),
+        }
     }
 
     /// The kernel's counters, summed over all CPUs, indexed by [`counter`]. One system call.
@@ -260,8 +397,8 @@ impl Capture {
         self.programs
             .iter()
             .map(|(name, fd)| {
-                let text =
-                    fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
+                let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
+                    .unwrap_or_default();
                 let field = |key: &str| {
                     text.lines()
                         .find_map(|line| {
@@ -274,7 +411,7 @@ impl Capture {
                         .unwrap_or(0)
                 };
                 ProgramLedger {
-                    name,
+                    name: name.clone(),
                     recursion_misses: field("recursion_misses"),
                     run_count: field("run_cnt"),
                     run_time_ns: field("run_time_ns"),
@@ -319,15 +456,18 @@ impl Capture {
     pub fn drain_some(&mut self, most: usize, mut take: impl FnMut(&[u8])) -> usize {
         let mut records = 0;
         while records < most
-            && let Some(item) = self.ring.next()
+            && let Some(entry) = self.ring.next()
         {
-            match whole_record(&item) {
+            match whole_record(entry) {
                 Some(record) => {
                     self.payload_bytes += payload_bytes(record);
                     take(record);
                     records += 1;
                 }
                 None => self.malformed += 1,
+            }
+            if self.pinned.is_none() {
+                self.ring.release(self.ring.place());
             }
         }
         records
@@ -340,7 +480,9 @@ impl Capture {
 
     /// Gives the messages of the kernel programs to `tracing`. Without any, it reads two words of shared memory.
     pub fn tell(&mut self) {
-        self.messages.tell();
+        if let Some(messages) = &mut self.messages {
+            messages.tell();
+        }
     }
 
     /// Waits until the kernel says that much is waiting, at most `timeout`. Little data gives no wake-up: poll.
@@ -348,6 +490,11 @@ impl Capture {
     /// # Errors
     /// When polling fails for another reason than a signal.
     pub fn wait(&self, timeout: Duration) -> anyhow::Result<()> {
+        if self.ring.released() != self.ring.place() {
+            // The kernel would call records that were read and not given back yet waiting ones.
+            std::thread::sleep(timeout.min(RELEASE_PAUSE));
+            return Ok(());
+        }
         let timeout = Timespec::try_from(timeout).context("wait for that long")?;
         let mut fds = [PollFd::new(&self.ring, PollFlags::IN)];
         match poll(&mut fds, Some(&timeout)) {

@@ -7,6 +7,8 @@ pub mod load;
 mod messages;
 pub mod object;
 pub mod offsets;
+pub mod pin;
+mod ring;
 pub mod scan;
 pub mod self_test;
 pub mod tag;
