@@ -6,7 +6,8 @@
 /busybox mkdir -p /dev/pts /dev/shm /usr/bin /usr/sbin
 /busybox mount -t devpts -o ptmxmode=0666 devpts /dev/pts
 /busybox mount -t tmpfs tmpfs /dev/shm
-/busybox mount -t tmpfs tmpfs /tmp
+# Not over something that was brought along.
+[ -n "$(/busybox ls -A /tmp)" ] || /busybox mount -t tmpfs tmpfs /tmp
 /busybox mount -t tmpfs tmpfs /run
 /busybox mount -t debugfs debugfs /sys/kernel/debug
 /busybox mount -t tracefs tracefs /sys/kernel/tracing
