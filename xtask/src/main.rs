@@ -62,6 +62,9 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Setup => {
             setup::all()?;
+            if let Err(error) = setup::for_guests() {
+                workspace::say(&format!("no guests: {error:#}"))?;
+            }
             ebpf::ensure_toolchain(&workspace::root()).map(drop)
         }
         Command::BuildEbpf => kernel_programs(),

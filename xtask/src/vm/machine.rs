@@ -48,22 +48,31 @@ pub(crate) struct Machine {
     pub(crate) limit: Duration,
 }
 
+/// What a run reads and writes.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Files<'a> {
+    /// The guest's file system.
+    pub(crate) initial: &'a Path,
+    /// Where the kernel's messages go.
+    pub(crate) console: &'a Path,
+    /// Where the command's output goes; to ours without.
+    pub(crate) output: Option<&'a Path>,
+}
+
 /// Lines of the kernel's messages that are shown when a guest dies.
 const LAST_WORDS: usize = 40;
 /// How often the end of the guest is looked for.
 const POLL: Duration = Duration::from_millis(50);
 
 impl Machine {
-    /// Boots the kernel with the file system `initial` and returns the exit code that the guest says with `token`. The
-    /// command's output is ours; the kernel's messages go to the file `console`.
+    /// Boots the kernel and returns the exit code that the guest says with `token`.
     ///
     /// # Errors
     /// The guest does not come to its end: a panic, a hang, no QEMU.
     pub(crate) fn run(
         &self,
         kernel: &Kernel,
-        initial: &Path,
-        console: &Path,
+        files: &Files<'_>,
         token: &str,
     ) -> anyhow::Result<i32> {
         let mut command = Command::new("qemu-system-x86_64");
@@ -77,20 +86,26 @@ impl Machine {
             .arg("-kernel")
             .arg(&kernel.image)
             .arg("-initrd")
-            .arg(initial)
+            .arg(files.initial)
             .args(["-append", &self.parameters()])
             .arg("-serial")
-            .arg(format!("file:{}", console.display()))
+            .arg(format!("file:{}", files.console.display()))
             .args(["-serial", "stdio"]);
-        if !std::io::stdin().is_terminal() {
+        if let Some(output) = files.output {
+            command.stdout(
+                fs::File::create(output)
+                    .with_context(|| format!("cannot write {}", output.display()))?,
+            );
+        }
+        if files.output.is_some() || !std::io::stdin().is_terminal() {
             command.stdin(Stdio::null());
         }
-        let _unheard = fs::remove_file(console);
+        let _unheard = fs::remove_file(files.console);
         let mut child = command
             .spawn()
             .context("cannot start qemu-system-x86_64: run cargo xtask setup")?;
         let ended = wait(&mut child, self.limit)?;
-        let messages = fs::read(console).unwrap_or_default();
+        let messages = fs::read(files.console).unwrap_or_default();
         let messages = String::from_utf8_lossy(&messages);
         if let Some(code) = ended.then(|| exit_code(&messages, token)).flatten() {
             return Ok(code);
@@ -100,7 +115,7 @@ impl Machine {
             say(line)?;
         }
         if ended {
-            bail!("the guest died: {}", console.display());
+            bail!("the guest died: {}", files.console.display());
         }
         bail!("the guest did not end within {} s", self.limit.as_secs());
     }
