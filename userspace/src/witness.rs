@@ -86,7 +86,7 @@ pub struct Requirement {
 
 /// What recording needs on this machine, in the order in which it is needed.
 pub fn requirements() -> Vec<Requirement> {
-    vec![architecture(), privileges(), btf(), programs()]
+    vec![architecture(), privileges(), btf(), features(), programs()]
 }
 
 /// Loads the programs and moves a token through a pipe and a socket pair: the tier counts only if it comes back, exact, from
@@ -235,6 +235,26 @@ fn btf() -> Requirement {
                 "this kernel has no type information in {KERNEL_BTF} ({error}): use one built with \
                  CONFIG_DEBUG_INFO_BTF, as distributions' kernels are"
             ),
+        },
+        code: Code::Unavailable,
+    }
+}
+
+fn features() -> Requirement {
+    let missing = crate::bpf::features::missing();
+    Requirement {
+        name: "kernel features",
+        met: missing.as_ref().is_ok_and(Vec::is_empty),
+        detail: match missing {
+            Ok(missing) if missing.is_empty() => {
+                "all that the kernel programs use are there".to_owned()
+            }
+            Ok(missing) => format!(
+                "this kernel lacks {}: recording needs a newer one, Linux 6.1 is the oldest that is tested; \
+                 `countersign pair` runs on any",
+                missing.join(", ")
+            ),
+            Err(_) => "not known without the kernel's types".to_owned(),
         },
         code: Code::Unavailable,
     }

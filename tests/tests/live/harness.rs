@@ -18,6 +18,15 @@ use zerocopy::FromBytes;
 /// Longest wait for a record that must come.
 const DEADLINE: Duration = Duration::from_secs(5);
 
+/// `limit`, longer by the factor in `COUNTERSIGN_PATIENCE`: on an emulated machine everything takes longer.
+pub(crate) fn patiently(limit: Duration) -> Duration {
+    let factor = std::env::var("COUNTERSIGN_PATIENCE");
+    limit
+        * factor.map_or(1, |factor| {
+            factor.parse().expect("COUNTERSIGN_PATIENCE is a number")
+        })
+}
+
 /// One capture at a time: two would double each other's work, and a test must not depend on the other's time.
 static ONE: Mutex<()> = Mutex::new(());
 
@@ -142,7 +151,7 @@ impl Witness {
 
     /// Drains until `found` says so.
     pub(crate) fn until(&mut self, mut found: impl FnMut(&Self) -> bool) {
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + patiently(DEADLINE);
         loop {
             self.drain();
             if found(self) {

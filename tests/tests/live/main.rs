@@ -13,5 +13,6 @@ mod mending;
 mod messages;
 mod moves;
 mod peers;
+mod preemption;
 mod processes;
 mod source;

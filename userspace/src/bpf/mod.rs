@@ -3,6 +3,7 @@
 //! Owns every `bpf(2)` call. It knows no correlator: records leave it as bytes.
 
 mod btf;
+pub mod features;
 pub mod load;
 mod messages;
 pub mod object;
