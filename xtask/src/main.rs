@@ -7,6 +7,7 @@ mod seed;
 
 mod bench;
 mod checks;
+mod coverage;
 mod demo;
 mod ebpf;
 mod setup;
@@ -49,6 +50,13 @@ enum Command {
         #[arg(last = true)]
         rest: Vec<String>,
     },
+    /// Move bytes by every method through every kind of channel under a capture, and rewrite this kernel's table in
+    /// docs/coverage (root)
+    Coverage {
+        /// Also put cells that are missed now on the list of those that may be
+        #[arg(long)]
+        allow_missed: bool,
+    },
     /// Run every check: formatting, lints, tests and, as root, the live tests, the peers and the demo
     Test,
     /// The same as in CI: whatever cannot run is a failure
@@ -64,6 +72,7 @@ fn main() -> anyhow::Result<()> {
         Command::BuildEbpf => kernel_programs(),
         Command::Demo { seed } => demo::demo(seed),
         Command::Bench { which, bless, rest } => bench::bench(&which, bless, &rest),
+        Command::Coverage { allow_missed } => coverage::coverage(allow_missed),
         Command::Test => checks::all(Strictness::Developer),
         Command::Ci => checks::all(Strictness::Ci),
     }

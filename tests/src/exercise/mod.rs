@@ -1,7 +1,10 @@
 //! The exerciser's ground truth: what it moved, how, through what, and who did it.
 //!
-//! Owns the line format and the bytes of a token. The program is `src/bin/exerciser`, the comparison with a capture a
-//! live test.
+//! Owns the line format and the bytes of a token. The program is `src/bin/exerciser`, what a capture made of it says
+//! [`classify`], and [`table`] what that means for each method and kind.
+
+pub mod classify;
+pub mod table;
 
 use serde::{Deserialize, Serialize};
 

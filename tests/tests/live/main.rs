@@ -7,6 +7,7 @@
 )]
 
 mod calls;
+mod coverage;
 mod harness;
 mod limits;
 mod mending;
@@ -15,3 +16,4 @@ mod moves;
 mod peers;
 mod processes;
 mod source;
+mod torture;

@@ -3,6 +3,7 @@
 //! Everything that such a call points to must lie below 4 GiB, so all goes through one low mapping.
 
 use std::{
+    ffi::CString,
     io,
     os::fd::RawFd,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -185,15 +186,44 @@ fn int80(number: u64, first: u64, second: u64, third: u64) -> io::Result<usize> 
     direct(i64::from(result))
 }
 
+/// Where 32-bit programs are mapped.
+const BASE: u32 = 0x0804_8000;
+/// Length of the headers in front of the code.
+const HEADERS: u32 = 52 + 32;
+/// Length of the code, filled up.
+const CODE: u32 = 34;
+/// Address of what follows the code.
+const DATA: u32 = BASE + HEADERS + CODE;
+
 /// A static 32-bit program that moves `data.len()` bytes between itself and its descriptor 1 (`write`) or 0 (`read`) with
 /// one call and exits with what that returned. Written byte by byte, since a 32-bit compiler is not to be had everywhere.
 pub(crate) fn program(writes: bool, data: &[u8]) -> Vec<u8> {
-    const BASE: u32 = 0x0804_8000;
-    const HEADERS: u32 = 52 + 32;
-    const CODE: u32 = 34;
+    let (call, fd) = if writes { (4, 1) } else { (3, 0) };
     let len = u32::try_from(data.len()).unwrap_or(0);
-    let size = HEADERS + CODE + len;
-    let data_at = BASE + HEADERS + CODE;
+    image([call, fd, DATA, len], data)
+}
+
+/// A static 32-bit program that executes another with these arguments and an empty environment.
+pub(crate) fn executor(arguments: &[CString]) -> Vec<u8> {
+    const EXECVE: u32 = 11;
+    let mut texts = Vec::new();
+    let mut pointers = Vec::new();
+    for argument in arguments {
+        pointers.push(DATA + u32::try_from(texts.len()).unwrap_or(0));
+        texts.extend(argument.as_bytes_with_nul());
+    }
+    texts.resize(texts.len().next_multiple_of(4), 0);
+    let vector = DATA + u32::try_from(texts.len()).unwrap_or(0);
+    pointers.push(0);
+    for pointer in pointers {
+        texts.extend(pointer.to_le_bytes());
+    }
+    image([EXECVE, DATA, vector, 0], &texts)
+}
+
+/// A program of one system call (number and three arguments), which exits with what that returned, and its data.
+fn image(call: [u32; 4], data: &[u8]) -> Vec<u8> {
+    let size = HEADERS + CODE + u32::try_from(data.len()).unwrap_or(0);
     let mut image = Vec::new();
     image.extend(*b"\x7fELF\x01\x01\x01\0\0\0\0\0\0\0\0\0");
     for half in [2_u16, 3] {
@@ -210,8 +240,8 @@ pub(crate) fn program(writes: bool, data: &[u8]) -> Vec<u8> {
     for word in [1, 0, BASE, BASE, size, size, 7, 4096] {
         image.extend(word.to_le_bytes());
     }
-    let (call, fd) = if writes { (4_u32, 1_u32) } else { (3, 0) };
-    for (opcode, value) in [(0xb8, call), (0xbb, fd), (0xb9, data_at), (0xba, len)] {
+    // mov eax, ebx, ecx, edx.
+    for (opcode, value) in [0xb8, 0xbb, 0xb9, 0xba].into_iter().zip(call) {
         image.push(opcode);
         image.extend(value.to_le_bytes());
     }

@@ -1,7 +1,8 @@
 //! Moves tokens through every kind of channel by every method that Linux has, and writes down what it did.
 //!
 //! `countersign-exerciser [--only METHOD] [--kind KIND] [--max-size BYTES] [--list]` writes one JSON line per attempt to
-//! its standard output (`countersign_tests::exercise::Truth`), which should be a file: pipes would be traffic too. It
+//! its standard output (`countersign_tests::exercise::Truth`), which should be a file: pipes would be traffic too.
+//! `countersign-exerciser --torture COUNT` makes processes instead, in every way, and each writes a line. It
 //! knows nothing of the capture. It needs root for the network namespace only, and may be linked statically.
 #![expect(
     clippy::undocumented_unsafe_blocks,
@@ -17,6 +18,7 @@ mod method;
 mod plain;
 mod spliced;
 mod system;
+mod torture;
 mod uring;
 
 use std::{io, process::ExitCode};
@@ -28,13 +30,16 @@ use method::{Sizes, methods};
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if arguments.first().is_some_and(|first| first == "--move") {
-        return match carriers::moved_after_exec(&arguments[1..]) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::FAILURE,
-        };
-    }
-    match exercise(&arguments) {
+    let result = match arguments.first().map(String::as_str) {
+        Some("--move") => carriers::moved_after_exec(&arguments[1..]),
+        Some("--write") => torture::written(&arguments[1..]),
+        Some("--torture") => match arguments.get(1).map(|count| count.parse()) {
+            Some(Ok(count)) => torture::torture(count),
+            _ => Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        },
+        _ => exercise(&arguments),
+    };
+    match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             say(
