@@ -27,14 +27,14 @@ const LOOK_MS: i32 = 2;
 /// What one plain read of the partner takes at most: a whole message of every kind.
 const PARTNER_BYTES: usize = 256 * 1024;
 
-/// Tries `method` with a token of `size` bytes.
-pub(crate) fn attempt(kind: Kind, side: Side, method: &Method, size: usize) -> Truth {
+/// Tries `method` with a token of this length.
+pub(crate) fn attempt(kind: Kind, side: Side, method: &Method, bytes: usize) -> Truth {
     let now = boot_ns();
     let mut truth = Truth {
         method: method.name.to_owned(),
         kind: kind.name().to_owned(),
         side,
-        size,
+        size: bytes,
         seed: random(),
         pid: std::process::id(),
         start_ticks: start_ticks(std::process::id()),
@@ -53,14 +53,14 @@ pub(crate) fn attempt(kind: Kind, side: Side, method: &Method, size: usize) -> T
 }
 
 fn outcome(kind: Kind, method: &Method, truth: &mut Truth) -> io::Result<Outcome> {
-    let (side, seed, size) = (truth.side, truth.seed, truth.size);
+    let (side, seed) = (truth.side, truth.seed);
     if kind == Kind::PtyMaster && matches!(method.way, Way::Carried(Carrier::Reopened)) {
         // The name of a master leads to the multiplexer, which makes another terminal.
         return Ok(Outcome::Refused {
             errno: "another terminal".to_owned(),
         });
     }
-    let task = Task::new(side, seed, size)?;
+    let task = Task::new(side, seed, truth.size)?;
     let mut mover = match method.way {
         Way::Carried(Carrier::Passed) => Some(Mover::waiting(task)?),
         Way::Carried(_) | Way::Call(_) => None,
@@ -89,10 +89,10 @@ fn outcome(kind: Kind, method: &Method, truth: &mut Truth) -> io::Result<Outcome
             }
         }
     }
-    let partner = Partner::start(side, ends.other, token(seed, size));
+    let partner = Partner::start(side, ends.other, token(seed, truth.size));
     let mut buffer = match side {
-        Side::Send => token(seed, size),
-        Side::Receive => vec![0; size],
+        Side::Send => token(seed, truth.size),
+        Side::Receive => vec![0; truth.size],
     };
     let mut seen_by_us = true;
     truth.from_ns = boot_ns();
@@ -118,7 +118,7 @@ fn outcome(kind: Kind, method: &Method, truth: &mut Truth) -> io::Result<Outcome
     let taken = partner.finish(result.as_ref().map_or(0, |bytes| *bytes));
     ends.close();
     let bytes = result?;
-    let expected = token(seed, bytes.min(size));
+    let expected = token(seed, bytes.min(truth.size));
     let odd = |why: &str, got: &[u8]| Outcome::Odd {
         why: format!("{why}: {} of {bytes} bytes, another text", got.len()),
     };

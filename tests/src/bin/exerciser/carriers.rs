@@ -65,11 +65,11 @@ pub(crate) struct Report {
 const REPORT_BYTES: usize = 24;
 
 impl Task {
-    pub(crate) fn new(side: Side, seed: u64, size: usize) -> io::Result<Self> {
+    pub(crate) fn new(side: Side, seed: u64, bytes: usize) -> io::Result<Self> {
         Ok(Self {
             side,
             seed,
-            size,
+            size: bytes,
             report: memory_file()?,
         })
     }
@@ -218,7 +218,7 @@ impl Mover {
         if pid == 0 {
             match program {
                 Some(program) => unsafe {
-                    libc::dup2(fd, if task.side == Side::Send { 1 } else { 0 });
+                    libc::dup2(fd, i32::from(task.side == Side::Send));
                     let path = c"".as_ptr();
                     let flags = libc::AT_EMPTY_PATH;
                     let (arguments, environment) = (pointers.as_ptr(), none.as_ptr());

@@ -111,7 +111,11 @@ impl Low {
         for (index, word) in words.iter().enumerate() {
             // All of them are sizes, small numbers or low addresses.
             let word = u32::try_from(*word).unwrap_or(u32::MAX);
-            unsafe { place.cast::<u32>().add(index).write_unaligned(word) };
+            unsafe {
+                place
+                    .add(4 * index)
+                    .copy_from_nonoverlapping(word.to_le_bytes().as_ptr(), 4);
+            }
         }
         place.addr() as u64
     }
@@ -184,6 +188,12 @@ fn int80(number: u64, first: u64, second: u64, third: u64) -> io::Result<usize> 
     let [low, ..] = [result.cast_unsigned() & 0xffff_ffff];
     let result = u32::try_from(low).unwrap_or(0).cast_signed();
     direct(i64::from(result))
+}
+
+/// `fork` by the 32-bit ABI: 0 in the child.
+pub(crate) fn fork() -> io::Result<usize> {
+    const FORK: u64 = 2;
+    int80(FORK, 0, 0, 0)
 }
 
 /// Where 32-bit programs are mapped.

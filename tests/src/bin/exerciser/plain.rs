@@ -39,7 +39,7 @@ pub(crate) const SENDS: &[Method] = &[
     all("sendto", |fd, b| sendto(fd, b)),
     all("sendmsg 1 vector", |fd, b| sendmsg(fd, b, 1, 0)),
     all("sendmsg 5 vectors", |fd, b| sendmsg(fd, b, 5, 0)),
-    all("sendmmsg", |fd, b| sendmmsg(fd, b)),
+    all("sendmmsg", sendmmsg),
     all("send MSG_ZEROCOPY", |fd, b| {
         moved(unsafe { libc::send(fd, b.as_ptr().cast(), b.len(), libc::MSG_ZEROCOPY) })
     }),
@@ -76,7 +76,7 @@ pub(crate) const RECEIVES: &[Method] = &[
         moved(unsafe { libc::preadv2(fd, v.as_ptr(), count(&v), -1, 0) })
     }),
     all("recv", |fd, b| receive(fd, b, 0)),
-    all("recvfrom", |fd, b| recvfrom(fd, b)),
+    all("recvfrom", recvfrom),
     all("recv MSG_WAITALL", |fd, b| {
         receive(fd, b, libc::MSG_WAITALL)
     }),
@@ -91,7 +91,7 @@ pub(crate) const RECEIVES: &[Method] = &[
     one_call("recvmsg MSG_PEEK", |fd, b| {
         recvmsg(fd, b, 2, libc::MSG_PEEK)
     }),
-    all("recvmmsg", |fd, b| recvmmsg(fd, b)),
+    all("recvmmsg", recvmmsg),
     all("x32 read", |fd, b| {
         raw(unsafe { libc::syscall(X32, fd, b.as_mut_ptr(), b.len()) })
     }),

@@ -43,8 +43,8 @@ pub(crate) fn start_ticks(pid: u32) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
     // The name may hold anything, brackets too; what follows the last one are numbers.
     let fields = stat.rsplit_once(") ").map_or("", |(_, fields)| fields);
-    let start = fields.split(' ').nth(19);
-    start.and_then(|text| text.parse().ok()).unwrap_or(0)
+    let since_boot = fields.split(' ').nth(19);
+    since_boot.and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 /// Inode number of an open file; 0 when it has none.

@@ -32,7 +32,7 @@ struct Line {
     exe: CString,
 }
 
-const CREATIONS: [Creation; 15] = [
+const CREATIONS: [Creation; 18] = [
     ("fork", |line| child(|| line.write())),
     ("vfork", |line| {
         cloned(line, libc::CLONE_VM | libc::CLONE_VFORK)
@@ -58,6 +58,25 @@ const CREATIONS: [Creation; 15] = [
     }),
     ("exec by a thread", |line| {
         child(|| thread::scope(|scope| scope.spawn(|| line.execute(0)).join().map_err(panicked)?))
+    }),
+    ("exec by a thread without leader", |line| {
+        child(|| leaderless(|| line.execute(0)))
+    }),
+    ("exec by one of two threads", |line| {
+        child(|| {
+            // Whoever comes second is ended by the first, or cannot even be made any more.
+            thread::scope(|scope| {
+                let racer = || thread::Builder::new().spawn_scoped(scope, || line.execute(0));
+                for racer in [racer(), racer()].into_iter().flatten() {
+                    racer.join().map_err(panicked)??;
+                }
+                Ok(())
+            })
+        })
+    }),
+    ("fork by int 0x80", |line| match compat::fork()? {
+        0 => leave(line.write()),
+        pid => succeeded(i32::try_from(pid).unwrap_or(-1)),
     }),
     ("orphan", |line| {
         child(|| {

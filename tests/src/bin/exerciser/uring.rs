@@ -2,7 +2,7 @@
 
 use std::{io, os::fd::RawFd};
 
-use io_uring::{IoUring, cqueue, opcode, squeue, types::Fd, types::RecvMsgOut};
+use io_uring::{IoUring, cqueue, opcode, squeue, types::Fd, types::Fixed, types::RecvMsgOut};
 
 use crate::{
     method::{Method, all, one_call},
@@ -21,18 +21,18 @@ const HEADER_BYTES: usize = 64;
 const POLL_IDLE_MS: u32 = 50;
 
 pub(crate) const SENDS: &[Method] = &[
-    all("io_uring-write", |fd, b| one(&plain()?, write(fd, b))),
+    all("io_uring-write", |fd, b| one(&plain()?, &write(fd, b))),
     all("io_uring-write async", |fd, b| {
-        one(&plain()?, write(fd, b).flags(squeue::Flags::ASYNC))
+        one(&plain()?, &write(fd, b).flags(squeue::Flags::ASYNC))
     }),
     all("io_uring-write SQPOLL", |fd, b| {
-        one(&polling()?, write(fd, b))
+        one(&polling()?, &write(fd, b))
     }),
     all("io_uring-writev", |fd, b| {
         let v = vectors(b, 3);
         one(
             &plain()?,
-            opcode::Writev::new(Fd(fd), v.as_ptr(), count(v.len())).build(),
+            &opcode::Writev::new(Fd(fd), v.as_ptr(), count(v.len())).build(),
         )
     }),
     all("io_uring-write fixed", |fd, b| {
@@ -40,10 +40,20 @@ pub(crate) const SENDS: &[Method] = &[
             opcode::WriteFixed::new(Fd(fd), b.as_ptr(), count(b.len()), 0).build()
         })
     }),
+    all("io_uring-write, registered file", |fd, b| {
+        let ring = plain()?;
+        ring.submitter().register_files(&[fd])?;
+        let entry = opcode::Write::new(Fixed(0), b.as_ptr(), count(b.len())).offset(u64::MAX);
+        one(&ring, &entry.build())
+    }),
+    all("io_uring-write, two linked", |fd, b| {
+        let (first, second) = b.split_at_mut(b.len() / 2);
+        linked(&write(fd, first), &write(fd, second))
+    }),
     all("io_uring-send", |fd, b| {
         one(
             &plain()?,
-            opcode::Send::new(Fd(fd), b.as_ptr(), count(b.len())).build(),
+            &opcode::Send::new(Fd(fd), b.as_ptr(), count(b.len())).build(),
         )
     }),
     all("io_uring-sendmsg", |fd, b| {
@@ -51,13 +61,13 @@ pub(crate) const SENDS: &[Method] = &[
         let m = message(&mut v);
         one(
             &plain()?,
-            opcode::SendMsg::new(Fd(fd), &raw const m).build(),
+            &opcode::SendMsg::new(Fd(fd), &raw const m).build(),
         )
     }),
     all("io_uring-send_zc", |fd, b| {
         one(
             &plain()?,
-            opcode::SendZc::new(Fd(fd), b.as_ptr(), count(b.len())).build(),
+            &opcode::SendZc::new(Fd(fd), b.as_ptr(), count(b.len())).build(),
         )
     }),
     all("io_uring-sendmsg_zc", |fd, b| {
@@ -65,14 +75,14 @@ pub(crate) const SENDS: &[Method] = &[
         let m = message(&mut v);
         one(
             &plain()?,
-            opcode::SendMsgZc::new(Fd(fd), &raw const m).build(),
+            &opcode::SendMsgZc::new(Fd(fd), &raw const m).build(),
         )
     }),
     all("io_uring-splice from a pipe", |fd, b| {
         through_pipe_out(b, |from, len| {
             one(
                 &plain()?,
-                opcode::Splice::new(Fd(from), -1, Fd(fd), -1, count(len)).build(),
+                &opcode::Splice::new(Fd(from), -1, Fd(fd), -1, count(len)).build(),
             )
         })
     }),
@@ -80,25 +90,25 @@ pub(crate) const SENDS: &[Method] = &[
         through_pipe_out(b, |from, len| {
             one(
                 &plain()?,
-                opcode::Tee::new(Fd(from), Fd(fd), count(len)).build(),
+                &opcode::Tee::new(Fd(from), Fd(fd), count(len)).build(),
             )
         })
     }),
 ];
 
 pub(crate) const RECEIVES: &[Method] = &[
-    all("io_uring-read", |fd, b| one(&plain()?, read(fd, b))),
+    all("io_uring-read", |fd, b| one(&plain()?, &read(fd, b))),
     all("io_uring-read async", |fd, b| {
-        one(&plain()?, read(fd, b).flags(squeue::Flags::ASYNC))
+        one(&plain()?, &read(fd, b).flags(squeue::Flags::ASYNC))
     }),
     all("io_uring-read SQPOLL", |fd, b| {
-        one(&polling()?, read(fd, b))
+        one(&polling()?, &read(fd, b))
     }),
     all("io_uring-readv", |fd, b| {
         let v = vectors(b, 3);
         one(
             &plain()?,
-            opcode::Readv::new(Fd(fd), v.as_ptr(), count(v.len())).build(),
+            &opcode::Readv::new(Fd(fd), v.as_ptr(), count(v.len())).build(),
         )
     }),
     all("io_uring-read fixed", |fd, b| {
@@ -106,37 +116,43 @@ pub(crate) const RECEIVES: &[Method] = &[
             opcode::ReadFixed::new(Fd(fd), b.as_mut_ptr(), count(b.len()), 0).build()
         })
     }),
+    all("io_uring-read, registered file", |fd, b| {
+        let ring = plain()?;
+        ring.submitter().register_files(&[fd])?;
+        let entry = opcode::Read::new(Fixed(0), b.as_mut_ptr(), count(b.len())).offset(u64::MAX);
+        one(&ring, &entry.build())
+    }),
     all("io_uring-recv", |fd, b| {
         one(
             &plain()?,
-            opcode::Recv::new(Fd(fd), b.as_mut_ptr(), count(b.len())).build(),
+            &opcode::Recv::new(Fd(fd), b.as_mut_ptr(), count(b.len())).build(),
         )
     }),
     one_call("io_uring-recv MSG_PEEK", |fd, b| {
         let peek = opcode::Recv::new(Fd(fd), b.as_mut_ptr(), count(b.len())).flags(libc::MSG_PEEK);
-        one(&plain()?, peek.build())
+        one(&plain()?, &peek.build())
     }),
     all("io_uring-recvmsg", |fd, b| {
         let mut v = vectors(b, 3);
         let mut m = message(&mut v);
-        one(&plain()?, opcode::RecvMsg::new(Fd(fd), &raw mut m).build())
+        one(&plain()?, &opcode::RecvMsg::new(Fd(fd), &raw mut m).build())
     }),
     all("io_uring-recv, provided buffer", |fd, b| {
         let one = opcode::Recv::new(Fd(fd), std::ptr::null_mut(), count(b.len())).buf_group(GROUP);
-        provided(b, one.build().flags(squeue::Flags::BUFFER_SELECT), None)
+        provided(b, &one.build().flags(squeue::Flags::BUFFER_SELECT), None)
     }),
     all("io_uring-read, provided buffer", |fd, b| {
         let one = opcode::Read::new(Fd(fd), std::ptr::null_mut(), count(b.len())).buf_group(GROUP);
         let one = one.offset(u64::MAX).build();
-        provided(b, one.flags(squeue::Flags::BUFFER_SELECT), None)
+        provided(b, &one.flags(squeue::Flags::BUFFER_SELECT), None)
     }),
     all("io_uring-recv multishot", |fd, b| {
-        provided(b, opcode::RecvMulti::new(Fd(fd), GROUP).build(), None)
+        provided(b, &opcode::RecvMulti::new(Fd(fd), GROUP).build(), None)
     }),
     all("io_uring-read multishot", |fd, b| {
         provided(
             b,
-            opcode::ReadMulti::new(Fd(fd), 0, GROUP)
+            &opcode::ReadMulti::new(Fd(fd), 0, GROUP)
                 .offset(u64::MAX)
                 .build(),
             None,
@@ -145,13 +161,13 @@ pub(crate) const RECEIVES: &[Method] = &[
     all("io_uring-recvmsg multishot", |fd, b| {
         let m = message(&mut []);
         let entry = opcode::RecvMsgMulti::new(Fd(fd), &raw const m, GROUP).build();
-        provided(b, entry, Some(&m))
+        provided(b, &entry, Some(&m))
     }),
     all("io_uring-splice to a pipe", |fd, b| {
         through_pipe_in(b, |to, len| {
             one(
                 &plain()?,
-                opcode::Splice::new(Fd(fd), -1, Fd(to), -1, count(len)).build(),
+                &opcode::Splice::new(Fd(fd), -1, Fd(to), -1, count(len)).build(),
             )
         })
     }),
@@ -159,7 +175,7 @@ pub(crate) const RECEIVES: &[Method] = &[
         through_pipe_in(b, |to, len| {
             one(
                 &plain()?,
-                opcode::Tee::new(Fd(fd), Fd(to), count(len)).build(),
+                &opcode::Tee::new(Fd(fd), Fd(to), count(len)).build(),
             )
         })
     }),
@@ -209,8 +225,8 @@ fn next(ring: &IoUring) -> io::Result<cqueue::Entry> {
 }
 
 /// Submits one request; its result.
-fn one(ring: &IoUring, entry: squeue::Entry) -> io::Result<usize> {
-    push(ring, &entry)?;
+fn one(ring: &IoUring, entry: &squeue::Entry) -> io::Result<usize> {
+    push(ring, entry)?;
     ring.submit()?;
     let first = next(ring)?;
     let result = direct(i64::from(first.result()));
@@ -221,6 +237,20 @@ fn one(ring: &IoUring, entry: squeue::Entry) -> io::Result<usize> {
     result
 }
 
+/// Two requests in one submission, the second after the first; what both moved. A short first one cancels the second.
+fn linked(first: &squeue::Entry, second: &squeue::Entry) -> io::Result<usize> {
+    let ring = plain()?;
+    push(&ring, &first.clone().flags(squeue::Flags::IO_LINK))?;
+    push(&ring, second)?;
+    ring.submit()?;
+    let results = [next(&ring)?.result(), next(&ring)?.result()];
+    let moved = results.map(|result| usize::try_from(result).unwrap_or(0));
+    match moved[0] + moved[1] {
+        0 => direct(i64::from(results[0])),
+        bytes => Ok(bytes),
+    }
+}
+
 /// With the buffer registered.
 fn fixed(bytes: &mut [u8], entry: impl FnOnce(&mut [u8]) -> squeue::Entry) -> io::Result<usize> {
     let ring = plain()?;
@@ -229,13 +259,13 @@ fn fixed(bytes: &mut [u8], entry: impl FnOnce(&mut [u8]) -> squeue::Entry) -> io
         iov_len: bytes.len(),
     };
     unsafe { ring.submitter().register_buffers(&[vector]) }?;
-    one(&ring, entry(bytes))
+    one(&ring, &entry(bytes))
 }
 
 /// Provides buffers, submits, and collects completions until the buffer is full or the request has ended.
 fn provided(
     bytes: &mut [u8],
-    entry: squeue::Entry,
+    entry: &squeue::Entry,
     header: Option<&libc::msghdr>,
 ) -> io::Result<usize> {
     let size = bytes.len() + HEADER_BYTES;
@@ -243,8 +273,8 @@ fn provided(
     let ring = plain()?;
     let len = i32::try_from(size).unwrap_or(i32::MAX);
     let provide = opcode::ProvideBuffers::new(pool.as_mut_ptr(), len, BUFFERS, GROUP, 0);
-    one(&ring, provide.build())?;
-    push(&ring, &entry)?;
+    one(&ring, &provide.build())?;
+    push(&ring, entry)?;
     ring.submit()?;
     let mut got = 0;
     while got < bytes.len() {
