@@ -7,6 +7,7 @@ mod seed;
 
 mod bench;
 mod checks;
+mod coverage;
 mod demo;
 mod ebpf;
 mod setup;
@@ -52,6 +53,13 @@ enum Command {
     },
     /// Run a command on another kernel, in QEMU; ends with its exit code
     Vm(vm::VmArgs),
+    /// Move bytes by every method through every kind of channel under a capture, and rewrite this kernel's table in
+    /// docs/coverage (root)
+    Coverage {
+        /// Also put cells that are missed now on the list of those that may be
+        #[arg(long)]
+        allow_missed: bool,
+    },
     /// Run every check: formatting, lints, tests and, as root, the live tests, the peers and the demo
     Test,
     /// The same as in CI: whatever cannot run is a failure
@@ -74,6 +82,7 @@ fn main() -> anyhow::Result<()> {
             let code = vm::vm(&arguments)?;
             std::process::exit(i32::from(code));
         }
+        Command::Coverage { allow_missed } => coverage::coverage(allow_missed),
         Command::Test => checks::all(Strictness::Developer),
         Command::Ci => checks::all(Strictness::Ci),
     }

@@ -290,6 +290,17 @@ impl Witness {
         self.of(kind::PEER)
     }
 
+    /// Every chunk with its bytes.
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = (Transfer, Vec<u8>)> {
+        let transfers = self
+            .records
+            .iter()
+            .filter_map(|record| Transfer::read_from_prefix(record).ok());
+        transfers
+            .filter(|(transfer, _)| transfer.header.kind == kind::CHUNK)
+            .map(|(transfer, payload)| (transfer, payload.to_vec()))
+    }
+
     /// Every record of an operation, alone.
     pub(crate) fn parts(&self) -> Vec<Transfer> {
         let transfers = self

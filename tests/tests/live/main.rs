@@ -7,6 +7,7 @@
 )]
 
 mod calls;
+mod coverage;
 mod harness;
 mod limits;
 mod mending;
@@ -16,3 +17,4 @@ mod peers;
 mod preemption;
 mod processes;
 mod source;
+mod torture;
