@@ -88,7 +88,7 @@ fn clear(held: &mut Held) {
 const WINDOW_BYTES: usize = 64;
 
 /// A part of a kernel structure.
-struct Window {
+pub struct Window {
     base: u64,
     start: u64,
     bytes: [u64; WINDOW_BYTES / 8],
@@ -97,7 +97,7 @@ struct Window {
 impl Window {
     /// Reads the part from `start` on.
     #[inline(always)]
-    fn read(base: u64, start: u64) -> Option<Self> {
+    pub fn read(base: u64, start: u64) -> Option<Self> {
         let start = start & !7;
         Some(Self {
             base,
@@ -109,7 +109,7 @@ impl Window {
     /// A member; read from the kernel where it lies outside. Offsets are constants to the verifier, which removes the way
     /// that is not taken.
     #[inline(always)]
-    fn member<T>(&self, offset: u64) -> Option<T> {
+    pub fn member<T>(&self, offset: u64) -> Option<T> {
         let at = offset.wrapping_sub(self.start);
         if at <= (WINDOW_BYTES - size_of::<T>()) as u64 {
             let bytes = self.bytes.as_ptr().cast::<u8>();

@@ -9,6 +9,7 @@ use std::{
 use countersign::bpf::{
     load::{Capture, LoadOptions, load},
     object::object,
+    tier::Tier,
 };
 use countersign_common::{
     ChannelEnd, Exec, Exit, FileOpen, Fork, Peer, RecordHeader, Transfer, direction, kind,
@@ -68,7 +69,11 @@ pub(crate) fn witness_with(options: &LoadOptions) -> Option<Witness> {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         crate::messages::listen();
-        let capture = load(options).expect("the programs load");
+        let options = LoadOptions {
+            tier: tier(),
+            ..options.clone()
+        };
+        let capture = load(&options).expect("the programs load");
         return Some(Witness {
             capture,
             records: Vec::new(),
@@ -88,6 +93,14 @@ pub(crate) fn witness_with(options: &LoadOptions) -> Option<Witness> {
         format!("skipped: {reason}\n").as_bytes(),
     );
     None
+}
+
+/// The tier under test: `COUNTERSIGN_TIER`, else tier T.
+pub(crate) fn tier() -> Tier {
+    match std::env::var("COUNTERSIGN_TIER") {
+        Ok(name) => name.parse().expect("COUNTERSIGN_TIER names a tier"),
+        Err(_) => Tier::default(),
+    }
 }
 
 /// [`witness_with`] the defaults and a small ring.

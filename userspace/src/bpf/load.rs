@@ -22,9 +22,11 @@ use sha2::{Digest, Sha256};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
+    functions::{FunctionStatus, Functions, LinearMap},
     messages::{self, Messages},
     object, offsets,
     tag::Tagger,
+    tier::Tier,
 };
 
 /// Default size of the data ring, in bytes. A longer one makes each record of the watched dearer, since its memory has left the
@@ -48,6 +50,8 @@ pub struct LoadOptions {
     pub ring_bytes: u32,
     /// Which load this is: copied into every record's header.
     pub generation: u64,
+    /// How transfers are captured. This tier or none: the choice is made elsewhere.
+    pub tier: Tier,
     /// Executables of proxies: kernel `dev_t` (`major << 20 | minor`) and inode number.
     pub proxy_exes: Vec<(u32, u64)>,
 }
@@ -57,6 +61,7 @@ impl Default for LoadOptions {
         Self {
             ring_bytes: RING_BYTES_DEFAULT,
             generation: 1,
+            tier: Tier::default(),
             proxy_exes: Vec::new(),
         }
     }
@@ -67,13 +72,16 @@ type ChannelMap = HashMap<MapData, [u8; size_of::<ChannelKey>()], [u8; size_of::
 
 /// Loaded and attached programs. Dropping it detaches them.
 pub struct Capture {
+    /// First, so that the events on functions go before the programs.
+    functions: Functions,
+    tier: Tier,
     /// Holds the programs and their links.
     _ebpf: Ebpf,
     ring: RingBuf<MapData>,
     tags: Tagger,
     cpus: PerCpuArray<MapData, [u8; size_of::<CpuState>()]>,
     channels: [ChannelMap; 2],
-    programs: Vec<(&'static str, RawFd)>,
+    programs: Vec<(String, RawFd)>,
     malformed: u64,
     /// Payload bytes taken out of the ring.
     payload_bytes: u64,
@@ -85,8 +93,8 @@ pub struct Capture {
 /// What one program did, from its `fdinfo`.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct ProgramLedger {
-    /// Its name, that of its tracepoint.
-    pub name: &'static str,
+    /// Its name, that of its tracepoint or function.
+    pub name: String,
     /// Times that the kernel skipped it because another program was running on that CPU: calls that nobody saw.
     pub recursion_misses: u64,
     /// Runs; 0 unless `kernel.bpf_stats_enabled` is set.
@@ -113,11 +121,20 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
     let object = object::require_object()?;
     let offsets = offsets::of_running_kernel()?;
     let btf = aya::Btf::from_sys_fs().context("read the kernel's btf")?;
+    let carry = u32::from(options.tier != Tier::Tracepoints);
+    let linear_map = if carry == 0 {
+        LinearMap::default()
+    } else {
+        LinearMap::of_running_kernel()
+    };
     let mut ebpf = EbpfLoader::new()
         .btf(Some(&btf))
         .allow_unsupported_maps()
         .override_global("OFFSETS", offsets.as_bytes(), true)
         .override_global("GENERATION", &options.generation, true)
+        .override_global("FUNCTIONS", &carry, true)
+        .override_global("PAGE_OFFSET_BASE", &linear_map.page_offset_base, true)
+        .override_global("VMEMMAP_BASE", &linear_map.vmemmap_base, true)
         .override_global("AYA_LOG_LEVEL", &messages::level(), true)
         .map_max_entries("RING", options.ring_bytes)
         .load(object)
@@ -150,8 +167,11 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         program
             .attach()
             .with_context(|| format!("attach to {name}"))?;
-        programs.push((name, program.fd()?.as_fd().as_raw_fd()));
+        programs.push((name.to_owned(), program.fd()?.as_fd().as_raw_fd()));
     }
+    let functions = Functions::attach(options.tier, &mut ebpf, &btf, &offsets)
+        .with_context(|| format!("attach tier {}", options.tier))?;
+    programs.extend_from_slice(functions.programs());
 
     let mut take = |name: &str| {
         ebpf.take_map(name)
@@ -173,6 +193,8 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         .context("keep the tag map open")?;
     let messages = Messages::of(&mut ebpf)?;
     Ok(Capture {
+        functions,
+        tier: options.tier,
         _ebpf: ebpf,
         ring,
         tags: Tagger::new(tags),
@@ -222,6 +244,16 @@ impl Capture {
         self.generation
     }
 
+    /// How transfers are captured.
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// The kernel functions that are watched, and those that cannot be. Empty in tier T.
+    pub fn functions(&self) -> &[FunctionStatus] {
+        self.functions.status()
+    }
+
     /// The kernel's structure offsets that the programs were loaded with.
     pub fn offsets(&self) -> &Offsets {
         &self.offsets
@@ -257,30 +289,27 @@ impl Capture {
 
     /// What each program did. No `bpf(2)` call: it does not disturb the capture.
     pub fn ledger(&self) -> Vec<ProgramLedger> {
-        self.programs
-            .iter()
-            .map(|(name, fd)| {
-                let text =
-                    fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
-                let field = |key: &str| {
-                    text.lines()
-                        .find_map(|line| {
-                            line.strip_prefix(key)?
-                                .strip_prefix(':')?
-                                .trim()
-                                .parse()
-                                .ok()
-                        })
-                        .unwrap_or(0)
-                };
-                ProgramLedger {
-                    name,
-                    recursion_misses: field("recursion_misses"),
-                    run_count: field("run_cnt"),
-                    run_time_ns: field("run_time_ns"),
-                }
-            })
-            .collect()
+        let programs = self.programs.iter().map(|(name, fd)| {
+            let text = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
+            let field = |key: &str| {
+                text.lines()
+                    .find_map(|line| {
+                        line.strip_prefix(key)?
+                            .strip_prefix(':')?
+                            .trim()
+                            .parse()
+                            .ok()
+                    })
+                    .unwrap_or(0)
+            };
+            ProgramLedger {
+                name: name.clone(),
+                recursion_misses: field("recursion_misses"),
+                run_count: field("run_cnt"),
+                run_time_ns: field("run_time_ns"),
+            }
+        });
+        programs.chain(self.functions.ledger()).collect()
     }
 
     /// The totals of every channel in the kernel's table. Thousands of system calls: at rest or at the end only.

@@ -3,6 +3,8 @@
 //! Owns every `bpf(2)` call. It knows no correlator: records leave it as bytes.
 
 mod btf;
+pub mod functions;
+mod kprobe;
 pub mod load;
 mod messages;
 pub mod object;
@@ -10,4 +12,5 @@ pub mod offsets;
 pub mod scan;
 pub mod self_test;
 pub mod tag;
+pub mod tier;
 pub mod unix_peers;
