@@ -15,7 +15,7 @@ use countersign_ebpf::{VECTOR_PAGES_MAX, VECTORS_MAX};
 use crate::{
     emit::{count, walk},
     offsets::{PAGE_OFFSET_BASE, VMEMMAP_BASE, kernel, off},
-    resolve::Window,
+    resolve::{Room, Window},
     scope::{Call, Thread},
 };
 
@@ -37,7 +37,8 @@ pub mod vectors_in {
 /// `call` is a call in the current thread's state.
 #[inline(always)]
 pub unsafe fn note(call: *mut Call, iter: u64) -> Option<()> {
-    let window = Window::read(iter, 0)?;
+    let mut room = Room::uninit();
+    let window = Window::read(&mut room, iter, 0)?;
     // SAFETY: the caller's.
     unsafe {
         (*call).iter = iter;

@@ -123,7 +123,7 @@ unsafe fn is_carried(thread: *mut Thread, number: u64, returned: i64) -> bool {
 ///
 /// # Safety
 /// The arguments are the tracepoint's; `leader` is the task's.
-#[inline(always)]
+#[inline(never)]
 pub unsafe fn exit(
     task: *mut task_struct,
     leader: *mut task_struct,
