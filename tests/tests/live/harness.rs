@@ -13,6 +13,7 @@ use countersign::bpf::{
 };
 use countersign_common::{
     ChannelEnd, Exec, Exit, FileOpen, Fork, Peer, RecordHeader, Transfer, direction, kind,
+    transfer_flags,
 };
 use zerocopy::FromBytes;
 
@@ -100,6 +101,15 @@ pub(crate) fn tier() -> Tier {
     match std::env::var("COUNTERSIGN_TIER") {
         Ok(name) => name.parse().expect("COUNTERSIGN_TIER names a tier"),
         Err(_) => Tier::default(),
+    }
+}
+
+/// The flags of an operation in the tier under test: at a kernel function no descriptor is looked up, so none can have been swapped.
+pub(crate) fn carried(flags: u16) -> u16 {
+    if tier() == Tier::Tracepoints {
+        flags
+    } else {
+        flags & !transfer_flags::FD_SWAPPED | transfer_flags::BY_FUNCTION
     }
 }
 

@@ -7,6 +7,7 @@
 )]
 
 mod calls;
+mod functions;
 mod harness;
 mod limits;
 mod mending;
