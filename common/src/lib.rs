@@ -16,7 +16,7 @@ use core::mem::{offset_of, size_of};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of the layouts in this crate. Stored in every spool segment header.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Largest payload of one [`Transfer`] record, in bytes. Longer operations are sent as several records.
 pub const CHUNK_MAX_BYTES: usize = 64 * 1024;
@@ -33,6 +33,9 @@ pub const PROXY_OP_MAX_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Longest file name or argument string in an [`Exec`] record, in bytes.
 pub const EXEC_TEXT_MAX_BYTES: usize = 256;
+
+/// [`Transfer::syscall`] when it is not known: an `io_uring` worker is in none.
+pub const SYSCALL_UNKNOWN: u16 = u16::MAX;
 
 /// Values of [`RecordHeader::kind`]. Below [`kind::FIRST_USER`]: from the kernel. From there on: written into the spool by
 /// user space, a [`RecordHeader`] followed by one JSON object.
@@ -106,6 +109,15 @@ pub mod transfer_flags {
     pub const OOB: u16 = 1 << 5;
     /// More than the walker's limit of I/O vectors or messages; a gap record with [`gap::VECTORS`](super::gap::VECTORS) covers the rest.
     pub const TRUNCATED_VECTOR: u16 = 1 << 6;
+    /// The operation was made in a system call of the 32-bit or x32 ABI; `syscall` is a number of that ABI.
+    pub const COMPAT: u16 = 1 << 7;
+    /// The operation was made by `io_uring`; `syscall` is its opcode, or [`SYSCALL_UNKNOWN`](super::SYSCALL_UNKNOWN).
+    pub const IO_URING: u16 = 1 << 8;
+    /// The operation was submitted with `io_submit`.
+    pub const AIO: u16 = 1 << 9;
+    /// Captured where a kernel function returned: the file is the one that the function was given, whatever the descriptor names.
+    /// The times are those of the function, not those of the system call.
+    pub const BY_FUNCTION: u16 = 1 << 11;
 }
 
 /// Values of [`Transfer::reason`] in a [`kind::GAP`] record.
@@ -122,6 +134,9 @@ pub mod gap {
     pub const SPLICE: u16 = 4;
     /// More I/O vectors than the walker follows.
     pub const VECTORS: u16 = 5;
+    /// The kernel moved the bytes by an iterator that is not followed: one of another kind, pages whose address is not
+    /// known, or bytes that it did not copy to the reader.
+    pub const ITERATOR: u16 = 10;
 }
 
 /// Values of [`ChannelEnd::how`].
@@ -186,6 +201,11 @@ pub mod counter {
     pub const UNSEEN_SUBMISSIONS: u32 = 14;
     /// Kernel memory that could not be read where the layout says it must be.
     pub const KERNEL_READ_FAILED: u32 = 15;
+    /// Entries of a watched kernel function whose return was not seen before the thread's next entry: the program on the return was
+    /// skipped.
+    pub const FUNCTION_UNPAIRED: u32 = 16;
+    /// Operations on watched channels that the programs on kernel functions did not see, and the system call's did.
+    pub const FUNCTION_MISSED: u32 = 17;
     /// Number of counters.
     pub const COUNT: u32 = 32;
 }
@@ -268,9 +288,9 @@ pub struct Transfer {
     pub op_seq: u64,
     /// Bytes moved in this direction at this end by the operations numbered before. Sized by the kernel even for lost ones.
     pub stream_before: u64,
-    /// `CLOCK_BOOTTIME` nanoseconds at `sys_enter`.
+    /// `CLOCK_BOOTTIME` nanoseconds at `sys_enter`, or at the entry of the kernel function.
     pub enter_ns: u64,
-    /// `CLOCK_BOOTTIME` nanoseconds at `sys_exit`.
+    /// `CLOCK_BOOTTIME` nanoseconds at `sys_exit`, or at the return of the kernel function.
     pub exit_ns: u64,
     /// Bytes that the operation moved.
     pub returned: u64,

@@ -64,6 +64,30 @@ pub struct Offsets {
     pub kernfs_id: u32,
     pub pid_level: u32,
     pub pid_numbers: u32,
+    // Capture at kernel functions. `Offsets::UNKNOWN` where the kernel has none.
+    pub kiocb_filp: u32,
+    pub iter_type: u32,
+    pub iter_offset: u32,
+    pub iter_pointer: u32,
+    pub iter_count: u32,
+    pub iter_segments: u32,
+    pub msghdr_iter: u32,
+    pub msghdr_flags: u32,
+    pub socket_file: u32,
+    pub task_flags: u32,
+    pub bvec_page: u32,
+    pub bvec_len: u32,
+    pub bvec_offset: u32,
+    pub kind_ubuf: u32,
+    pub kind_iovec: u32,
+    pub kind_kvec: u32,
+    pub kind_bvec: u32,
+    pub page_shift: u32,
+}
+
+impl Offsets {
+    /// Of an optional member, or value of an enumerator, that the running kernel lacks.
+    pub const UNKNOWN: u32 = u32::MAX;
 }
 
 /// Key of the kernel's channel table.
@@ -129,7 +153,7 @@ pub struct CpuState {
 }
 
 const _: () = {
-    assert!(size_of::<Offsets>() == 47 * 4);
+    assert!(size_of::<Offsets>() == (47 + 18) * 4);
     assert!(size_of::<ChannelKey>() == 16);
     assert!(size_of::<ChannelState>() == 80);
     assert!(size_of::<ExeKey>() == 16);

@@ -3,6 +3,10 @@
 //! Owns the layout of `struct pt_regs` (`arch/x86/include/asm/ptrace.h`, unchanged since 2.6). Another architecture is
 //! another version of this file; nothing else here knows registers.
 
+use aya_ebpf::bindings::task_struct;
+
+use crate::offsets::off;
+
 /// `struct pt_regs`: what the kernel saved at entry. At `sys_exit` the argument registers still hold what they held then.
 #[repr(C)]
 pub struct PtRegs {
@@ -20,10 +24,10 @@ pub struct PtRegs {
 }
 
 /// `TS_COMPAT` of `thread_info.status`: the task is in a system call of the 32-bit ABI (`arch/x86/include/asm/thread_info.h`).
-pub const TS_COMPAT: u32 = 0x0002;
+const TS_COMPAT: u32 = 0x0002;
 
 /// `__X32_SYSCALL_BIT` (`arch/x86/include/uapi/asm/unistd.h`).
-pub const X32_BIT: u64 = 0x4000_0000;
+const X32_BIT: u64 = 0x4000_0000;
 
 /// The system call's number.
 ///
@@ -52,4 +56,21 @@ pub unsafe fn syscall_args(regs: *const PtRegs) -> [u64; 6] {
             (*regs).r9,
         ]
     }
+}
+
+/// Whether the call is of the 32-bit or the x32 ABI, whose numbers mean something else.
+///
+/// # Safety
+/// `task` is a trusted pointer.
+#[inline(always)]
+pub unsafe fn in_compat(task: *mut task_struct, number: u64) -> bool {
+    // SAFETY: a typed load inside `struct task_struct`.
+    let status = unsafe {
+        task.cast::<u8>()
+            .add(off!(task_thread_info_status) as usize)
+            .cast::<u32>()
+            .read()
+    };
+    // A number that is not one (a tracer's -1, or a stray bit) has the x32 bit too; nothing is lost by counting it.
+    status & TS_COMPAT != 0 || number & X32_BIT != 0
 }

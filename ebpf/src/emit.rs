@@ -1,4 +1,4 @@
-//! Records into the ring, counters, and the capture walker: user memory straight into ring reservations.
+//! Records into the ring, counters, and the capture walker: memory straight into ring reservations.
 //!
 //! A reservation's size must be a constant to the verifier: pieces go into classes of 64 B to 64 KiB of payload *plus* the
 //! header, doubling. Nothing is staged: a per-CPU buffer can be overwritten where programs are preemptible.
@@ -14,8 +14,8 @@ use aya_ebpf::{
     helpers::{
         bpf_probe_read_user,
         generated::{
-            bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, bpf_loop, bpf_ringbuf_discard,
-            bpf_ringbuf_reserve, bpf_ringbuf_submit,
+            self, bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, bpf_loop, bpf_probe_read_kernel,
+            bpf_ringbuf_discard, bpf_ringbuf_reserve, bpf_ringbuf_submit,
         },
     },
 };
@@ -25,8 +25,9 @@ use countersign_common::{
 use countersign_ebpf::{STEPS_MAX, piece};
 
 use crate::{
+    iterator::{next_segment, vectors_in},
     maps::{CPUS, RING},
-    offsets::GENERATION,
+    offsets::{GENERATION, functions_carry},
     scope::Thread,
 };
 
@@ -279,6 +280,9 @@ unsafe extern "C" fn step(_index: u64, context: *mut c_void) -> i64 {
             if (*thread).vectors_left == 0 {
                 return 1;
             }
+            if functions_carry() && (*thread).vectors_in != vectors_in::USER {
+                return next_segment(thread);
+            }
             let Ok(vector) = bpf_probe_read_user((*thread).vector as *const [u64; 2]) else {
                 (*thread).vectors_left = 0;
                 return 1;
@@ -393,12 +397,13 @@ unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64
             return RING_FULL;
         }
         let len = if len > CLASS { CLASS } else { len };
-        if aya_ebpf::helpers::generated::bpf_probe_read_user(
-            place.add(HEADER as usize).cast(),
-            len as u32,
-            address as *const c_void,
-        ) != 0
-        {
+        let to: *mut c_void = place.add(HEADER as usize).cast();
+        let failed = if functions_carry() && (*thread).vectors_in >= vectors_in::MAPPED {
+            bpf_probe_read_kernel(to, len as u32, address as *const c_void)
+        } else {
+            generated::bpf_probe_read_user(to, len as u32, address as *const c_void)
+        };
+        if failed != 0 {
             bpf_ringbuf_discard(place.cast(), u64::from(BPF_RB_NO_WAKEUP));
             (*thread).spare_seq = seq + 1;
             return FAULT;

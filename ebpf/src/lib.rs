@@ -178,6 +178,10 @@ pub const fn op_limit(tag_bits: u32, op_direction: u8) -> u64 {
 /// I/O vectors followed in one operation (`UIO_MAXIOV`: the kernel refuses more).
 pub const VECTORS_MAX: u64 = 1024;
 
+/// Vectors of pages followed in one operation: as many as the largest captured operation has pages, each in a vector of its own, and one that it
+/// begins in.
+pub const VECTOR_PAGES_MAX: u64 = PROXY_OP_MAX_BYTES / PAGE_BYTES + 1;
+
 /// Messages followed in one `recvmmsg` or `sendmmsg` (the kernel caps them at `UIO_MAXIOV`).
 pub const MESSAGES_MAX: u32 = 1024;
 

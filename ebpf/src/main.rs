@@ -1,4 +1,5 @@
-//! Countersign's kernel programs, tier T: BTF tracepoints (Linux >= 5.17 for `bpf_loop`).
+//! Countersign's kernel programs (Linux >= 5.17 for `bpf_loop`): tier T, BTF tracepoints, here; tiers K and F, kernel functions, in
+//! [`functions`].
 //!
 //! The programs report facts and judge nothing. Here are only the entry points: each takes a tracepoint's arguments and
 //! decides who is looked at. `tp_btf` gives typed pointers, which task storage needs.
@@ -23,6 +24,8 @@
 mod arch;
 mod channel;
 mod emit;
+mod functions;
+mod iterator;
 mod log;
 mod maps;
 mod offsets;
@@ -31,7 +34,6 @@ mod resolve;
 mod scope;
 
 use aya_ebpf::{
-    bindings::task_struct,
     helpers::{bpf_probe_read_user, generated::bpf_get_current_task_btf},
     macros::btf_tracepoint,
     programs::BtfTracePointContext,
@@ -42,9 +44,9 @@ use countersign_ebpf::{
 };
 
 use crate::{
-    arch::{PtRegs, TS_COMPAT, X32_BIT, syscall_args, syscall_number},
+    arch::{PtRegs, in_compat, syscall_args, syscall_number},
     emit::count,
-    offsets::{group_leader, has_storage, off},
+    offsets::{functions_carry, group_leader, has_storage},
     probes::{ends, process, splice, transfer},
     scope::tag_of,
 };
@@ -74,6 +76,9 @@ pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
             Class::Transfer => transfer::enter(task, bits, regs, number),
             Class::Splice => splice::enter(task, regs, number),
             Class::Exec => process::before_exec(task, leader, bits),
+            Class::Unseen if functions_carry() && bits & tag::PROXY == 0 => {
+                // The functions see what moves. Not so what a proxy writes to files.
+            }
             Class::Unseen if number != nr::IO_URING_SETUP || polls(regs) => {
                 count(counter::UNSEEN_SUBMISSIONS, 1);
                 log::unseen(number);
@@ -159,23 +164,6 @@ pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: as above.
     unsafe { process::exit(ctx.arg(0)) };
     0
-}
-
-/// Whether the call is of the 32-bit or the x32 ABI, whose numbers mean something else.
-///
-/// # Safety
-/// `task` is a trusted pointer.
-#[inline(always)]
-unsafe fn in_compat(task: *mut task_struct, number: u64) -> bool {
-    // SAFETY: a typed load inside `struct task_struct`.
-    let status = unsafe {
-        task.cast::<u8>()
-            .add(off!(task_thread_info_status) as usize)
-            .cast::<u32>()
-            .read()
-    };
-    // A number that is not one (a tracer's -1, or a stray bit) has the x32 bit too; nothing is lost by counting it.
-    status & TS_COMPAT != 0 || number & X32_BIT != 0
 }
 
 #[cfg(not(test))]

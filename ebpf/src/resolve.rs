@@ -105,11 +105,11 @@ fn clear(held: &mut Held) {
 const WINDOW_BYTES: usize = 64;
 
 /// Room for a part of a kernel structure.
-type Room = MaybeUninit<[u64; WINDOW_BYTES / 8]>;
+pub type Room = MaybeUninit<[u64; WINDOW_BYTES / 8]>;
 
 /// A part of a kernel structure, in room that the caller owns: two structures that are needed one after the other share it, for
 /// all frames of a program share 512 bytes of stack.
-struct Window<'a> {
+pub struct Window<'a> {
     base: u64,
     start: u64,
     bytes: &'a Room,
@@ -118,7 +118,7 @@ struct Window<'a> {
 impl<'a> Window<'a> {
     /// Reads the part from `start` on.
     #[inline(always)]
-    fn read(room: &'a mut Room, base: u64, start: u64) -> Option<Self> {
+    pub fn read(room: &'a mut Room, base: u64, start: u64) -> Option<Self> {
         let start = start & !7;
         // SAFETY: the room's address and size; the helper checks the other address, and writes zeroes where it fails.
         let failed = unsafe {
@@ -142,7 +142,7 @@ impl<'a> Window<'a> {
     /// A member; read from the kernel where it lies outside. Offsets are constants to the verifier, which removes the way
     /// that is not taken.
     #[inline(always)]
-    fn member<T>(&self, offset: u64) -> Option<T> {
+    pub fn member<T>(&self, offset: u64) -> Option<T> {
         let at = offset.wrapping_sub(self.start);
         if at <= (WINDOW_BYTES - size_of::<T>()) as u64 {
             let bytes = self.bytes.as_ptr().cast::<u8>();

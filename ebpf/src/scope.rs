@@ -55,6 +55,43 @@ pub struct Thread {
     pub spare_seq: u64,
     /// Start of the message array (`struct mmsghdr`).
     pub messages: u64,
+    /// Where the vectors lie and what they describe: one of [`vectors_in`](crate::iterator::vectors_in).
+    pub vectors_in: u64,
+    /// Bytes of the next vector that lie before the operation.
+    pub vector_skip: u64,
+    /// The kernel functions that the thread is in, by direction.
+    pub calls: [Call; 2],
+    /// Operations of the present system call that programs on functions have accounted for.
+    pub carried_ops: u64,
+    /// Bytes of them, but for those that were not consumed.
+    pub carried_bytes: u64,
+}
+
+/// A kernel function that moves bytes, as its entry found it.
+#[repr(C)]
+pub struct Call {
+    /// Not 0 between entry and return.
+    pub open: u64,
+    /// Tag of the process at entry.
+    pub bits: u64,
+    /// `CLOCK_BOOTTIME` at entry.
+    pub enter_ns: u64,
+    /// Bits of [`transfer_flags`](countersign_common::transfer_flags) from the message's flags.
+    pub flags: u64,
+    /// What the bytes go through.
+    pub held: Held,
+    /// Address of the `struct iov_iter`.
+    pub iter: u64,
+    /// Its kind.
+    pub kind: u64,
+    /// Its pointer.
+    pub pointer: u64,
+    /// Bytes of the first segment before the operation.
+    pub skip: u64,
+    /// Segments.
+    pub segments: u64,
+    /// Bytes that it describes.
+    pub count: u64,
 }
 
 /// A descriptor's file as `sys_enter` found it.

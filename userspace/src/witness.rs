@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use crate::bpf::load::{Capture, LoadOptions, load, resume};
 use crate::bpf::pin::{Note, PinDir};
+use crate::bpf::tier::Tier;
 use crate::device::kernel_dev;
 use crate::exit::{Code, Failure};
 
@@ -148,6 +149,7 @@ pub fn attach(request: &Request) -> Result<Capture, Failure> {
         generation,
         proxy_exes,
         ring_bytes: request.ring_bytes,
+        tier: Tier::default(),
         pin: request
             .pin
             .clone()

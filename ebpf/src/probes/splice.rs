@@ -19,7 +19,7 @@ use crate::{
     channel::{Enrolled, enrol, leave},
     emit::{count, missing},
     log,
-    offsets::current,
+    offsets::{current, functions_carry},
     resolve::{WHOLE, file_of, resolve},
     scope::{Held, Thread, thread},
 };
@@ -39,6 +39,7 @@ pub unsafe fn enter(task: *mut task_struct, regs: *const PtRegs, number: u64) {
         (*thread).args = syscall_args(regs);
         (*thread).enter_ns = bpf_ktime_get_boot_ns();
         (*thread).open_call = number + 1;
+        (*thread).carried_bytes = 0;
         let (source, sink) = descriptors(number, &(*thread).args);
         resolve(&mut (*thread).first, file_of(task, source), WHOLE);
         let file = if sink == NONE { 0 } else { file_of(task, sink) };
@@ -64,6 +65,8 @@ pub unsafe fn exit(
         let Some(thread) = thread(task) else { return };
         let entered = (*thread).open_call == number + 1;
         (*thread).open_call = 0;
+        let carried = (*thread).carried_bytes;
+        (*thread).carried_bytes = 0;
         if returned <= 0 {
             return;
         }
@@ -112,13 +115,21 @@ pub unsafe fn exit(
         );
         // The second end takes the first one's place: what follows is written for `first`.
         copy_second(thread);
+        // What a socket sends goes through a function (Linux >= 6.5), and was captured there.
+        let mut left = returned as u64;
+        if functions_carry() {
+            if carried >= left {
+                return;
+            }
+            left -= carried;
+        }
         end(
             task,
             leader,
             thread,
             bits,
             number,
-            returned as u64,
+            left,
             flags,
             direction::WRITE,
             sink,

@@ -6,10 +6,10 @@ use aya_ebpf::{
     bindings::task_struct,
     helpers::{
         bpf_probe_read_user,
-        generated::{bpf_ktime_get_boot_ns, bpf_loop},
+        generated::{bpf_get_current_task_btf, bpf_ktime_get_boot_ns, bpf_loop},
     },
 };
-use countersign_common::{Task, counter, end_how, gap, tag, transfer_flags};
+use countersign_common::{Task, channel_kind, counter, end_how, gap, tag, transfer_flags};
 use countersign_ebpf::{MESSAGES_MAX, VECTORS_MAX, direction_of, nr, op_limit};
 
 use super::ends;
@@ -17,14 +17,15 @@ use crate::{
     arch::{PtRegs, syscall_args},
     channel::{Enrolled, advance, enrol_operation, leave},
     emit::{capture_buffer, count, walk},
+    iterator::vectors_in,
     log,
-    offsets::current,
+    offsets::{current, functions_carry, group_leader},
     resolve::{FILES, file_of, resolve},
     scope::{Thread, entered, tag_of, thread},
 };
 
-const MSG_OOB: u64 = 1;
-const MSG_PEEK: u64 = 2;
+pub const MSG_OOB: u64 = 1;
+pub const MSG_PEEK: u64 = 2;
 /// Size of `struct mmsghdr`: a `struct user_msghdr` of 56 bytes, `msg_len`, padding (`include/linux/socket.h`).
 const MMSGHDR_BYTES: u64 = 64;
 const MSG_LEN_OFFSET: u64 = 56;
@@ -38,12 +39,83 @@ pub unsafe fn enter(task: *mut task_struct, bits: u32, regs: *const PtRegs, numb
     // SAFETY: the caller's.
     unsafe {
         let Some(thread) = thread(task) else { return };
+        note(thread, bits, regs, number);
+        let file = file_of(task, (*thread).args[0]);
+        let files = wants_files(bits, number);
+        if functions_carry() {
+            (*thread).carried_ops = 0;
+            (*thread).carried_bytes = 0;
+            if files == 0 {
+                // Most likely the functions look at it. If not, there is time for it at the end.
+                (*thread).first.file = file;
+                (*thread).first.channel.kind = 0;
+                return;
+            }
+        }
+        resolve(&mut (*thread).first, file, files);
+    }
+}
+
+#[inline(always)]
+unsafe fn note(thread: *mut Thread, bits: u32, regs: *const PtRegs, number: u64) {
+    // SAFETY: the caller's.
+    unsafe {
         (*thread).args = syscall_args(regs);
         (*thread).enter_ns = bpf_ktime_get_boot_ns();
         (*thread).open_call = number + 1;
         (*thread).bits = bits;
+    }
+}
+
+/// Whether an operation is left to capture where programs on functions capture as well. What those have accounted for is not; what
+/// they have not is looked at now, if the descriptor still names what it named before. A swapped one names nothing: to
+/// attribute bytes to what has come to its place would be a lie that the watched process can order.
+///
+/// # Safety
+/// `thread` is the current thread's state, of a call whose `sys_enter` was seen.
+#[inline(always)]
+unsafe fn is_left(task: *mut task_struct, thread: *mut Thread, number: u64, returned: i64) -> bool {
+    // SAFETY: the caller's.
+    unsafe {
+        if (*thread).first.channel.kind == channel_kind::FILE {
+            return true;
+        }
+        if is_carried(thread, number, returned) {
+            return false;
+        }
         let file = file_of(task, (*thread).args[0]);
-        resolve(&mut (*thread).first, file, wants_files(bits, number));
+        if file != (*thread).first.file {
+            return false;
+        }
+        resolve(&mut (*thread).first, file, 0);
+        if (*thread).first.channel.kind == 0 {
+            return false;
+        }
+        count(counter::FUNCTION_MISSED, 1);
+        true
+    }
+}
+
+/// Whether the programs on functions have accounted for all of the present system call.
+///
+/// # Safety
+/// `thread` is the current thread's state.
+#[inline(always)]
+unsafe fn is_carried(thread: *mut Thread, number: u64, returned: i64) -> bool {
+    // SAFETY: the caller's.
+    unsafe {
+        let carried = (*thread).carried_ops;
+        (*thread).carried_ops = 0;
+        if carried == 0 || returned <= 0 {
+            return false;
+        }
+        if number == nr::RECVMSG {
+            // Descriptors that came with it are no bytes.
+            (*thread).transfer.task = current(group_leader(bpf_get_current_task_btf()));
+            (*thread).transfer.flags = whose((*thread).bits);
+            ends::received(thread, (*thread).args[1]);
+        }
+        true
     }
 }
 
@@ -65,7 +137,13 @@ pub unsafe fn exit(
         let thread = match entered(task, number) {
             Some(thread) => {
                 (*thread).open_call = 0;
-                if returned <= 0 || (*thread).first.channel.kind == 0 {
+                if returned <= 0 {
+                    return;
+                }
+                if functions_carry() && !is_left(task, thread, number, returned) {
+                    return;
+                }
+                if (*thread).first.channel.kind == 0 {
                     return;
                 }
                 if file_of(task, (*thread).args[0]) != (*thread).first.file {
@@ -80,8 +158,13 @@ pub unsafe fn exit(
                     return;
                 }
                 let Some(thread) = thread(task) else { return };
-                enter(task, bits, regs, number);
+                note(thread, bits, regs, number);
                 (*thread).open_call = 0;
+                if functions_carry() && is_carried(thread, number, returned) {
+                    return;
+                }
+                let file = file_of(task, (*thread).args[0]);
+                resolve(&mut (*thread).first, file, wants_files(bits, number));
                 if (*thread).first.channel.kind == 0 {
                     return;
                 }
@@ -136,7 +219,7 @@ pub unsafe fn exit(
 
 /// Messages about what an operation lacks.
 #[inline(always)]
-fn tell_missed(missed: u64, bytes: u64) {
+pub fn tell_missed(missed: u64, bytes: u64) {
     if missed & 1 << gap::RING_FULL != 0 {
         log::ring_full(bytes);
     }
@@ -210,13 +293,14 @@ pub unsafe fn number(thread: *mut Thread, returned: u64) {
 /// # Safety
 /// `thread` is the current thread's state.
 #[inline(always)]
-unsafe fn begin(thread: *mut Thread, returned: u64) {
+pub unsafe fn begin(thread: *mut Thread, returned: u64) {
     // SAFETY: the caller's.
     unsafe {
         (*thread).transfer.returned = returned;
         (*thread).transfer.offset = 0;
         (*thread).op_left = returned;
         (*thread).fault_until = 0;
+        (*thread).vectors_in = vectors_in::USER;
     }
 }
 

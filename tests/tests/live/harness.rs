@@ -9,9 +9,11 @@ use std::{
 use countersign::bpf::{
     load::{Capture, LoadOptions, load},
     object::object,
+    tier::Tier,
 };
 use countersign_common::{
     ChannelEnd, Exec, Exit, FileOpen, Fork, Peer, RecordHeader, Transfer, direction, kind,
+    transfer_flags,
 };
 use zerocopy::FromBytes;
 
@@ -77,7 +79,11 @@ pub(crate) fn witness_with(options: &LoadOptions) -> Option<Witness> {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         crate::messages::listen();
-        let capture = load(options).expect("the programs load");
+        let options = LoadOptions {
+            tier: tier(),
+            ..options.clone()
+        };
+        let capture = load(&options).expect("the programs load");
         return Some(Witness {
             capture,
             records: Vec::new(),
@@ -97,6 +103,23 @@ pub(crate) fn witness_with(options: &LoadOptions) -> Option<Witness> {
         format!("skipped: {reason}\n").as_bytes(),
     );
     None
+}
+
+/// The tier under test: `COUNTERSIGN_TIER`, else tier T.
+pub(crate) fn tier() -> Tier {
+    match std::env::var("COUNTERSIGN_TIER") {
+        Ok(name) => name.parse().expect("COUNTERSIGN_TIER names a tier"),
+        Err(_) => Tier::default(),
+    }
+}
+
+/// The flags of an operation in the tier under test: at a kernel function no descriptor is looked up, so none can have been swapped.
+pub(crate) fn carried(flags: u16) -> u16 {
+    if tier() == Tier::Tracepoints {
+        flags
+    } else {
+        flags & !transfer_flags::FD_SWAPPED | transfer_flags::BY_FUNCTION
+    }
 }
 
 /// [`witness_with`] the defaults and a small ring.

@@ -8,6 +8,7 @@
 
 mod calls;
 mod coverage;
+mod functions;
 mod harness;
 mod limits;
 mod mending;

@@ -70,6 +70,8 @@ pub enum GapReason {
     Splice,
     /// More I/O vectors than the walker follows.
     Vectors,
+    /// The kernel moved the bytes in a way that the capture does not follow.
+    Iterator,
     /// Operations or parts of them never arrived; sized from the kernel's counters.
     UnseenOps,
     /// The spool says that records were lost outside the kernel.
@@ -91,6 +93,7 @@ impl GapReason {
             Self::RingFull => "ring_full",
             Self::Splice => "splice",
             Self::Vectors => "vectors",
+            Self::Iterator => "iterator",
             Self::UnseenOps => "unseen_ops",
             Self::SpoolLoss => "spool_loss",
             Self::Attached => "attached",
@@ -106,6 +109,7 @@ impl GapReason {
             abi::gap::RING_FULL => Self::RingFull,
             abi::gap::SPLICE => Self::Splice,
             abi::gap::VECTORS => Self::Vectors,
+            abi::gap::ITERATOR => Self::Iterator,
             _ => Self::Unknown,
         }
     }

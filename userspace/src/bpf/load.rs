@@ -22,11 +22,13 @@ use sha2::{Digest, Sha256};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
+    functions::{FunctionStatus, Functions, LinearMap},
     messages::{self, Messages},
     object, offsets,
     pin::{Note, PinDir},
     ring::Ring,
     tag::Tagger,
+    tier::Tier,
 };
 
 /// Default size of the data ring, in bytes. A longer one makes each record of the watched dearer, since its memory has left the
@@ -53,6 +55,8 @@ pub struct LoadOptions {
     pub ring_bytes: u32,
     /// Which load this is: copied into every record's header.
     pub generation: u64,
+    /// How transfers are captured. This tier or none: the choice is made elsewhere.
+    pub tier: Tier,
     /// Executables of proxies: kernel `dev_t` (`major << 20 | minor`) and inode number.
     pub proxy_exes: Vec<(u32, u64)>,
     /// Where programs, maps and links are pinned so that they outlive this process, with the ULID of the capture.
@@ -64,6 +68,7 @@ impl Default for LoadOptions {
         Self {
             ring_bytes: RING_BYTES_DEFAULT,
             generation: 1,
+            tier: Tier::default(),
             proxy_exes: Vec::new(),
             pin: None,
         }
@@ -78,6 +83,9 @@ const PINNED_MAPS: [&str; 5] = ["RING", "CPUS", "CHANNELS", "PROXY_CHANNELS", "T
 
 /// Loaded and attached programs. Dropping it detaches them, unless they are pinned.
 pub struct Capture {
+    /// First, so that the events on functions go before the programs.
+    functions: Functions,
+    tier: Tier,
     /// Holds the programs and their links; nothing where they are pinned and another process loaded them.
     _ebpf: Option<Ebpf>,
     ring: Ring,
@@ -99,7 +107,7 @@ pub struct Capture {
 /// What one program did, from its `fdinfo`.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct ProgramLedger {
-    /// Its name, that of its tracepoint.
+    /// Its name, that of its tracepoint or function.
     pub name: String,
     /// Times that the kernel skipped it because another program was running on that CPU: calls that nobody saw.
     pub recursion_misses: u64,
@@ -124,14 +132,27 @@ pub struct ChannelTotals {
 /// When the programs are not built in, the kernel lacks BTF or a structure member, or refuses a program (then with the
 /// verifier's words).
 pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
+    anyhow::ensure!(
+        options.pin.is_none() || options.tier == Tier::Tracepoints,
+        "only tier T can be pinned so far: leave --pin out, or use --tier t"
+    );
     let object = object::require_object()?;
     let offsets = offsets::of_running_kernel()?;
     let btf = aya::Btf::from_sys_fs().context("read the kernel's btf")?;
+    let carry = u32::from(options.tier != Tier::Tracepoints);
+    let linear_map = if carry == 0 {
+        LinearMap::default()
+    } else {
+        LinearMap::of_running_kernel()
+    };
     let mut ebpf = EbpfLoader::new()
         .btf(Some(&btf))
         .allow_unsupported_maps()
         .override_global("OFFSETS", offsets.as_bytes(), true)
         .override_global("GENERATION", &options.generation, true)
+        .override_global("FUNCTIONS", &carry, true)
+        .override_global("PAGE_OFFSET_BASE", &linear_map.page_offset_base, true)
+        .override_global("VMEMMAP_BASE", &linear_map.vmemmap_base, true)
         .override_global("AYA_LOG_LEVEL", &messages::level(), true)
         .map_max_entries("RING", options.ring_bytes)
         .load(object)
@@ -173,6 +194,9 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
             dir.pin_link(name, FdLink::from(program.take_link(link)?))?;
         }
     }
+    let mut functions = Functions::attach(options.tier, &mut ebpf, &btf, &offsets)
+        .with_context(|| format!("attach tier {}", options.tier))?;
+    programs.append(&mut functions.take_programs());
     if let Some((dir, _)) = &options.pin {
         dir.pin_maps(&ebpf, &PINNED_MAPS)?;
     }
@@ -193,6 +217,8 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
     let messages = Messages::of(&mut ebpf)?;
     let (pinned, capture_id) = options.pin.clone().unzip();
     let capture = Capture {
+        functions,
+        tier: options.tier,
         _ebpf: Some(ebpf),
         messages: Some(messages),
         pinned,
@@ -259,6 +285,8 @@ fn of_maps(
         .context("keep the tag map open")?;
     let [channels, proxy_channels] = maps.channels;
     Ok(Capture {
+        functions: Functions::default(),
+        tier: Tier::default(),
         _ebpf: None,
         ring: Ring::open(maps.ring).context("map the ring")?,
         pinned: None,
@@ -310,6 +338,16 @@ impl Capture {
     /// As given at load.
     pub fn generation(&self) -> u64 {
         self.generation
+    }
+
+    /// How transfers are captured.
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// The kernel functions that are watched, and those that cannot be. Empty in tier T.
+    pub fn functions(&self) -> &[FunctionStatus] {
+        self.functions.status()
     }
 
     /// The kernel's structure offsets that the programs were loaded with.
@@ -394,30 +432,28 @@ impl Capture {
 
     /// What each program did. No `bpf(2)` call: it does not disturb the capture.
     pub fn ledger(&self) -> Vec<ProgramLedger> {
-        self.programs
-            .iter()
-            .map(|(name, fd)| {
-                let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
-                    .unwrap_or_default();
-                let field = |key: &str| {
-                    text.lines()
-                        .find_map(|line| {
-                            line.strip_prefix(key)?
-                                .strip_prefix(':')?
-                                .trim()
-                                .parse()
-                                .ok()
-                        })
-                        .unwrap_or(0)
-                };
-                ProgramLedger {
-                    name: name.clone(),
-                    recursion_misses: field("recursion_misses"),
-                    run_count: field("run_cnt"),
-                    run_time_ns: field("run_time_ns"),
-                }
-            })
-            .collect()
+        let programs = self.programs.iter().map(|(name, fd)| {
+            let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
+                .unwrap_or_default();
+            let field = |key: &str| {
+                text.lines()
+                    .find_map(|line| {
+                        line.strip_prefix(key)?
+                            .strip_prefix(':')?
+                            .trim()
+                            .parse()
+                            .ok()
+                    })
+                    .unwrap_or(0)
+            };
+            ProgramLedger {
+                name: name.clone(),
+                recursion_misses: field("recursion_misses"),
+                run_count: field("run_cnt"),
+                run_time_ns: field("run_time_ns"),
+            }
+        });
+        programs.chain(self.functions.ledger()).collect()
     }
 
     /// The totals of every channel in the kernel's table. Thousands of system calls: at rest or at the end only.

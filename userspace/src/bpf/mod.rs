@@ -4,6 +4,8 @@
 
 mod btf;
 pub mod features;
+pub mod functions;
+mod kprobe;
 pub mod load;
 mod messages;
 pub mod object;
@@ -13,4 +15,5 @@ mod ring;
 pub mod scan;
 pub mod self_test;
 pub mod tag;
+pub mod tier;
 pub mod unix_peers;

@@ -77,5 +77,57 @@ fn from_btf(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         kernfs_id: btf.offset("kernfs_node", "id")?,
         pid_level: btf.offset("pid", "level")?,
         pid_numbers: btf.offset("pid", "numbers")?,
+        // Without these tier T still works: whether they are there is asked before the functions are attached.
+        kiocb_filp: optional(btf.offset("kiocb", "ki_filp")),
+        iter_type: optional(btf.offset("iov_iter", "iter_type")),
+        iter_offset: optional(btf.offset("iov_iter", "iov_offset")),
+        // All pointers are one union; this one has never been renamed.
+        iter_pointer: optional(btf.offset("iov_iter", "kvec")),
+        iter_count: optional(btf.offset("iov_iter", "count")),
+        iter_segments: optional(btf.offset("iov_iter", "nr_segs")),
+        msghdr_iter: optional(btf.offset("msghdr", "msg_iter")),
+        msghdr_flags: optional(btf.offset("msghdr", "msg_flags")),
+        socket_file: optional(btf.offset("socket", "file")),
+        task_flags: optional(btf.offset("task_struct", "flags")),
+        bvec_page: optional(btf.offset("bio_vec", "bv_page")),
+        bvec_len: optional(btf.offset("bio_vec", "bv_len")),
+        bvec_offset: optional(btf.offset("bio_vec", "bv_offset")),
+        kind_ubuf: optional(btf.enumerator("iter_type", "ITER_UBUF")),
+        kind_iovec: optional(btf.enumerator("iter_type", "ITER_IOVEC")),
+        kind_kvec: optional(btf.enumerator("iter_type", "ITER_KVEC")),
+        kind_bvec: optional(btf.enumerator("iter_type", "ITER_BVEC")),
+        page_shift: page_shift(btf),
     })
+}
+
+fn optional(found: Result<u32, BtfError>) -> u32 {
+    found.unwrap_or(Offsets::UNKNOWN)
+}
+
+/// Binary logarithm of the size of `struct page`. Of a size that is no power of two nothing is known: kernel programs do not divide.
+fn page_shift(btf: &Btf<'_>) -> u32 {
+    match btf.size("page") {
+        Ok(size) if size.is_power_of_two() => size.ilog2(),
+        Ok(_) | Err(_) => Offsets::UNKNOWN,
+    }
+}
+
+/// What capture at kernel functions needs and the running kernel lacks. Enumerators are not asked for: an iterator of an unknown kind is a
+/// gap.
+pub(super) fn missing_for_functions(offsets: &Offsets) -> Option<&'static str> {
+    [
+        (offsets.kiocb_filp, "kiocb.ki_filp"),
+        (offsets.iter_type, "iov_iter.iter_type"),
+        (offsets.iter_offset, "iov_iter.iov_offset"),
+        (offsets.iter_pointer, "iov_iter.kvec"),
+        (offsets.iter_count, "iov_iter.count"),
+        (offsets.iter_segments, "iov_iter.nr_segs"),
+        (offsets.msghdr_iter, "msghdr.msg_iter"),
+        (offsets.msghdr_flags, "msghdr.msg_flags"),
+        (offsets.socket_file, "socket.file"),
+        (offsets.task_flags, "task_struct.flags"),
+    ]
+    .into_iter()
+    .find(|(offset, _)| *offset == Offsets::UNKNOWN)
+    .map(|(_, member)| member)
 }

@@ -324,6 +324,8 @@ struct CounterNames {
     compat_syscalls: u64,
     unseen_submissions: u64,
     kernel_read_failed: u64,
+    function_unpaired: u64,
+    function_missed: u64,
 }
 
 impl From<&[u64; counter::COUNT as usize]> for CounterNames {
@@ -346,6 +348,8 @@ impl From<&[u64; counter::COUNT as usize]> for CounterNames {
             compat_syscalls: of(counter::COMPAT_SYSCALLS),
             unseen_submissions: of(counter::UNSEEN_SUBMISSIONS),
             kernel_read_failed: of(counter::KERNEL_READ_FAILED),
+            function_unpaired: of(counter::FUNCTION_UNPAIRED),
+            function_missed: of(counter::FUNCTION_MISSED),
         }
     }
 }
