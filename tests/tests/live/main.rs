@@ -7,6 +7,8 @@
 )]
 
 mod calls;
+mod compat;
+mod delivery;
 mod harness;
 mod limits;
 mod mending;
@@ -14,4 +16,6 @@ mod messages;
 mod moves;
 mod peers;
 mod processes;
+mod ring;
 mod source;
+mod uring;

@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context;
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap, Map, MapData, PerCpuArray, RingBuf},
+    maps::{HashMap, Map, MapData, PerCpuArray, ProgramArray, RingBuf},
     programs::BtfTracePoint,
 };
 use countersign_common::{
@@ -41,6 +41,23 @@ const PROGRAMS: [&str; 5] = [
     "sched_process_exit",
     "sys_exit",
     "sys_enter",
+];
+
+/// Programs for tracepoints that a kernel may lack, with the names that the tracepoint has had. Without them nothing of the kind is
+/// captured, which the programs for system calls know from the offsets. Completions come first, as above.
+const OPTIONAL: [(&str, &[&str]); 3] = [
+    ("skb_copy_datagram_iovec", &["skb_copy_datagram_iovec"]),
+    ("io_uring_complete", &["io_uring_complete"]),
+    (
+        "io_uring_submit",
+        &["io_uring_submit_req", "io_uring_submit_sqe"],
+    ),
+];
+
+/// Programs that others go on with, each with the tracepoint and the table that it is found by.
+const CONTINUED: [(&str, &str, &str); 2] = [
+    ("sys_exit_compat", "sys_exit", "COMPAT_EXIT"),
+    ("sys_enter_compat", "sys_enter", "COMPAT_ENTER"),
 ];
 
 /// What a capture is loaded with.
@@ -77,6 +94,7 @@ pub struct Capture {
     tier: Tier,
     /// Holds the programs and their links.
     _ebpf: Ebpf,
+    _continued: Vec<ProgramArray<MapData>>,
     ring: RingBuf<MapData>,
     tags: Tagger,
     cpus: PerCpuArray<MapData, [u8; size_of::<CpuState>()]>,
@@ -119,7 +137,7 @@ pub struct ChannelTotals {
 /// verifier's words).
 pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
     let object = object::require_object()?;
-    let offsets = offsets::of_running_kernel()?;
+    let (offsets, optional) = offsets::of_running_kernel(&OPTIONAL)?;
     let btf = aya::Btf::from_sys_fs().context("read the kernel's btf")?;
     let carry = u32::from(options.tier != Tier::Tracepoints);
     let linear_map = if carry == 0 {
@@ -155,18 +173,40 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
             .context("add a proxy's executable")?;
     }
 
-    let mut programs = Vec::new();
-    for name in PROGRAMS {
+    let mut continued = Vec::new();
+    for (name, tracepoint, table) in CONTINUED {
         let program: &mut BtfTracePoint = ebpf
             .program_mut(name)
             .with_context(|| format!("the object has no program {name}"))?
             .try_into()?;
         program
-            .load(name, &btf)
-            .with_context(|| format!("load the program for {name}"))?;
+            .load(tracepoint, &btf)
+            .with_context(|| format!("load the program {name}"))?;
+        let program = program.fd()?.try_clone()?;
+        let mut place: ProgramArray<_> = ebpf
+            .take_map(table)
+            .with_context(|| format!("the object has no map {table}"))?
+            .try_into()?;
+        place
+            .set(0, &program, 0)
+            .with_context(|| format!("put {name} in its place"))?;
+        // The kernel empties the table when nobody in user space holds it.
+        continued.push(place);
+    }
+
+    let mut programs = Vec::new();
+    let programs_here = PROGRAMS.into_iter().map(|name| (name, name));
+    for (name, tracepoint) in programs_here.chain(optional) {
+        let program: &mut BtfTracePoint = ebpf
+            .program_mut(name)
+            .with_context(|| format!("the object has no program {name}"))?
+            .try_into()?;
+        program
+            .load(tracepoint, &btf)
+            .with_context(|| format!("load the program for {tracepoint}"))?;
         program
             .attach()
-            .with_context(|| format!("attach to {name}"))?;
+            .with_context(|| format!("attach to {tracepoint}"))?;
         programs.push((name.to_owned(), program.fd()?.as_fd().as_raw_fd()));
     }
     let functions = Functions::attach(options.tier, &mut ebpf, &btf, &offsets)
@@ -196,6 +236,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         functions,
         tier: options.tier,
         _ebpf: ebpf,
+        _continued: continued,
         ring,
         tags: Tagger::new(tags),
         cpus,
