@@ -56,6 +56,10 @@ pub mod kind {
     pub const FILE_OPEN: u16 = 7;
     /// [`Peer`](super::Peer): a process outside the tagged tree touched a watched channel and is watched from now on.
     pub const PEER: u16 = 8;
+    /// [`Transfer`](super::Transfer) followed by `len` bytes that the kernel was about to copy to a reader, taken from the kernel's own
+    /// buffer while the channel was locked. `op_seq`, `stream_before`, `exit_ns` and `returned` are 0: none is known by then. The operation's other
+    /// records have the same channel, thread and `enter_ns` and come later; bytes past what it returned never reached the reader.
+    pub const KERNEL_COPY: u16 = 11;
 
     /// First kind that user space writes.
     pub const FIRST_USER: u16 = 256;
@@ -109,15 +113,20 @@ pub mod transfer_flags {
     pub const OOB: u16 = 1 << 5;
     /// More than the walker's limit of I/O vectors or messages; a gap record with [`gap::VECTORS`](super::gap::VECTORS) covers the rest.
     pub const TRUNCATED_VECTOR: u16 = 1 << 6;
-    /// The operation was made in a system call of the 32-bit or x32 ABI; `syscall` is a number of that ABI.
+    /// A call of the 32-bit ABI: `syscall` is the number of the same call in the 64-bit one. What `socketcall` was asked to do is read from user memory.
     pub const COMPAT: u16 = 1 << 7;
-    /// The operation was made by `io_uring`; `syscall` is its opcode, or [`SYSCALL_UNKNOWN`](super::SYSCALL_UNKNOWN).
+    /// By `io_uring`: `syscall` holds the opcode (`IORING_OP_*`), `enter_ns` the submission and `exit_ns` the completion.
     pub const IO_URING: u16 = 1 << 8;
-    /// The operation was submitted with `io_submit`.
+    /// By legacy AIO (`io_submit`).
     pub const AIO: u16 = 1 << 9;
+    /// The bytes were looked up in the kernel's buffers by a call that has no user buffer. Another process may have changed them since or
+    /// before: what is read later is exact, this is not.
+    pub const SNAPSHOT: u16 = 1 << 10;
     /// Captured where a kernel function returned: the file is the one that the function was given, whatever the descriptor names.
     /// The times are those of the function, not those of the system call.
     pub const BY_FUNCTION: u16 = 1 << 11;
+    /// [`kind::KERNEL_COPY`](super::kind::KERNEL_COPY) records were made for every byte of the operation.
+    pub const KERNEL_COPY: u16 = 1 << 12;
 }
 
 /// Values of [`Transfer::reason`] in a [`kind::GAP`] record.
@@ -134,6 +143,12 @@ pub mod gap {
     pub const SPLICE: u16 = 4;
     /// More I/O vectors than the walker follows.
     pub const VECTORS: u16 = 5;
+    /// An `io_uring` request that takes its buffers from a group and completes more than once, or takes several at a time.
+    pub const MULTISHOT: u16 = 6;
+    /// A legacy AIO operation whose result is not in its completion ring.
+    pub const AIO: u16 = 7;
+    /// Vectors of the 32-bit ABI where they are not followed.
+    pub const COMPAT: u16 = 8;
     /// The kernel moved the bytes by an iterator that is not followed: one of another kind, pages whose address is not
     /// known, or bytes that it did not copy to the reader.
     pub const ITERATOR: u16 = 10;
@@ -195,9 +210,9 @@ pub mod counter {
     pub const SPLICE_BYTES: u32 = 11;
     /// Processes marked as peers.
     pub const PEERS_MARKED: u32 = 12;
-    /// System calls in the 32-bit ABI by tagged tasks, which are not decoded.
+    /// System calls by tagged tasks in an ABI, or of a kind in the 32-bit ABI, that is not decoded.
     pub const COMPAT_SYSCALLS: u32 = 13;
-    /// `io_uring` and legacy AIO submissions by tagged tasks, which are not decoded.
+    /// `io_uring` and legacy AIO submissions by tagged tasks whose operations cannot be accounted for.
     pub const UNSEEN_SUBMISSIONS: u32 = 14;
     /// Kernel memory that could not be read where the layout says it must be.
     pub const KERNEL_READ_FAILED: u32 = 15;
@@ -206,6 +221,16 @@ pub mod counter {
     pub const FUNCTION_UNPAIRED: u32 = 16;
     /// Operations on watched channels that the programs on kernel functions did not see, and the system call's did.
     pub const FUNCTION_MISSED: u32 = 17;
+    /// `io_uring` operations by watched tasks that moved bytes.
+    pub const URING_OPS: u32 = 21;
+    /// Bytes moved by `io_uring` requests that take their buffers from a group, which are not captured.
+    pub const MULTISHOT_BYTES: u32 = 22;
+    /// Bytes of the kernel's own copies.
+    pub const KERNEL_COPY_BYTES: u32 = 23;
+    /// Bytes of which a copy from the kernel's buffers was wanted and failed; the reader's memory stands for them.
+    pub const KERNEL_COPY_FAILED: u32 = 24;
+    /// Bytes found in pipes by [`SNAPSHOT`](super::transfer_flags::SNAPSHOT).
+    pub const SNAPSHOT_BYTES: u32 = 25;
     /// Number of counters.
     pub const COUNT: u32 = 32;
 }

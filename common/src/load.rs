@@ -83,6 +83,39 @@ pub struct Offsets {
     pub kind_kvec: u32,
     pub kind_bvec: u32,
     pub page_shift: u32,
+    // io_uring. [`Offsets::UNKNOWN`] where the kernel has no such member.
+    /// Arguments of the tracepoint `io_uring_complete`; 0 when there is none.
+    pub uring_complete_args: u32,
+    pub kiocb_opcode: u32,
+    pub kiocb_flags: u32,
+    pub kiocb_cqe: u32,
+    pub kiocb_ctx: u32,
+    pub kiocb_tctx: u32,
+    pub kiocb_task: u32,
+    pub tctx_task: u32,
+    /// In bits.
+    pub ring_compat_bit: u32,
+    pub rw_addr: u32,
+    pub rw_len: u32,
+    pub sr_buf: u32,
+    pub sr_len: u32,
+    pub sr_done: u32,
+    pub sr_msg_flags: u32,
+    pub sr_flags: u32,
+    pub uring_splice_fd_in: u32,
+    pub uring_splice_flags: u32,
+    // The kernel's own copy.
+    pub skb_cb: u32,
+    pub skb_len: u32,
+    pub skb_data_len: u32,
+    pub skb_data: u32,
+    pub skb_head: u32,
+    pub skb_end: u32,
+    pub skb_sk: u32,
+    pub unixcb_consumed: u32,
+    pub shinfo_nr_frags: u32,
+    pub shinfo_frags: u32,
+    pub shinfo_frag_list: u32,
 }
 
 impl Offsets {
@@ -153,7 +186,7 @@ pub struct CpuState {
 }
 
 const _: () = {
-    assert!(size_of::<Offsets>() == (47 + 18) * 4);
+    assert!(size_of::<Offsets>() == (47 + 18 + 18 + 11) * 4);
     assert!(size_of::<ChannelKey>() == 16);
     assert!(size_of::<ChannelState>() == 80);
     assert!(size_of::<ExeKey>() == 16);

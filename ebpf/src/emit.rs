@@ -28,7 +28,7 @@ use crate::{
     iterator::{next_segment, vectors_in},
     maps::{CPUS, RING},
     offsets::{GENERATION, functions_carry},
-    scope::Thread,
+    scope::{KEPT_MAX, Thread},
 };
 
 /// The consumer is woken when a CPU has put another so many bytes into the ring; else it polls.
@@ -139,7 +139,7 @@ fn next_number() -> u64 {
 /// # Safety
 /// `thread` is the current thread's state.
 #[inline(always)]
-unsafe fn number_for(thread: *mut Thread) -> u64 {
+pub unsafe fn number_for(thread: *mut Thread) -> u64 {
     // SAFETY: the caller's.
     unsafe {
         let spare = (*thread).spare_seq;
@@ -153,7 +153,7 @@ unsafe fn number_for(thread: *mut Thread) -> u64 {
 
 /// [`header`] with a number, and a time, that are there already: reading the clock costs as much as looking up a channel.
 #[inline(always)]
-fn header_of(cpu_seq: u64, boot_ns: u64, record_kind: u16, size: u32) -> RecordHeader {
+pub fn header_of(cpu_seq: u64, boot_ns: u64, record_kind: u16, size: u32) -> RecordHeader {
     // SAFETY: no arguments; a static of this object, volatile because the loader sets it.
     unsafe {
         RecordHeader {
@@ -280,18 +280,13 @@ unsafe extern "C" fn step(_index: u64, context: *mut c_void) -> i64 {
             if (*thread).vectors_left == 0 {
                 return 1;
             }
-            if functions_carry() && (*thread).vectors_in != vectors_in::USER {
+            if functions_carry()
+                && (*thread).vectors_in != vectors_in::USER
+                && (*thread).vectors_in < vectors_in::COMPAT
+            {
                 return next_segment(thread);
             }
-            let Ok(vector) = bpf_probe_read_user((*thread).vector as *const [u64; 2]) else {
-                (*thread).vectors_left = 0;
-                return 1;
-            };
-            (*thread).vector += 16;
-            (*thread).vectors_left -= 1;
-            (*thread).segment = vector[0];
-            (*thread).segment_left = vector[1];
-            return 0;
+            return next_vector(thread);
         }
         let limit_left = (*thread).limit_left;
         if limit_left == 0 {
@@ -345,6 +340,42 @@ unsafe extern "C" fn step(_index: u64, context: *mut c_void) -> i64 {
 const CAPTURED: u64 = 0;
 const FAULT: u64 = 1;
 const RING_FULL: u64 = 2;
+/// Takes the next vector as the segment; 1 when it cannot be read.
+#[inline(always)]
+unsafe fn next_vector(thread: *mut Thread) -> i64 {
+    // SAFETY: the current thread's state; the helper checks addresses.
+    unsafe {
+        let place = (*thread).vector;
+        match (*thread).vectors_in {
+            vectors_in::KEPT => {
+                let vector = &raw const (*thread).request.kept[place as usize & (KEPT_MAX - 1)];
+                (*thread).segment = (*vector)[0];
+                (*thread).segment_left = (*vector)[1];
+                (*thread).vector = place + 1;
+            }
+            vectors_in::COMPAT => {
+                let Ok(vector) = bpf_probe_read_user(place as *const [u32; 2]) else {
+                    (*thread).vectors_left = 0;
+                    return 1;
+                };
+                (*thread).segment = u64::from(vector[0]);
+                (*thread).segment_left = u64::from(vector[1]);
+                (*thread).vector = place + 8;
+            }
+            _ => {
+                let Ok(vector) = bpf_probe_read_user(place as *const [u64; 2]) else {
+                    (*thread).vectors_left = 0;
+                    return 1;
+                };
+                (*thread).segment = vector[0];
+                (*thread).segment_left = vector[1];
+                (*thread).vector = place + 16;
+            }
+        }
+        (*thread).vectors_left -= 1;
+    }
+    0
+}
 
 /// One piece into one record, in the smallest class that holds it.
 ///
@@ -398,7 +429,10 @@ unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64
         }
         let len = if len > CLASS { CLASS } else { len };
         let to: *mut c_void = place.add(HEADER as usize).cast();
-        let failed = if functions_carry() && (*thread).vectors_in >= vectors_in::MAPPED {
+        let failed = if functions_carry()
+            && ((*thread).vectors_in == vectors_in::MAPPED
+                || (*thread).vectors_in == vectors_in::PAGES)
+        {
             bpf_probe_read_kernel(to, len as u32, address as *const c_void)
         } else {
             generated::bpf_probe_read_user(to, len as u32, address as *const c_void)
@@ -422,8 +456,9 @@ unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64
     CAPTURED
 }
 
+/// The data ring, as the helpers take it.
 #[inline(always)]
-fn ring() -> *mut c_void {
+pub fn ring() -> *mut c_void {
     core::ptr::from_ref(&RING).cast_mut().cast()
 }
 

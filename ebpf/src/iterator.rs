@@ -25,10 +25,14 @@ pub mod vectors_in {
     pub const USER: u64 = 0;
     /// Kernel memory, describing user memory.
     pub const COPIED: u64 = 1;
-    /// From here on: kernel memory, describing kernel memory. `struct kvec`.
+    /// Kernel memory, describing kernel memory: `struct kvec`.
     pub const MAPPED: u64 = 2;
-    /// `struct bio_vec`.
+    /// The same: `struct bio_vec`.
     pub const PAGES: u64 = 3;
+    /// User memory again: `struct compat_iovec`, two words of 32 bits.
+    pub const COMPAT: u64 = 4;
+    /// [`Request::kept`](crate::scope::Request::kept), describing user memory; the place is an index.
+    pub const KEPT: u64 = 5;
 }
 
 /// Notes where an iterator stands.

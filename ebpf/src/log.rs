@@ -69,7 +69,7 @@ pub extern "C" fn compat(number: u64) -> u64 {
 #[inline(never)]
 pub extern "C" fn unseen(number: u64) -> u64 {
     if may_speak(Subject::Unseen) {
-        warn!(&(), target: TARGET, "process {} moves bytes through io_uring or aio, which is not captured: system call {}", tgid(), number);
+        warn!(&(), target: TARGET, "process {} moves bytes through io_uring or aio in a way that is not captured: system call or opcode {}", tgid(), number);
     }
     0
 }

@@ -23,8 +23,8 @@ pub struct Thread {
     pub open_call: u64,
     /// The tag of its process at that time.
     pub bits: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Not 0 for a call of the 32-bit ABI.
+    pub compat: u32,
     /// Its arguments: those that the kernel took, whatever a tracer writes into the registers later.
     pub args: [u64; 6],
     /// `CLOCK_BOOTTIME` at `sys_enter`.
@@ -65,6 +65,12 @@ pub struct Thread {
     pub carried_ops: u64,
     /// Bytes of them, but for those that were not consumed.
     pub carried_bytes: u64,
+    /// The `io_uring` request that is looked at.
+    pub request: Request,
+    /// Bytes that the kernel set out to copy to the reader in the present system call.
+    pub delivered: u64,
+    /// Not 0 when some of them are in no record.
+    pub delivery_failed: u64,
 }
 
 /// A kernel function that moves bytes, as its entry found it.
@@ -92,6 +98,24 @@ pub struct Call {
     pub segments: u64,
     /// Bytes that it describes.
     pub count: u64,
+}
+
+/// Vectors of an `io_uring` request that are kept from its submission on. Until its completion a program may put something else into
+/// the memory where they were; a request with more that completes later is a gap.
+pub const KEPT_MAX: usize = 8;
+
+/// What is known of an `io_uring` request since its submission.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Request {
+    /// Address of its `struct io_kiocb`, once more: a table that makes room can hand a value to another request while it is read.
+    pub address: u64,
+    /// `CLOCK_BOOTTIME` at its submission.
+    pub submitted_ns: u64,
+    /// Vectors that it has.
+    pub vectors: u64,
+    /// The first of them.
+    pub kept: [[u64; 2]; KEPT_MAX],
 }
 
 /// A descriptor's file as `sys_enter` found it.

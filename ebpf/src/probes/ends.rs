@@ -15,8 +15,9 @@ use countersign_common::{
 };
 use countersign_ebpf::nr;
 
+use super::compat::arguments;
 use crate::{
-    arch::{PtRegs, syscall_args},
+    arch::PtRegs,
     channel::{Enrolled, MAY_ADD, enrol, is_known, leave, other_end_known},
     emit::{count, record},
     maps::LISTENERS,
@@ -64,7 +65,7 @@ unsafe extern "C" fn report_end(held: *const Held, who: *const Task, how: u64, f
 /// # Safety
 /// The arguments are the tracepoint's; `leader` is the task's.
 #[inline(never)]
-pub unsafe fn tagged_exit(
+pub unsafe fn tagged_exit<const COMPAT: bool>(
     leader: *mut task_struct,
     bits: u32,
     regs: *const PtRegs,
@@ -75,7 +76,7 @@ pub unsafe fn tagged_exit(
         return;
     }
     // SAFETY: the caller's; no arguments.
-    let (task, args) = unsafe { (bpf_get_current_task_btf(), syscall_args(regs)) };
+    let (task, args) = unsafe { (bpf_get_current_task_btf(), arguments::<COMPAT>(regs)) };
     let who = current(leader);
     match number {
         nr::PIPE | nr::PIPE2 | nr::SOCKETPAIR => {
@@ -104,7 +105,7 @@ pub unsafe fn tagged_exit(
 /// # Safety
 /// The arguments are the tracepoint's; `leader` is the task's.
 #[inline(never)]
-pub unsafe fn untagged_exit(
+pub unsafe fn untagged_exit<const COMPAT: bool>(
     task: *mut task_struct,
     leader: *mut task_struct,
     regs: *const PtRegs,
@@ -116,26 +117,45 @@ pub unsafe fn untagged_exit(
     }
     let (fd, how) = match number {
         // SAFETY: the caller's.
-        nr::CONNECT => (unsafe { syscall_args(regs) }[0] as u32, end_how::CONNECTED),
+        nr::CONNECT => (
+            unsafe { arguments::<COMPAT>(regs) }[0] as u32,
+            end_how::CONNECTED,
+        ),
         nr::ACCEPT | nr::ACCEPT4 => (returned as u32, end_how::ACCEPTED),
         nr::PIDFD_GETFD => (returned as u32, end_how::PIDFD_GETFD),
         _ => (returned as u32, end_how::OPENED),
     };
+    // SAFETY: the caller's.
+    unsafe { untagged_end(task, leader, number, fd, how) };
+}
+
+/// An end that an untagged task has got. A function of its own for the sake of the stack, which messages need most of.
+///
+/// # Safety
+/// As [`untagged_exit`].
+#[inline(never)]
+unsafe fn untagged_end(
+    task: *mut task_struct,
+    leader: *mut task_struct,
+    number: u64,
+    fd: u32,
+    how: u8,
+) -> i64 {
     let mut held = empty();
     resolve(&mut held, file_of(task, u64::from(fd)), WHOLE);
     if held.channel.kind == 0 {
-        return;
+        return 0;
     }
     let watched = is_known(&held.channel)
         || other_end_known(&held.channel)
         || (number == nr::CONNECT && to_listener_of_tree(&held.channel));
     if !watched {
-        return;
+        return 0;
     }
     let who = current(leader);
     // SAFETY: the caller's.
     if !unsafe { set_tag(leader, tag::PEER) } {
-        return;
+        return 0;
     }
     count(counter::PEERS_MARKED, 1);
     enrol(&mut held, MAY_ADD);
@@ -149,6 +169,7 @@ pub unsafe fn untagged_exit(
         }
     });
     report(&held, &who, how, fd);
+    0
 }
 
 /// At `sys_exit` of a `recvmsg` by a watched task: reports the descriptors that came with it. Best effort: the control

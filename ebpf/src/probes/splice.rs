@@ -11,11 +11,12 @@ use countersign_common::{counter, direction, end_how, gap, transfer_flags};
 use countersign_ebpf::nr;
 
 use super::{
+    compat::arguments,
     ends,
     transfer::{self, describe, whose},
 };
 use crate::{
-    arch::{PtRegs, syscall_args},
+    arch::PtRegs,
     channel::{Enrolled, enrol, leave},
     emit::{count, missing},
     log,
@@ -32,11 +33,11 @@ const NONE: u64 = u64::MAX;
 /// # Safety
 /// The arguments are the tracepoint's.
 #[inline(always)]
-pub unsafe fn enter(task: *mut task_struct, regs: *const PtRegs, number: u64) {
+pub unsafe fn enter<const COMPAT: bool>(task: *mut task_struct, regs: *const PtRegs, number: u64) {
     // SAFETY: the caller's.
     unsafe {
         let Some(thread) = thread(task) else { return };
-        (*thread).args = syscall_args(regs);
+        (*thread).args = arguments::<COMPAT>(regs);
         (*thread).enter_ns = bpf_ktime_get_boot_ns();
         (*thread).open_call = number + 1;
         (*thread).carried_bytes = 0;
@@ -52,7 +53,7 @@ pub unsafe fn enter(task: *mut task_struct, regs: *const PtRegs, number: u64) {
 /// # Safety
 /// The arguments are the tracepoint's; `leader` is the task's.
 #[inline(never)]
-pub unsafe fn exit(
+pub unsafe fn exit<const COMPAT: bool>(
     leader: *mut task_struct,
     bits: u32,
     regs: *const PtRegs,
@@ -71,7 +72,7 @@ pub unsafe fn exit(
             return;
         }
         if !entered {
-            (*thread).args = syscall_args(regs);
+            (*thread).args = arguments::<COMPAT>(regs);
             (*thread).enter_ns = bpf_ktime_get_boot_ns();
             let (source, sink) = descriptors(number, &(*thread).args);
             resolve(&mut (*thread).first, file_of(task, source), WHOLE);
@@ -84,6 +85,9 @@ pub unsafe fn exit(
         count(counter::SPLICE_BYTES, returned as u64);
         log::spliced(number);
         let mut flags = whose(bits);
+        if COMPAT {
+            flags |= transfer_flags::COMPAT;
+        }
         if !entered {
             flags |= transfer_flags::NO_ENTER;
             count(counter::NO_ENTER, 1);

@@ -12,9 +12,9 @@ use aya_ebpf::{
 use countersign_common::{Task, channel_kind, counter, end_how, gap, tag, transfer_flags};
 use countersign_ebpf::{MESSAGES_MAX, VECTORS_MAX, direction_of, nr, op_limit};
 
-use super::ends;
+use super::{compat::arguments, ends};
 use crate::{
-    arch::{PtRegs, syscall_args},
+    arch::PtRegs,
     channel::{Enrolled, advance, enrol_operation, leave},
     emit::{capture_buffer, count, walk},
     iterator::vectors_in,
@@ -29,17 +29,25 @@ pub const MSG_PEEK: u64 = 2;
 /// Size of `struct mmsghdr`: a `struct user_msghdr` of 56 bytes, `msg_len`, padding (`include/linux/socket.h`).
 const MMSGHDR_BYTES: u64 = 64;
 const MSG_LEN_OFFSET: u64 = 56;
+/// Size of `struct compat_mmsghdr`: a `struct compat_msghdr` of 28 bytes, `msg_len`.
+const COMPAT_MMSGHDR_BYTES: u64 = 32;
+const COMPAT_MSG_LEN_OFFSET: u64 = 28;
 
 /// At `sys_enter` of a watched task: notes what the descriptor names now and when.
 ///
 /// # Safety
 /// The arguments are the tracepoint's.
 #[inline(always)]
-pub unsafe fn enter(task: *mut task_struct, bits: u32, regs: *const PtRegs, number: u64) {
+pub unsafe fn enter<const COMPAT: bool>(
+    task: *mut task_struct,
+    bits: u32,
+    regs: *const PtRegs,
+    number: u64,
+) {
     // SAFETY: the caller's.
     unsafe {
         let Some(thread) = thread(task) else { return };
-        note(thread, bits, regs, number);
+        note::<COMPAT>(thread, bits, regs, number);
         let file = file_of(task, (*thread).args[0]);
         let files = wants_files(bits, number);
         if functions_carry() {
@@ -57,13 +65,21 @@ pub unsafe fn enter(task: *mut task_struct, bits: u32, regs: *const PtRegs, numb
 }
 
 #[inline(always)]
-unsafe fn note(thread: *mut Thread, bits: u32, regs: *const PtRegs, number: u64) {
+unsafe fn note<const COMPAT: bool>(
+    thread: *mut Thread,
+    bits: u32,
+    regs: *const PtRegs,
+    number: u64,
+) {
     // SAFETY: the caller's.
     unsafe {
-        (*thread).args = syscall_args(regs);
+        (*thread).args = arguments::<COMPAT>(regs);
         (*thread).enter_ns = bpf_ktime_get_boot_ns();
         (*thread).open_call = number + 1;
+        (*thread).compat = COMPAT as u32;
         (*thread).bits = bits;
+        (*thread).delivered = 0;
+        (*thread).delivery_failed = 0;
     }
 }
 
@@ -109,7 +125,7 @@ unsafe fn is_carried(thread: *mut Thread, number: u64, returned: i64) -> bool {
         if carried == 0 || returned <= 0 {
             return false;
         }
-        if number == nr::RECVMSG {
+        if number == nr::RECVMSG && (*thread).compat == 0 {
             // Descriptors that came with it are no bytes.
             (*thread).transfer.task = current(group_leader(bpf_get_current_task_btf()));
             (*thread).transfer.flags = whose((*thread).bits);
@@ -124,7 +140,7 @@ unsafe fn is_carried(thread: *mut Thread, number: u64, returned: i64) -> bool {
 /// # Safety
 /// The arguments are the tracepoint's; `leader` is the task's.
 #[inline(never)]
-pub unsafe fn exit(
+pub unsafe fn exit<const COMPAT: bool>(
     task: *mut task_struct,
     leader: *mut task_struct,
     regs: *const PtRegs,
@@ -149,6 +165,9 @@ pub unsafe fn exit(
                 if file_of(task, (*thread).args[0]) != (*thread).first.file {
                     flags |= transfer_flags::FD_SWAPPED;
                 }
+                if (*thread).delivered >= returned as u64 && (*thread).delivery_failed == 0 {
+                    flags |= transfer_flags::KERNEL_COPY;
+                }
                 thread
             }
             None => {
@@ -158,7 +177,7 @@ pub unsafe fn exit(
                     return;
                 }
                 let Some(thread) = thread(task) else { return };
-                note(thread, bits, regs, number);
+                note::<COMPAT>(thread, bits, regs, number);
                 (*thread).open_call = 0;
                 if functions_carry() && is_carried(thread, number, returned) {
                     return;
@@ -178,6 +197,9 @@ pub unsafe fn exit(
             exit_ns = bpf_ktime_get_boot_ns();
         }
         let op_direction = direction_of(number);
+        if COMPAT {
+            flags |= transfer_flags::COMPAT;
+        }
         flags |= message_flags(number, &(*thread).args) | whose(bits);
         let bytes = if numbers_itself(number) || flags & transfer_flags::PEEK != 0 {
             0
@@ -300,7 +322,11 @@ pub unsafe fn begin(thread: *mut Thread, returned: u64) {
         (*thread).transfer.offset = 0;
         (*thread).op_left = returned;
         (*thread).fault_until = 0;
-        (*thread).vectors_in = vectors_in::USER;
+        (*thread).vectors_in = if (*thread).compat != 0 {
+            vectors_in::COMPAT
+        } else {
+            vectors_in::USER
+        };
     }
 }
 
@@ -325,7 +351,8 @@ unsafe fn capture(thread: *mut Thread, number: u64, returned: u64) -> bool {
                 begin(thread, returned);
                 let message = (*thread).args[1];
                 from_message(thread, message);
-                if number == nr::RECVMSG {
+                // The control data of the 32-bit ABI is not followed: an end that came with it is reported when it is used.
+                if number == nr::RECVMSG && (*thread).compat == 0 {
                     ends::received(thread, message);
                 }
             }
@@ -356,7 +383,7 @@ unsafe fn capture(thread: *mut Thread, number: u64, returned: u64) -> bool {
 }
 
 #[inline(always)]
-unsafe fn from_vectors(thread: *mut Thread, vector: u64, vectors: u64) {
+pub unsafe fn from_vectors(thread: *mut Thread, vector: u64, vectors: u64) {
     // SAFETY: the caller's.
     unsafe {
         (*thread).vector = vector;
@@ -370,14 +397,21 @@ unsafe fn from_vectors(thread: *mut Thread, vector: u64, vectors: u64) {
     }
 }
 
-/// `struct user_msghdr`: the vectors' address at 16, their number at 24.
+/// `struct user_msghdr`: the vectors' address at 16, their number at 24. `struct compat_msghdr`: both in half the room at 8.
 #[inline(always)]
-unsafe fn from_message(thread: *mut Thread, message: u64) {
-    // SAFETY: the helper checks the address.
-    let [vector, vectors] =
-        unsafe { bpf_probe_read_user((message + 16) as *const [u64; 2]) }.unwrap_or([0, 0]);
-    // SAFETY: the caller's.
-    unsafe { from_vectors(thread, vector, vectors) };
+pub unsafe fn from_message(thread: *mut Thread, message: u64) {
+    // SAFETY: the caller's; the helper checks the address.
+    unsafe {
+        if (*thread).compat != 0 {
+            let [vector, vectors] =
+                bpf_probe_read_user((message + 8) as *const [u32; 2]).unwrap_or([0, 0]);
+            from_vectors(thread, u64::from(vector), u64::from(vectors));
+        } else {
+            let [vector, vectors] =
+                bpf_probe_read_user((message + 16) as *const [u64; 2]).unwrap_or([0, 0]);
+            from_vectors(thread, vector, vectors);
+        }
+    }
 }
 
 /// One message of `sendmmsg` or `recvmmsg`; 1 ends the loop.
@@ -386,8 +420,13 @@ unsafe extern "C" fn message_step(_index: u64, context: *mut c_void) -> i64 {
     unsafe {
         let thread = *context.cast::<*mut Thread>();
         let message = (*thread).messages;
-        (*thread).messages = message + MMSGHDR_BYTES;
-        let Ok(len) = bpf_probe_read_user((message + MSG_LEN_OFFSET) as *const u32) else {
+        let (bytes, len_at) = if (*thread).compat != 0 {
+            (COMPAT_MMSGHDR_BYTES, COMPAT_MSG_LEN_OFFSET)
+        } else {
+            (MMSGHDR_BYTES, MSG_LEN_OFFSET)
+        };
+        (*thread).messages = message + bytes;
+        let Ok(len) = bpf_probe_read_user((message + len_at) as *const u32) else {
             count(counter::FAULT_BYTES, 1);
             return 1;
         };
@@ -402,7 +441,7 @@ unsafe extern "C" fn message_step(_index: u64, context: *mut c_void) -> i64 {
 }
 
 #[inline(always)]
-fn message_flags(number: u64, args: &[u64; 6]) -> u16 {
+pub fn message_flags(number: u64, args: &[u64; 6]) -> u16 {
     let given = match number {
         nr::SENDTO | nr::RECVFROM | nr::SENDMMSG | nr::RECVMMSG => args[3],
         nr::SENDMSG | nr::RECVMSG => args[2],

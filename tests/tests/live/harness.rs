@@ -336,6 +336,18 @@ impl Witness {
             .collect()
     }
 
+    /// The kernel's own copies, as they came.
+    pub(crate) fn copies(&self) -> Vec<(Transfer, Vec<u8>)> {
+        let of_kind = |record: &&Vec<u8>| record[..2] == kind::KERNEL_COPY.to_le_bytes();
+        let records = self.records.iter().filter(of_kind);
+        records
+            .map(|record| {
+                let (transfer, data) = Transfer::read_from_prefix(record).unwrap();
+                (transfer, data[..transfer.len as usize].to_vec())
+            })
+            .collect()
+    }
+
     /// CPU and number of every record, as they came.
     pub(crate) fn sequence(&self) -> Vec<(u16, u64)> {
         let headers = self

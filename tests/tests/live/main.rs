@@ -7,7 +7,9 @@
 )]
 
 mod calls;
+mod compat;
 mod coverage;
+mod delivery;
 mod functions;
 mod harness;
 mod limits;
@@ -17,5 +19,7 @@ mod moves;
 mod peers;
 mod preemption;
 mod processes;
+mod ring;
 mod source;
 mod torture;
+mod uring;

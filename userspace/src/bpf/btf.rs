@@ -115,6 +115,11 @@ impl<'a> Btf<'a> {
     /// Byte offset of `member` in `struct name`. `member` may be a path, `a.b`; anonymous structures and unions are looked
     /// through.
     pub(crate) fn offset(&self, name: &str, member: &str) -> Result<u32, BtfError> {
+        Ok(self.bit_offset(name, member)? / 8)
+    }
+
+    /// [`Btf::offset`] in bits: for a member that is a bit field.
+    pub(crate) fn bit_offset(&self, name: &str, member: &str) -> Result<u32, BtfError> {
         let mut id = *self
             .structs
             .get(name.as_bytes())
@@ -132,7 +137,32 @@ impl<'a> Btf<'a> {
             bits = bits.saturating_add(offset);
             id = self.strip(of_type)?;
         }
-        Ok(bits / 8)
+        Ok(bits)
+    }
+
+    /// Number of arguments of a tracepoint; `None` when the kernel has none of that name.
+    pub(crate) fn tracepoint_args(&self, tracepoint: &str) -> Result<Option<u32>, BtfError> {
+        let wanted = format!("btf_trace_{tracepoint}");
+        for start in &self.starts {
+            let at = *start as usize;
+            if kind_of(word(self.types, at + 4)?) != KIND_TYPEDEF
+                || self.string(word(self.types, at)?) != wanted.as_bytes()
+            {
+                continue;
+            }
+            // A pointer to the prototype of what is called, whose first argument is the caller's own.
+            let Some(pointer) = self.start(word(self.types, at + 8)?) else {
+                return Ok(None);
+            };
+            let Some(prototype) = self.start(word(self.types, pointer + 8)?) else {
+                return Ok(None);
+            };
+            let info = word(self.types, prototype + 4)?;
+            return Ok(
+                (kind_of(info) == KIND_FUNC_PROTO).then(|| (info & 0xffff).saturating_sub(1))
+            );
+        }
+        Ok(None)
     }
 
     /// Size of `struct name` in bytes.

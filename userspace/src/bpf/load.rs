@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context;
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap, Map, MapData, PerCpuArray},
+    maps::{HashMap, Map, MapData, PerCpuArray, ProgramArray},
     programs::{BtfTracePoint, links::FdLink},
 };
 use countersign_common::{
@@ -46,6 +46,23 @@ const PROGRAMS: [&str; 5] = [
     "sched_process_exit",
     "sys_exit",
     "sys_enter",
+];
+
+/// Programs for tracepoints that a kernel may lack, with the names that the tracepoint has had. Without them nothing of the kind is
+/// captured, which the programs for system calls know from the offsets. Completions come first, as above.
+const OPTIONAL: [(&str, &[&str]); 3] = [
+    ("skb_copy_datagram_iovec", &["skb_copy_datagram_iovec"]),
+    ("io_uring_complete", &["io_uring_complete"]),
+    (
+        "io_uring_submit",
+        &["io_uring_submit_req", "io_uring_submit_sqe"],
+    ),
+];
+
+/// Programs that others go on with, each with the tracepoint and the table that it is found by.
+const CONTINUED: [(&str, &str, &str); 2] = [
+    ("sys_exit_compat", "sys_exit", "COMPAT_EXIT"),
+    ("sys_enter_compat", "sys_enter", "COMPAT_ENTER"),
 ];
 
 /// What a capture is loaded with.
@@ -88,6 +105,7 @@ pub struct Capture {
     tier: Tier,
     /// Holds the programs and their links; nothing where they are pinned and another process loaded them.
     _ebpf: Option<Ebpf>,
+    _continued: Vec<ProgramArray<MapData>>,
     ring: Ring,
     /// Programs stay in the kernel without this process: what was read is given back only when the caller says so.
     pinned: Option<PinDir>,
@@ -137,7 +155,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         "only tier T can be pinned so far: leave --pin out, or use --tier t"
     );
     let object = object::require_object()?;
-    let offsets = offsets::of_running_kernel()?;
+    let (offsets, optional) = offsets::of_running_kernel(&OPTIONAL)?;
     let btf = aya::Btf::from_sys_fs().context("read the kernel's btf")?;
     let carry = u32::from(options.tier != Tier::Tracepoints);
     let linear_map = if carry == 0 {
@@ -173,18 +191,43 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
             .context("add a proxy's executable")?;
     }
 
-    let mut programs = Vec::new();
-    for name in PROGRAMS {
+    let mut continued = Vec::new();
+    for (name, tracepoint, table) in CONTINUED {
         let program: &mut BtfTracePoint = ebpf
             .program_mut(name)
             .with_context(|| format!("the object has no program {name}"))?
             .try_into()?;
         program
-            .load(name, &btf)
-            .with_context(|| format!("load the program for {name}"))?;
+            .load(tracepoint, &btf)
+            .with_context(|| format!("load the program {name}"))?;
+        let program = program.fd()?.try_clone()?;
+        if let Some((dir, _)) = &options.pin {
+            dir.pin_maps(&ebpf, &[table])?;
+        }
+        let mut place: ProgramArray<_> = ebpf
+            .take_map(table)
+            .with_context(|| format!("the object has no map {table}"))?
+            .try_into()?;
+        place
+            .set(0, &program, 0)
+            .with_context(|| format!("put {name} in its place"))?;
+        // The kernel empties the table when nobody in user space holds it.
+        continued.push(place);
+    }
+
+    let mut programs = Vec::new();
+    let programs_here = PROGRAMS.into_iter().map(|name| (name, name));
+    for (name, tracepoint) in programs_here.chain(optional) {
+        let program: &mut BtfTracePoint = ebpf
+            .program_mut(name)
+            .with_context(|| format!("the object has no program {name}"))?
+            .try_into()?;
+        program
+            .load(tracepoint, &btf)
+            .with_context(|| format!("load the program for {tracepoint}"))?;
         let link = program
             .attach()
-            .with_context(|| format!("attach to {name}"))?;
+            .with_context(|| format!("attach to {tracepoint}"))?;
         let fd = program.fd()?.as_fd();
         if let Some((dir, _)) = &options.pin {
             dir.pin_program(name, fd)?;
@@ -219,6 +262,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
     let capture = Capture {
         functions,
         tier: options.tier,
+        _continued: continued,
         _ebpf: Some(ebpf),
         messages: Some(messages),
         pinned,
@@ -240,7 +284,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
 /// # Errors
 /// When something is missing, or the kernel's structures are others than those that the programs were loaded for.
 pub fn resume(dir: PinDir, note: &Note) -> anyhow::Result<Capture> {
-    let offsets = offsets::of_running_kernel()?;
+    let (offsets, _) = offsets::of_running_kernel(&[])?;
     let maps = Maps {
         ring: dir.map("RING")?,
         cpus: Map::from_map_data(dir.map("CPUS")?)?,
@@ -288,6 +332,7 @@ fn of_maps(
         functions: Functions::default(),
         tier: Tier::default(),
         _ebpf: None,
+        _continued: Vec::new(),
         ring: Ring::open(maps.ring).context("map the ring")?,
         pinned: None,
         tags: Tagger::new(tags),

@@ -10,11 +10,16 @@ use super::btf::{Btf, BtfError};
 /// Where the kernel keeps its BTF.
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
-/// Reads the offsets of the running kernel.
+/// Programs that a kernel may have no tracepoint for, with the names that it has had; and those that are here, each with its name.
+pub type Candidates = [(&'static str, &'static [&'static str])];
+/// See [`Candidates`].
+pub type Present = Vec<(&'static str, &'static str)>;
+
+/// Reads the offsets of the running kernel, and which of the tracepoints it has.
 ///
 /// # Errors
 /// When the kernel has no BTF, or a structure or member that is not there.
-pub fn of_running_kernel() -> anyhow::Result<Offsets> {
+pub fn of_running_kernel(candidates: &Candidates) -> anyhow::Result<(Offsets, Present)> {
     let bytes = fs::read(VMLINUX)
         .with_context(|| format!("read {VMLINUX}: the kernel needs CONFIG_DEBUG_INFO_BTF"))?;
     let btf = Btf::parse(&bytes).with_context(|| {
@@ -22,7 +27,17 @@ pub fn of_running_kernel() -> anyhow::Result<Offsets> {
             "the kernel types in {VMLINUX} cannot be used: mount the kernel's own sysfs on /sys"
         )
     })?;
-    from_btf(&btf).with_context(|| format!("find structure members in {VMLINUX}"))
+    let offsets = from_btf(&btf).with_context(|| format!("find structure members in {VMLINUX}"))?;
+    let mut present = Vec::new();
+    for (program, tracepoints) in candidates {
+        for tracepoint in *tracepoints {
+            if btf.tracepoint_args(tracepoint)?.is_some() {
+                present.push((*program, *tracepoint));
+                break;
+            }
+        }
+    }
+    Ok((offsets, present))
 }
 
 fn from_btf(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
@@ -97,6 +112,37 @@ fn from_btf(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         kind_kvec: optional(btf.enumerator("iter_type", "ITER_KVEC")),
         kind_bvec: optional(btf.enumerator("iter_type", "ITER_BVEC")),
         page_shift: page_shift(btf),
+        uring_complete_args: btf
+            .tracepoint_args("io_uring_complete")?
+            .unwrap_or_default(),
+        kiocb_opcode: optional(btf.offset("io_kiocb", "opcode")),
+        kiocb_flags: optional(btf.offset("io_kiocb", "flags")),
+        kiocb_cqe: optional(btf.offset("io_kiocb", "cqe")),
+        kiocb_ctx: optional(btf.offset("io_kiocb", "ctx")),
+        kiocb_tctx: optional(btf.offset("io_kiocb", "tctx")),
+        kiocb_task: optional(btf.offset("io_kiocb", "task")),
+        tctx_task: optional(btf.offset("io_uring_task", "task")),
+        ring_compat_bit: optional(btf.bit_offset("io_ring_ctx", "compat")),
+        rw_addr: optional(btf.offset("io_rw", "addr")),
+        rw_len: optional(btf.offset("io_rw", "len")),
+        sr_buf: optional(btf.offset("io_sr_msg", "buf")),
+        sr_len: optional(btf.offset("io_sr_msg", "len")),
+        sr_done: optional(btf.offset("io_sr_msg", "done_io")),
+        sr_msg_flags: optional(btf.offset("io_sr_msg", "msg_flags")),
+        sr_flags: optional(btf.offset("io_sr_msg", "flags")),
+        uring_splice_fd_in: optional(btf.offset("io_splice", "splice_fd_in")),
+        uring_splice_flags: optional(btf.offset("io_splice", "flags")),
+        skb_cb: btf.offset("sk_buff", "cb")?,
+        skb_len: btf.offset("sk_buff", "len")?,
+        skb_data_len: btf.offset("sk_buff", "data_len")?,
+        skb_data: btf.offset("sk_buff", "data")?,
+        skb_head: btf.offset("sk_buff", "head")?,
+        skb_end: btf.offset("sk_buff", "end")?,
+        skb_sk: btf.offset("sk_buff", "sk")?,
+        unixcb_consumed: btf.offset("unix_skb_parms", "consumed")?,
+        shinfo_nr_frags: btf.offset("skb_shared_info", "nr_frags")?,
+        shinfo_frags: btf.offset("skb_shared_info", "frags")?,
+        shinfo_frag_list: btf.offset("skb_shared_info", "frag_list")?,
     })
 }
 

@@ -326,6 +326,11 @@ struct CounterNames {
     kernel_read_failed: u64,
     function_unpaired: u64,
     function_missed: u64,
+    uring_ops: u64,
+    multishot_bytes: u64,
+    kernel_copy_bytes: u64,
+    kernel_copy_failed: u64,
+    snapshot_bytes: u64,
 }
 
 impl From<&[u64; counter::COUNT as usize]> for CounterNames {
@@ -350,6 +355,11 @@ impl From<&[u64; counter::COUNT as usize]> for CounterNames {
             kernel_read_failed: of(counter::KERNEL_READ_FAILED),
             function_unpaired: of(counter::FUNCTION_UNPAIRED),
             function_missed: of(counter::FUNCTION_MISSED),
+            uring_ops: of(counter::URING_OPS),
+            multishot_bytes: of(counter::MULTISHOT_BYTES),
+            kernel_copy_bytes: of(counter::KERNEL_COPY_BYTES),
+            kernel_copy_failed: of(counter::KERNEL_COPY_FAILED),
+            snapshot_bytes: of(counter::SNAPSHOT_BYTES),
         }
     }
 }
