@@ -26,7 +26,8 @@ const MODULES: [&str; 3] = [
     "net/ipv4/tcp_diag",
 ];
 /// Programs that are this machine's, not busybox's: tests tell processes apart by their executables.
-const PROGRAMS: [&str; 4] = [
+const PROGRAMS: [&str; 5] = [
+    "/usr/bin/chrt",
     "/usr/bin/sh",
     "/usr/bin/cat",
     "/usr/bin/sleep",

@@ -218,7 +218,8 @@ impl Apt {
 
     /// Downloads a kernel and unpacks it; it appears in `kernels` when it is whole.
     fn unpack(&self, release: &str, kernels: &Path) -> anyhow::Result<()> {
-        let folder = kernels.join(format!("{release}.part"));
+        // Another run may be at the same.
+        let folder = kernels.join(format!("{release}.{}.part", std::process::id()));
         if folder.exists() {
             fs::remove_dir_all(&folder)?;
         }
@@ -246,8 +247,14 @@ impl Apt {
                     .arg(&root))?;
             }
         }
-        fs::rename(&root, kernels.join(release))?;
+        let place = kernels.join(release);
+        let moved = fs::rename(&root, &place);
         fs::remove_dir_all(&folder)?;
+        ensure!(
+            moved.is_ok() || place.is_dir(),
+            "cannot move a kernel to {}",
+            place.display()
+        );
         Ok(())
     }
 }
