@@ -8,6 +8,10 @@ use super::{Outcome, Side, Truth, token};
 /// Nanoseconds in a clock tick (`USER_HZ` is 100).
 const TICK_NS: u64 = 10_000_000;
 
+/// `transfer_flags::SNAPSHOT` and `gap::TRUNCATED` of the record layout, likewise.
+const SNAPSHOT: u16 = 1 << 10;
+const TRUNCATED: u16 = 11;
+
 /// Channel kinds that this crate's `countersign-common` has no names for yet have the numbers of the record layout.
 const UNIX_DGRAM: u8 = 5;
 const UNIX_SEQPACKET: u8 = 6;
@@ -21,6 +25,8 @@ pub enum Status {
     Refused(String),
     /// Every byte, up to the documented limit per operation.
     Captured,
+    /// Every byte, but some were only looked up in the kernel's buffers while others could change them.
+    Snapshot,
     /// Every byte that was not captured is a gap of the right channel, direction and process.
     Declared,
     /// Bytes moved and no record of that channel, direction and process accounts for them.
@@ -98,13 +104,19 @@ pub fn classify(truth: &Truth, parts: &[Part]) -> Status {
         (transfer.exit_ns, transfer.op_seq, transfer.offset)
     });
     let mut at = 0;
-    let mut declared = false;
+    let (mut declared, mut snapshot) = (false, false);
     for part in parts {
         let transfer = &part.transfer;
         if transfer.channel.kind != channel_kind_of(&truth.kind) {
             return Status::Wrong(format!("channel kind {}", transfer.channel.kind));
         }
         let end = at + transfer.len as usize;
+        if transfer.header.kind == kind::GAP && transfer.reason == TRUNCATED && end > bytes {
+            // The rest of a message, which nobody received.
+            declared |= at < bytes;
+            at = bytes;
+            continue;
+        }
         let Some(moved) = expected.get(at..end) else {
             return Status::Wrong(format!("{end} bytes, {bytes} moved"));
         };
@@ -113,12 +125,15 @@ pub fn classify(truth: &Truth, parts: &[Part]) -> Status {
         } else if part.payload != moved {
             return Status::Wrong(format!("other bytes at {at}"));
         }
+        snapshot |= transfer.flags & SNAPSHOT != 0;
         at = end;
     }
     if at < bytes {
         Status::Missed
     } else if declared {
         Status::Declared
+    } else if snapshot {
+        Status::Snapshot
     } else {
         Status::Captured
     }
@@ -186,6 +201,19 @@ mod tests {
             classify(&truth(), &[gap_of(32, gap::LIMIT)]),
             Status::Captured
         );
+    }
+
+    #[test]
+    fn a_snapshot_is_told_apart_and_what_nobody_received_is_no_surplus() {
+        let mut part = part(0, &token(7, 32));
+        part.transfer.flags = SNAPSHOT;
+        assert_eq!(classify(&truth(), &[part.clone()]), Status::Snapshot);
+        part.transfer.flags = 0;
+        let mut rest = gap_of(9, TRUNCATED);
+        rest.transfer.offset = 32;
+        assert_eq!(classify(&truth(), &[part, rest.clone()]), Status::Captured);
+        rest.transfer.reason = gap::SPLICE;
+        assert_eq!(classify(&truth(), &[rest]), Status::Missed);
     }
 
     #[test]

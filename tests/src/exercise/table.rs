@@ -61,16 +61,17 @@ impl Table {
         cells.map(|(cell, _)| cell.clone()).collect()
     }
 
-    /// How many cells have each status: captured, declared, missed, wrong, refused.
-    pub fn counts(&self) -> [usize; 5] {
-        let mut counts = [0; 5];
+    /// How many cells have each status: captured, snapshot, declared, missed, wrong, refused.
+    pub fn counts(&self) -> [usize; 6] {
+        let mut counts = [0; 6];
         for status in self.cells.values() {
             counts[match status {
                 Status::Captured => 0,
-                Status::Declared => 1,
-                Status::Missed => 2,
-                Status::Wrong(_) => 3,
-                Status::Refused(_) => 4,
+                Status::Snapshot => 1,
+                Status::Declared => 2,
+                Status::Missed => 3,
+                Status::Wrong(_) => 4,
+                Status::Refused(_) => 5,
             }] += 1;
         }
         counts
@@ -78,7 +79,7 @@ impl Table {
 
     /// The table as Markdown, under a title.
     pub fn markdown(&self, title: &str) -> String {
-        let [captured, declared, missed, wrong, refused] = self.counts();
+        let [captured, snapshot, declared, missed, wrong, refused] = self.counts();
         let mut text = format!(
             "# {title}\n\n\
              Written by `cargo xtask coverage`, checked by the live test `every_way_to_move_bytes_is_captured_or_declared`. \
@@ -86,11 +87,13 @@ impl Table {
              (1 MiB for pipes, unix streams and TCP over IPv4), with a plain partner at the other end.\n\n\
              - **yes**: every byte is in the records of that channel, direction and process. What exceeds the limit per \
              operation is a `limit` gap.\n\
+             - **snap**: every byte, but some come from a look into the pipe's buffers, which others may change meanwhile: \
+             evidence, not proof.\n\
              - **gap**: the bytes are not there, and gap records of that channel, direction and process say so.\n\
              - **NO**: bytes moved and nothing there accounts for them.\n\
              - **WRONG**: the records claim bytes that did not move.\n\
              - **–**: the kernel refuses it; why is below the tables.\n\n\
-             {captured} yes, {declared} gap, {missed} NO, {wrong} WRONG, {refused} refused.\n"
+             {captured} yes, {snapshot} snap, {declared} gap, {missed} NO, {wrong} WRONG, {refused} refused.\n"
         );
         for (side, heading) in [(Side::Send, "Senders"), (Side::Receive, "Receivers")] {
             // Writing to a string does not fail.
@@ -126,6 +129,7 @@ impl Table {
 fn shown(status: Option<&Status>) -> &'static str {
     match status {
         Some(Status::Captured) => "yes",
+        Some(Status::Snapshot) => "snap",
         Some(Status::Declared) => "gap",
         Some(Status::Missed) => "**NO**",
         Some(Status::Wrong(_)) => "**WRONG**",
@@ -216,7 +220,7 @@ mod tests {
         for status in [Status::Captured, Status::Missed, Status::Declared] {
             table.add(&truth, status);
         }
-        assert_eq!(table.counts(), [0, 0, 1, 0, 0]);
+        assert_eq!(table.counts(), [0, 0, 0, 1, 0, 0]);
         assert!(table.markdown("x").contains("| write | **NO** |"));
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! `COUNTERSIGN_BLESS=1` writes the table and takes cells that are no longer missed off the list;
 //! `COUNTERSIGN_ALLOW_MISSED=1` also puts those on it that are missed. `COUNTERSIGN_EXERCISER` and
-//! `COUNTERSIGN_COVERAGE_DIR` name the program and the folder of tables where the checkout is not there (in a guest).
+//! `COUNTERSIGN_COVERAGE_DIR` name the program (default: as built, else beside the test)
+//! and the folder of tables where the checkout is not there (in a guest).
 //! `COUNTERSIGN_EXERCISER_ARGS`, as `--kind tcp4 --max-size 9000`, tries a part: the table of it is printed and no other
 //! compared.
 
@@ -42,10 +43,17 @@ fn root() -> PathBuf {
 
 /// Where the exerciser lies.
 pub(crate) fn exerciser() -> PathBuf {
-    env::var_os("COUNTERSIGN_EXERCISER").map_or_else(
-        || PathBuf::from(env!("CARGO_BIN_EXE_countersign-exerciser")),
-        PathBuf::from,
-    )
+    if let Some(path) = env::var_os("COUNTERSIGN_EXERCISER") {
+        return PathBuf::from(path);
+    }
+    let built = PathBuf::from(env!("CARGO_BIN_EXE_countersign-exerciser"));
+    if built.exists() {
+        return built;
+    }
+    // Not where it was built: beside this program.
+    env::current_exe()
+        .unwrap()
+        .with_file_name("countersign-exerciser")
 }
 
 /// Major and minor version of the running kernel.
