@@ -9,6 +9,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod evasion;
 pub mod load;
 
 use core::mem::{offset_of, size_of};
@@ -16,7 +17,7 @@ use core::mem::{offset_of, size_of};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of the layouts in this crate. Stored in every spool segment header.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Largest payload of one [`Transfer`] record, in bytes. Longer operations are sent as several records.
 pub const CHUNK_MAX_BYTES: usize = 64 * 1024;
@@ -53,6 +54,8 @@ pub mod kind {
     pub const FILE_OPEN: u16 = 7;
     /// [`Peer`](super::Peer): a process outside the tagged tree touched a watched channel and is watched from now on.
     pub const PEER: u16 = 8;
+    /// [`Evasion`](super::evasion::Evasion): a watched process tried something that can get round the witness.
+    pub const EVASION: u16 = 10;
 
     /// First kind that user space writes.
     pub const FIRST_USER: u16 = 256;
@@ -186,6 +189,10 @@ pub mod counter {
     pub const UNSEEN_SUBMISSIONS: u32 = 14;
     /// Kernel memory that could not be read where the layout says it must be.
     pub const KERNEL_READ_FAILED: u32 = 15;
+    /// Attempts to get round the witness, reported or not.
+    pub const EVASIONS: u32 = 26;
+    /// Of those, the ones that were folded into the count of an earlier report.
+    pub const EVASIONS_FOLDED: u32 = 27;
     /// Number of counters.
     pub const COUNT: u32 = 32;
 }

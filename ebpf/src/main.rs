@@ -15,6 +15,7 @@
 )]
 
 mod arch;
+mod attempt;
 mod channel;
 mod emit;
 mod log;
@@ -23,6 +24,7 @@ mod offsets;
 mod probes;
 mod resolve;
 mod scope;
+mod target;
 
 use aya_ebpf::{
     bindings::task_struct,
@@ -38,8 +40,9 @@ use countersign_ebpf::{
 use crate::{
     arch::{PtRegs, TS_COMPAT, X32_BIT, syscall_args, syscall_number},
     emit::count,
+    maps::{EVASION_AT_ENTER, EVASION_AT_EXIT},
     offsets::{group_leader, has_storage, off},
-    probes::{ends, process, splice, transfer},
+    probes::{ends, evasion, process, splice, transfer},
     scope::tag_of,
 };
 
@@ -62,17 +65,26 @@ pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
             log::compat(number);
             // It may be an `execve`, and a tag lost there is lost for good.
             process::before_exec(task, leader, bits);
+            EVASION_AT_ENTER.tail_call(&ctx, 0);
             return 0;
         }
         match classify(number) {
             Class::Transfer => transfer::enter(task, bits, regs, number),
             Class::Splice => splice::enter(task, regs, number),
-            Class::Exec => process::before_exec(task, leader, bits),
+            Class::Exec => {
+                process::before_exec(task, leader, bits);
+                EVASION_AT_ENTER.tail_call(&ctx, 0);
+            }
+            Class::Attempt => EVASION_AT_ENTER.tail_call(&ctx, 0),
             Class::Unseen if number != nr::IO_URING_SETUP || polls(regs) => {
                 count(counter::UNSEEN_SUBMISSIONS, 1);
                 log::unseen(number);
+                if number == nr::IO_URING_SETUP {
+                    EVASION_AT_ENTER.tail_call(&ctx, 0);
+                }
             }
-            Class::Other | Class::End | Class::OwnEnd | Class::Unseen => {}
+            Class::Unseen => EVASION_AT_ENTER.tail_call(&ctx, 0),
+            Class::Other | Class::End | Class::OwnEnd => {}
         }
     }
     0
@@ -121,13 +133,53 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         match class {
             Class::Splice if bits != 0 => splice::exit(task, leader, bits, regs, number, returned),
             Class::End if bits != 0 => {
-                ends::tagged_exit(task, leader, bits, regs, number, returned)
+                ends::tagged_exit(task, leader, bits, regs, number, returned);
+                EVASION_AT_EXIT.tail_call(&ctx, 0);
             }
+            Class::Attempt if bits != 0 => EVASION_AT_EXIT.tail_call(&ctx, 0),
             Class::OwnEnd if bits & tag::TREE != 0 => {
                 ends::tagged_exit(task, leader, bits, regs, number, returned);
             }
             Class::End => ends::untagged_exit(task, leader, regs, number, returned),
             _ => {}
+        }
+    }
+    0
+}
+
+/// Where `sys_enter` goes on for calls that can get round the witness: a program of its own, for the verifier's limits.
+#[btf_tracepoint(function = "sys_enter")]
+pub fn evasion_enter(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: as above.
+    unsafe {
+        let regs: *const PtRegs = ctx.arg(0);
+        let number: u64 = ctx.arg(1);
+        let task = bpf_get_current_task_btf();
+        if in_compat(task, number) {
+            evasion::other_abi(task, number);
+        } else if number == nr::IO_URING_SETUP {
+            evasion::ring(task, regs);
+        } else {
+            evasion::note(task, regs, number);
+        }
+    }
+    0
+}
+
+/// The same for `sys_exit`.
+#[btf_tracepoint(function = "sys_exit")]
+pub fn evasion_exit(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: as above.
+    unsafe {
+        let regs: *const PtRegs = ctx.arg(0);
+        let returned: i64 = ctx.arg(1);
+        let number = syscall_number(regs);
+        let task = bpf_get_current_task_btf();
+        if classify(number) == Class::Attempt {
+            evasion::exit(task, regs, number, returned);
+        } else {
+            let bits = tag_of(group_leader(task)).unwrap_or(0);
+            evasion::yielded(task, bits, regs, number, returned);
         }
     }
     0

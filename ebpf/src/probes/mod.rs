@@ -2,6 +2,9 @@
 //! over the same bodies and the same walker.
 
 pub mod ends;
+pub mod environment;
+pub mod evasion;
 pub mod process;
 pub mod splice;
 pub mod transfer;
+pub mod watched;

@@ -11,7 +11,8 @@ use countersign::bpf::{
     object::object,
 };
 use countersign_common::{
-    ChannelEnd, Exec, Exit, FileOpen, Fork, Peer, RecordHeader, Transfer, direction, kind,
+    ChannelEnd, Exec, Exit, FileOpen, Fork, Peer, RecordHeader, Transfer, direction,
+    evasion::Evasion, kind,
 };
 use zerocopy::FromBytes;
 
@@ -279,6 +280,10 @@ impl Witness {
 
     pub(crate) fn peers(&self) -> Vec<Peer> {
         self.of(kind::PEER)
+    }
+
+    pub(crate) fn evasions(&self) -> Vec<Evasion> {
+        self.of(kind::EVASION)
     }
 
     /// Every record of an operation, alone.

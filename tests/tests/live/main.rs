@@ -7,6 +7,7 @@
 )]
 
 mod calls;
+mod evasion;
 mod harness;
 mod limits;
 mod mending;

@@ -9,7 +9,7 @@ use std::{
 use anyhow::Context;
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap, Map, MapData, PerCpuArray, RingBuf},
+    maps::{HashMap, Map, MapData, PerCpuArray, ProgramArray, RingBuf},
     programs::BtfTracePoint,
 };
 use countersign_common::{
@@ -41,6 +41,12 @@ const PROGRAMS: [&str; 5] = [
     "sys_enter",
 ];
 
+/// Programs that others go on to: their tracepoint, themselves, and the table that leads there.
+const CONTINUED: [(&str, &str, &str); 2] = [
+    ("sys_exit", "evasion_exit", "EVASION_AT_EXIT"),
+    ("sys_enter", "evasion_enter", "EVASION_AT_ENTER"),
+];
+
 /// What a capture is loaded with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
@@ -69,6 +75,8 @@ type ChannelMap = HashMap<MapData, [u8; size_of::<ChannelKey>()], [u8; size_of::
 pub struct Capture {
     /// Holds the programs and their links.
     _ebpf: Ebpf,
+    /// The tables of programs that others go on to: emptied by the kernel when nobody holds them.
+    _continued: Vec<ProgramArray<MapData>>,
     ring: RingBuf<MapData>,
     tags: Tagger,
     cpus: PerCpuArray<MapData, [u8; size_of::<CpuState>()]>,
@@ -138,6 +146,10 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
             .context("add a proxy's executable")?;
     }
 
+    let mut continued = Vec::new();
+    for (tracepoint, name, table) in CONTINUED {
+        continued.push(load_continued(&mut ebpf, &btf, tracepoint, name, table)?);
+    }
     let mut programs = Vec::new();
     for name in PROGRAMS {
         let program: &mut BtfTracePoint = ebpf
@@ -174,6 +186,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
     let messages = Messages::of(&mut ebpf)?;
     Ok(Capture {
         _ebpf: ebpf,
+        _continued: continued,
         ring,
         tags: Tagger::new(tags),
         cpus,
@@ -185,6 +198,32 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         offsets,
         messages,
     })
+}
+
+/// Loads a program that another goes on to and puts it where that one looks.
+fn load_continued(
+    ebpf: &mut Ebpf,
+    btf: &aya::Btf,
+    tracepoint: &str,
+    name: &str,
+    table: &str,
+) -> anyhow::Result<ProgramArray<MapData>> {
+    let program: &mut BtfTracePoint = ebpf
+        .program_mut(name)
+        .with_context(|| format!("the object has no program {name}"))?
+        .try_into()?;
+    program
+        .load(tracepoint, btf)
+        .with_context(|| format!("load the program {name}"))?;
+    let fd = program.fd()?.try_clone()?;
+    let map = ebpf
+        .take_map(table)
+        .with_context(|| format!("the object has no map {table}"))?;
+    let mut table = ProgramArray::try_from(map)?;
+    table
+        .set(0, &fd, 0)
+        .with_context(|| format!("put the program {name} where it is looked for"))?;
+    Ok(table)
 }
 
 impl Capture {
