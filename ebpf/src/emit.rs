@@ -6,7 +6,7 @@
 use core::{
     ffi::c_void,
     intrinsics::{AtomicOrdering, atomic_xadd},
-    ptr::copy_nonoverlapping,
+    ptr::{copy_nonoverlapping, read_volatile},
 };
 
 use aya_ebpf::{
@@ -161,7 +161,7 @@ fn header_of(cpu_seq: u64, boot_ns: u64, record_kind: u16, size: u32) -> RecordH
             size,
             cpu_seq,
             boot_ns,
-            generation: core::ptr::read_volatile(&raw const GENERATION),
+            generation: read_volatile(&raw const GENERATION),
         }
     }
 }
@@ -170,8 +170,12 @@ fn header_of(cpu_seq: u64, boot_ns: u64, record_kind: u16, size: u32) -> RecordH
 ///
 /// # Safety
 /// `thread` is the current thread's state.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub unsafe fn walk(thread: *mut Thread) -> i64 {
+pub unsafe extern "C" fn walk(thread: *mut Thread) -> u64 {
+    if thread.is_null() {
+        return 0;
+    }
     let mut context = thread;
     // SAFETY: the callback gets the address of `context`, which lives until the helper returns.
     unsafe {
@@ -208,10 +212,10 @@ pub unsafe fn capture_buffer(thread: *mut Thread, address: u64) -> bool {
         let len = (*thread).op_left;
         if len <= CHUNK_MAX_BYTES as u64 && len <= (*thread).limit_left {
             match chunk(thread, address, len) {
-                Outcome::Captured => return true,
+                CAPTURED => return true,
                 // What the walker would do after its own attempt: page by page.
-                Outcome::Fault => (*thread).fault_until = address + len,
-                Outcome::RingFull => {
+                FAULT => (*thread).fault_until = address + len,
+                _ => {
                     count(counter::RING_DROPPED_BYTES, len);
                     missing(thread, len, gap::RING_FULL);
                     return false;
@@ -230,8 +234,19 @@ pub unsafe fn capture_buffer(thread: *mut Thread, address: u64) -> bool {
 ///
 /// # Safety
 /// `thread` is the current thread's state.
+#[inline(always)]
+pub unsafe fn missing(thread: *mut Thread, len: u64, reason: u16) {
+    // SAFETY: the caller's.
+    unsafe { emit_gap(thread, len, u64::from(reason)) };
+}
+
+/// [`missing`], verified once.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub unsafe fn missing(thread: *mut Thread, len: u64, reason: u16) -> i64 {
+unsafe extern "C" fn emit_gap(thread: *mut Thread, len: u64, reason: u64) -> u64 {
+    if thread.is_null() {
+        return 0;
+    }
     // SAFETY: the current thread's state.
     let number = unsafe { number_for(thread) };
     numbered::<Transfer>(number, kind::GAP, |place| {
@@ -239,7 +254,7 @@ pub unsafe fn missing(thread: *mut Thread, len: u64, reason: u16) -> i64 {
         unsafe {
             copy_nonoverlapping(&raw const (*thread).transfer, place, 1);
             (*place).len = len as u32;
-            (*place).reason = reason;
+            (*place).reason = reason as u16;
         }
     });
     // SAFETY: the current thread's state.
@@ -293,7 +308,7 @@ unsafe extern "C" fn step(_index: u64, context: *mut c_void) -> i64 {
             (*thread).fault_until,
         );
         match chunk(thread, address, len) {
-            Outcome::Captured => {
+            CAPTURED => {
                 if len == op_left {
                     (*thread).op_left = 0;
                     return 1;
@@ -301,16 +316,16 @@ unsafe extern "C" fn step(_index: u64, context: *mut c_void) -> i64 {
                 (*thread).transfer.offset += len;
                 (*thread).op_left -= len;
             }
-            Outcome::Fault if address >= (*thread).fault_until => {
+            FAULT if address >= (*thread).fault_until => {
                 // One page is enough to fail the whole piece: take it again page by page.
                 (*thread).fault_until = address + len;
                 return 0;
             }
-            Outcome::Fault => {
+            FAULT => {
                 count(counter::FAULT_BYTES, len);
                 missing(thread, len, gap::FAULT);
             }
-            Outcome::RingFull => {
+            _ => {
                 count(counter::RING_DROPPED_BYTES, len);
                 missing(thread, len, gap::RING_FULL);
             }
@@ -322,20 +337,21 @@ unsafe extern "C" fn step(_index: u64, context: *mut c_void) -> i64 {
     }
 }
 
-#[derive(Clone, Copy)]
-#[repr(u32)]
-enum Outcome {
-    Captured,
-    Fault,
-    RingFull,
-}
+/// What became of a piece.
+const CAPTURED: u64 = 0;
+const FAULT: u64 = 1;
+const RING_FULL: u64 = 2;
 
 /// One piece into one record, in the smallest class that holds it.
 ///
 /// # Safety
 /// `thread` is the current thread's state.
+#[unsafe(no_mangle)]
 #[inline(never)]
-unsafe fn chunk(thread: *mut Thread, address: u64, len: u64) -> Outcome {
+pub unsafe extern "C" fn chunk(thread: *mut Thread, address: u64, len: u64) -> u64 {
+    if thread.is_null() {
+        return FAULT;
+    }
     // SAFETY: the caller's.
     unsafe {
         if len <= 1 << 6 {
@@ -365,7 +381,7 @@ unsafe fn chunk(thread: *mut Thread, address: u64, len: u64) -> Outcome {
 }
 
 #[inline(always)]
-unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64) -> Outcome {
+unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64) -> u64 {
     const HEADER: u64 = size_of::<Transfer>() as u64;
     // SAFETY: reserve, fill, submit or discard; the verifier checks that `len` stays within the class.
     unsafe {
@@ -374,7 +390,7 @@ unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64
         let place = bpf_ringbuf_reserve(ring(), HEADER + CLASS, 0).cast::<u8>();
         if place.is_null() {
             count(counter::RING_DROPPED_RECORDS, 1);
-            return Outcome::RingFull;
+            return RING_FULL;
         }
         let len = if len > CLASS { CLASS } else { len };
         if aya_ebpf::helpers::generated::bpf_probe_read_user(
@@ -385,7 +401,7 @@ unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64
         {
             bpf_ringbuf_discard(place.cast(), u64::from(BPF_RB_NO_WAKEUP));
             (*thread).spare_seq = seq + 1;
-            return Outcome::Fault;
+            return FAULT;
         }
         let record = place.cast::<Transfer>();
         copy_nonoverlapping(&raw const (*thread).transfer, record, 1);
@@ -398,7 +414,7 @@ unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64
         (*record).len = len as u32;
         submit(place.cast(), HEADER + CLASS);
     }
-    Outcome::Captured
+    CAPTURED
 }
 
 #[inline(always)]

@@ -2,6 +2,12 @@
 //!
 //! The programs report facts and judge nothing. Here are only the entry points: each takes a tracepoint's arguments and
 //! decides who is looked at. `tp_btf` gives typed pointers, which task storage needs.
+//!
+//! Two limits of verifiers shape what is below. A function that keeps its symbol (`extern "C"`, "verified once") is global
+//! to the verifier, which looks at it once for all arguments and not once for each way that leads there: without that, Linux 6.1
+//! gives up after a million instructions. Its arguments are plain numbers and pointers to sized structures that it compares
+//! with null. And up to Linux 6.12 all frames of a chain of calls, each rounded up to 32 bytes, share 512: what is large in one
+//! branch is a function of its own (`inline(never)`), so that the other branches do not pay for it.
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
@@ -131,14 +137,14 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
             return 0;
         }
         match class {
-            Class::Splice if bits != 0 => splice::exit(task, leader, bits, regs, number, returned),
+            Class::Splice if bits != 0 => splice::exit(leader, bits, regs, number, returned),
             Class::End if bits != 0 => {
-                ends::tagged_exit(task, leader, bits, regs, number, returned);
+                ends::tagged_exit(leader, bits, regs, number, returned);
                 EVASION_AT_EXIT.tail_call(&ctx, 0);
             }
             Class::Attempt if bits != 0 => EVASION_AT_EXIT.tail_call(&ctx, 0),
             Class::OwnEnd if bits & tag::TREE != 0 => {
-                ends::tagged_exit(task, leader, bits, regs, number, returned);
+                ends::tagged_exit(leader, bits, regs, number, returned);
             }
             Class::End => ends::untagged_exit(task, leader, regs, number, returned),
             _ => {}

@@ -4,7 +4,10 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::task_struct,
-    helpers::{bpf_get_current_uid_gid, bpf_probe_read_user, generated::bpf_loop},
+    helpers::{
+        bpf_get_current_uid_gid, bpf_probe_read_user,
+        generated::{bpf_get_current_task_btf, bpf_loop},
+    },
 };
 use countersign_common::{
     ChannelEnd, ChannelId, FileOpen, Peer, Task, channel_kind, counter, end_how, kind, tag,
@@ -29,17 +32,28 @@ const SCM_RIGHTS: u32 = 1;
 const CONTROL_STEPS_MAX: u32 = 300;
 
 /// Reports that `who` holds an end.
+#[inline(always)]
+pub fn report(held: &Held, who: &Task, how: u8, fd: u32) {
+    // SAFETY: references.
+    unsafe { report_end(held, who, u64::from(how), u64::from(fd)) };
+}
+
+/// [`report`], verified once.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn report(held: &Held, who: &Task, how: u8, fd: u32) -> i64 {
+unsafe extern "C" fn report_end(held: *const Held, who: *const Task, how: u64, fd: u64) -> u64 {
+    if held.is_null() || who.is_null() {
+        return 0;
+    }
     record::<ChannelEnd>(kind::CHANNEL_END, |place| {
         // SAFETY: a fresh reservation of that size.
         unsafe {
             (*place).task = *who;
-            (*place).channel = held.channel;
-            (*place).mode = held.mode as u8 & 3;
-            (*place).how = how;
+            (*place).channel = (*held).channel;
+            (*place).mode = (*held).mode as u8 & 3;
+            (*place).how = how as u8;
             (*place).reserved = [0; 2];
-            (*place).fd = fd;
+            (*place).fd = fd as u32;
         }
     });
     0
@@ -49,9 +63,8 @@ pub fn report(held: &Held, who: &Task, how: u8, fd: u32) -> i64 {
 ///
 /// # Safety
 /// The arguments are the tracepoint's; `leader` is the task's.
-#[inline(always)]
+#[inline(never)]
 pub unsafe fn tagged_exit(
-    task: *mut task_struct,
     leader: *mut task_struct,
     bits: u32,
     regs: *const PtRegs,
@@ -61,8 +74,8 @@ pub unsafe fn tagged_exit(
     if returned < 0 {
         return;
     }
-    // SAFETY: the caller's.
-    let args = unsafe { syscall_args(regs) };
+    // SAFETY: the caller's; no arguments.
+    let (task, args) = unsafe { (bpf_get_current_task_btf(), syscall_args(regs)) };
     let who = current(leader);
     match number {
         nr::PIPE | nr::PIPE2 | nr::SOCKETPAIR => {
@@ -90,7 +103,7 @@ pub unsafe fn tagged_exit(
 ///
 /// # Safety
 /// The arguments are the tracepoint's; `leader` is the task's.
-#[inline(always)]
+#[inline(never)]
 pub unsafe fn untagged_exit(
     task: *mut task_struct,
     leader: *mut task_struct,
@@ -189,7 +202,7 @@ unsafe extern "C" fn control_step(_index: u64, context: *mut c_void) -> i64 {
             };
             (*thread).vector = place + step;
             (*thread).vectors_left = if left > step { left - step } else { 0 };
-            let task = aya_ebpf::helpers::generated::bpf_get_current_task_btf();
+            let task = bpf_get_current_task_btf();
             let who = (*thread).transfer.task;
             let bits = if (*thread).transfer.flags & transfer_flags::BY_PEER == 0 {
                 tag::TREE
@@ -266,7 +279,7 @@ fn file_opened(held: &Held, who: &Task) {
 
 /// Remembers the address that the tree listens on. What connects gets a peer socket that nobody has accepted yet, without
 /// an inode; it shares the listener's `struct unix_address`, though.
-#[inline(always)]
+#[inline(never)]
 fn listening(task: *mut task_struct, fd: u64) {
     let mut held = Held::empty();
     resolve(&mut held, file_of(task, fd), WHOLE);

@@ -3,7 +3,10 @@
 //! The bytes are not captured, their number is: a gap at each watched end. Bytes that are later read are captured at the
 //! reader.
 
-use aya_ebpf::{bindings::task_struct, helpers::generated::bpf_ktime_get_boot_ns};
+use aya_ebpf::{
+    bindings::task_struct,
+    helpers::generated::{bpf_get_current_task_btf, bpf_ktime_get_boot_ns},
+};
 use countersign_common::{counter, direction, end_how, gap, transfer_flags};
 use countersign_ebpf::nr;
 
@@ -47,9 +50,8 @@ pub unsafe fn enter(task: *mut task_struct, regs: *const PtRegs, number: u64) {
 ///
 /// # Safety
 /// The arguments are the tracepoint's; `leader` is the task's.
-#[inline(always)]
+#[inline(never)]
 pub unsafe fn exit(
-    task: *mut task_struct,
     leader: *mut task_struct,
     bits: u32,
     regs: *const PtRegs,
@@ -58,6 +60,7 @@ pub unsafe fn exit(
 ) {
     // SAFETY: the caller's.
     unsafe {
+        let task = bpf_get_current_task_btf();
         let Some(thread) = thread(task) else { return };
         let entered = (*thread).open_call == number + 1;
         (*thread).open_call = 0;

@@ -51,7 +51,7 @@ pub unsafe fn enter(task: *mut task_struct, bits: u32, regs: *const PtRegs, numb
 ///
 /// # Safety
 /// The arguments are the tracepoint's; `leader` is the task's.
-#[inline(always)]
+#[inline(never)]
 pub unsafe fn exit(
     task: *mut task_struct,
     leader: *mut task_struct,
