@@ -3,10 +3,7 @@
 //! Attempts that are alike (same process, kind, target and number) are counted and reported seldom; any that differs in one of
 //! these is reported. So repeating one costs little room in the ring, and hides no other.
 
-use aya_ebpf::{
-    bindings::task_struct,
-    helpers::generated::bpf_get_current_task_btf,
-};
+use aya_ebpf::{bindings::task_struct, helpers::generated::bpf_get_current_task_btf};
 use countersign_common::{
     Task, counter,
     evasion::{Evasion, flags},
@@ -137,10 +134,14 @@ pub unsafe fn report(attempt: *mut Attempt) -> i64 {
         };
         count(counter::EVASIONS, 1);
         let mut nth = 1;
-        if ATTEMPT_COUNTS.get_ptr(&key).is_none() {
-            let _ = ATTEMPT_COUNTS.insert(&key, &0, NO_EXIST);
+        let mut known = ATTEMPT_COUNTS.get_ptr_mut(&key);
+        // On the stack and not a constant, which would lie in a section of its own.
+        let first = core::ptr::read_volatile(&raw const nth);
+        if known.is_none() && ATTEMPT_COUNTS.insert(&key, &first, NO_EXIST).is_err() {
+            // Another thread of it was faster.
+            known = ATTEMPT_COUNTS.get_ptr_mut(&key);
         }
-        if let Some(value) = ATTEMPT_COUNTS.get_ptr_mut(&key) {
+        if let Some(value) = known {
             nth = fetch_add(value, 1) + 1;
         }
         if nth > REPORTED_ALL && nth & (nth - 1) != 0 {

@@ -144,8 +144,5 @@ fn pid_of_file(file: u64) -> Option<u64> {
 /// `struct pid` that an inode of `/proc` belongs to; 0 for what belongs to none.
 #[inline(always)]
 pub fn pid_of_proc(inode: u64) -> Option<u64> {
-    kernel(
-        inode - off!(proc_inode_inode) + off!(proc_inode_pid),
-        0,
-    )
+    kernel(inode - off!(proc_inode_inode) + off!(proc_inode_pid), 0)
 }

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::bpf::load::{Capture, LoadOptions, load};
+use crate::bpf::load::{Capture, LoadOptions, WatchedId, load};
 use crate::device::kernel_dev;
 use crate::exit::{Code, Failure};
 
@@ -25,6 +25,8 @@ pub struct Request {
     pub capture: String,
     /// Executables of proxies.
     pub proxy_exes: Vec<ProxyExe>,
+    /// Files whose opening by the watched is told: keys, logs, the output.
+    pub watched_files: Vec<WatchedId>,
 }
 
 /// The executable of a proxy, by path and as it is now.
@@ -138,6 +140,7 @@ pub fn attach(request: &Request) -> Result<Capture, Failure> {
     let options = LoadOptions {
         generation,
         proxy_exes,
+        watched_files: request.watched_files.clone(),
         ..LoadOptions::default()
     };
     load(&options).map_err(|error| Failure {

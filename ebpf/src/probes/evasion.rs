@@ -88,12 +88,7 @@ unsafe fn look(task: *mut task_struct, regs: *const PtRegs, attempt: *mut Attemp
             nr::PIDFD_SEND_SIGNAL | nr::PROCESS_MADVISE => {
                 target::by_pidfd(task, attempt, args[0]);
             }
-            nr::SETUID
-            | nr::SETREUID
-            | nr::SETRESUID
-            | nr::CAPSET
-            | nr::EXECVE
-            | nr::EXECVEAT => {
+            nr::SETUID | nr::SETREUID | nr::SETRESUID | nr::CAPSET | nr::EXECVE | nr::EXECVEAT => {
                 (*attempt).capabilities = capabilities_of(task);
                 (*attempt).euid = euid_of(task);
             }
@@ -116,12 +111,7 @@ unsafe fn look(task: *mut task_struct, regs: *const PtRegs, attempt: *mut Attemp
 /// # Safety
 /// The arguments are the tracepoint's.
 #[inline(never)]
-pub unsafe fn exit(
-    task: *mut task_struct,
-    regs: *const PtRegs,
-    number: u64,
-    returned: i64,
-) -> i64 {
+pub unsafe fn exit(task: *mut task_struct, regs: *const PtRegs, number: u64, returned: i64) -> i64 {
     // SAFETY: the caller's.
     unsafe {
         let args = syscall_args(regs);
@@ -196,9 +186,7 @@ fn concerns(number: u64, args: &[u64; 6], returned: i64) -> bool {
         nr::PTRACE => {
             args[0] == PTRACE_TRACEME || args[0] == PTRACE_ATTACH || args[0] == PTRACE_SEIZE
         }
-        nr::KILL | nr::TKILL | nr::RT_SIGQUEUEINFO | nr::PIDFD_SEND_SIGNAL => {
-            args[1] as u32 != 0
-        }
+        nr::KILL | nr::TKILL | nr::RT_SIGQUEUEINFO | nr::PIDFD_SEND_SIGNAL => args[1] as u32 != 0,
         nr::TGKILL | nr::RT_TGSIGQUEUEINFO => args[2] as u32 != 0,
         nr::PRLIMIT64 => args[0] as u32 != 0 && args[2] != 0,
         nr::SHMAT => (returned as u64) < 0_u64.wrapping_sub(ERROR_MAX),
@@ -302,10 +290,7 @@ pub unsafe fn executed(task: *mut task_struct, bits: u32) -> i64 {
 #[inline(always)]
 unsafe fn mapped(task: *mut task_struct, args: &[u64; 6], returned: i64) {
     let shared = args[3] & MAP_TYPE == MAP_SHARED || args[3] & MAP_TYPE == MAP_SHARED_VALIDATE;
-    if !shared
-        || args[3] & MAP_ANONYMOUS != 0
-        || returned as u64 >= 0_u64.wrapping_sub(ERROR_MAX)
-    {
+    if !shared || args[3] & MAP_ANONYMOUS != 0 || returned as u64 >= 0_u64.wrapping_sub(ERROR_MAX) {
         return;
     }
     // SAFETY: the current task.

@@ -91,10 +91,11 @@ pub unsafe fn opened(task: *mut task_struct, bits: u32, fd: u64, number: u64) ->
             dev: held.channel.dev,
             reserved: 0,
         };
-        let Some(known) = WATCHED_FILES.get_ptr_mut(&key) else {
-            return 0;
+        let class = match WATCHED_FILES.get_ptr(&key) {
+            Some(known) => (*known).class,
+            None if lies_in_own(&held) => file_class::OWN,
+            None => return 0,
         };
-        let class = (*known).class;
         if (class == file_class::WRITTEN_BY_PROXY && (of_proxy || !writes))
             || (class == file_class::KEY && of_proxy)
         {
@@ -113,6 +114,30 @@ pub unsafe fn opened(task: *mut task_struct, bits: u32, fd: u64, number: u64) ->
         report(attempt);
     }
     0
+}
+
+/// Whether the file lies in a folder of Countersign's, or in one of its folders: as deep as the spool is.
+#[inline(always)]
+fn lies_in_own(held: &Held) -> bool {
+    let entry: u64 = kernel(held.file, off!(file_dentry)).unwrap_or(0);
+    let folder: u64 = kernel(entry, off!(dentry_parent)).unwrap_or(0);
+    let above: u64 = kernel(folder, off!(dentry_parent)).unwrap_or(0);
+    is_own(held, folder) || is_own(held, above)
+}
+
+#[inline(always)]
+fn is_own(held: &Held, folder: u64) -> bool {
+    let inode: u64 = kernel(folder, off!(dentry_inode)).unwrap_or(0);
+    let key = ExeKey {
+        inode: kernel(inode, off!(inode_ino)).unwrap_or(0),
+        dev: held.channel.dev,
+        reserved: 0,
+    };
+    match WATCHED_FILES.get_ptr(&key) {
+        // SAFETY: a value of the map.
+        Some(known) => unsafe { (*known).class == file_class::OWN },
+        None => false,
+    }
 }
 
 /// An entry of `/proc/PID`: whose memory or environment it is.

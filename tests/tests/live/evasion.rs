@@ -8,14 +8,17 @@ use std::{
     ptr::{null, null_mut},
 };
 
-use countersign::{bpf::load::LoadOptions, device::kernel_dev};
+use countersign::{
+    bpf::load::{LoadOptions, WatchedId},
+    device::kernel_dev,
+};
 use countersign_common::{
     counter,
     evasion::{Evasion, file_class, flags, loader, what},
     tag,
 };
 
-use crate::harness::{Witness, close, open, pipe, read, spawn, token, witness, witness_with, write};
+use crate::harness::{Witness, close, open, pipe, read, spawn, witness, witness_with, write};
 
 /// Start of a process as the kernel has it, cut to a clock tick, nanoseconds.
 fn start_of(pid: u32) -> u64 {
@@ -74,7 +77,7 @@ fn attaching_to_another_process_is_reported_with_the_incarnation_that_it_was() {
 #[test]
 fn asking_to_be_traced_and_executing_traced_are_reported() {
     let Some(mut witness) = witness() else { return };
-    let tracer = witness.run(tag::TREE, || unsafe {
+    let parent = witness.run(tag::TREE, || unsafe {
         let child = libc::fork();
         if child == 0 {
             libc::ptrace(libc::PTRACE_TRACEME, 0, 0, 0);
@@ -93,7 +96,7 @@ fn asking_to_be_traced_and_executing_traced_are_reported() {
     let traced = of(&witness, what::TRACED_EXEC);
     assert_eq!(traced.len(), 1);
     assert_eq!(traced[0].task.tgid, asked[0].task.tgid);
-    assert_eq!(traced[0].target.tgid, tracer);
+    assert_eq!(traced[0].target.tgid, parent);
 }
 
 #[test]
@@ -112,10 +115,19 @@ fn reading_and_writing_anothers_memory_is_reported_and_ones_own_is_not() {
             iov_len: 8,
         };
         let me = libc::getpid();
-        assert_eq!(libc::process_vm_readv(me, &local, 1, &remote, 1, 0), 8);
-        assert_eq!(libc::process_vm_readv(victim, &local, 1, &remote, 1, 0), 8);
+        assert_eq!(
+            libc::process_vm_readv(me, &raw const local, 1, &raw const remote, 1, 0),
+            8
+        );
+        assert_eq!(
+            libc::process_vm_readv(victim, &raw const local, 1, &raw const remote, 1, 0),
+            8
+        );
         assert_eq!(mine, 7);
-        assert_eq!(libc::process_vm_writev(victim, &local, 1, &remote, 1, 0), 8);
+        assert_eq!(
+            libc::process_vm_writev(victim, &raw const local, 1, &raw const remote, 1, 0),
+            8
+        );
     });
     for kind in [what::MEMORY_READ, what::MEMORY_WRITTEN] {
         let found = of(&witness, kind);
@@ -136,8 +148,14 @@ fn opening_anothers_memory_and_environment_is_reported_by_whatever_path() {
             fd
         };
         close(open(&format!("/proc/{victim}/mem"), libc::O_RDWR));
-        close(open(&format!("/proc/{victim}/task/{victim}/mem"), libc::O_RDONLY));
-        let folder = open(&format!("/proc/{victim}"), libc::O_RDONLY | libc::O_DIRECTORY);
+        close(open(
+            &format!("/proc/{victim}/task/{victim}/mem"),
+            libc::O_RDONLY,
+        ));
+        let folder = open(
+            &format!("/proc/{victim}"),
+            libc::O_RDONLY | libc::O_DIRECTORY,
+        );
         let fd = unsafe { libc::openat(folder, c"environ".as_ptr(), libc::O_RDONLY) };
         assert!(fd >= 0);
         close(open("/proc/self/mem", libc::O_RDWR));
@@ -200,7 +218,11 @@ fn signals_by_every_call_are_reported_with_their_target_even_when_it_is_gone_aft
         assert_eq!((evasion.number, evasion.returned), (9, 0));
     }
     assert_eq!(
-        (found[4].number, found[4].argument.cast_signed(), found[4].flags),
+        (
+            found[4].number,
+            found[4].argument.cast_signed(),
+            found[4].flags
+        ),
         (19, -0x3f_ffff, flags::TARGET_UNKNOWN)
     );
 }
@@ -246,7 +268,10 @@ fn what_puts_code_into_a_proxy_at_its_start_is_reported_and_other_variables_are_
     witness.run(tag::TREE, || {
         let run = |program: &str, name: &str, value: &str| {
             let mut command = Command::new(program);
-            command.env_clear().env("LONG", &filler).env("A", "x".repeat(5000));
+            command
+                .env_clear()
+                .env("LONG", &filler)
+                .env("A", "x".repeat(5000));
             command.env(name, value).status().unwrap();
         };
         run("/bin/true", "LD_PRELOAD", "");
@@ -260,7 +285,9 @@ fn what_puts_code_into_a_proxy_at_its_start_is_reported_and_other_variables_are_
         run("/bin/true", "PYTHONPATH", "/nowhere");
         let wide = "y".repeat(100_000);
         let mut command = Command::new("/bin/true");
-        command.env_clear().envs((0..3).map(|n| (format!("W{n}"), wide.clone())));
+        command
+            .env_clear()
+            .envs((0..3).map(|n| (format!("W{n}"), wide.clone())));
         command.status().unwrap();
     });
     let found: Vec<_> = of(&witness, what::LOADER_ENVIRONMENT)
@@ -303,7 +330,10 @@ fn memory_that_is_shared_through_a_file_a_memfd_or_a_segment_is_reported_by_its_
         map(memory, libc::PROT_READ, libc::MAP_SHARED);
         let exe = libc::open(c"/bin/true".as_ptr(), libc::O_RDONLY);
         map(exe, libc::PROT_READ, libc::MAP_SHARED);
-        assert_ne!(libc::shmat(segment, null(), 0).expose_provenance(), usize::MAX);
+        assert_ne!(
+            libc::shmat(segment, null(), 0).expose_provenance(),
+            usize::MAX
+        );
     });
     unsafe { libc::shmctl(segment, libc::IPC_RMID, null_mut()) };
     let inode = u64::from_le_bytes(read(told, 8).try_into().unwrap());
@@ -410,6 +440,55 @@ fn cutting_renaming_and_removing_a_proxys_log_is_told_from_what_became_of_it() {
 }
 
 #[test]
+fn opening_a_key_or_a_file_below_countersigns_folder_is_reported() {
+    let folder = tempfile::tempdir().unwrap();
+    let key = folder.path().join("key");
+    let own = folder.path().join("evidence");
+    fs::write(&key, b"secret").unwrap();
+    fs::create_dir_all(own.join("spool")).unwrap();
+    fs::write(own.join("spool/segment"), b"").unwrap();
+    let watched = |path: &std::path::Path, class| {
+        let meta = fs::metadata(path).unwrap();
+        WatchedId {
+            dev: kernel_dev(meta.dev()),
+            inode: meta.ino(),
+            class,
+        }
+    };
+    let options = LoadOptions {
+        ring_bytes: 16 << 20,
+        watched_files: vec![
+            watched(&key, file_class::KEY),
+            watched(&own, file_class::OWN),
+        ],
+        ..LoadOptions::default()
+    };
+    let Some(mut witness) = witness_with(&options) else {
+        return;
+    };
+    witness.run(tag::TREE, || {
+        fs::read(&key).unwrap();
+        fs::read(own.join("spool/segment")).unwrap();
+        fs::write(folder.path().join("other"), b"").unwrap();
+    });
+    let found: Vec<_> = of(&witness, what::FILE_OPENED)
+        .iter()
+        .map(|evasion| (evasion.number, evasion.inode))
+        .collect();
+    let inode = |path: &std::path::Path| fs::metadata(path).unwrap().ino();
+    assert_eq!(
+        found,
+        [
+            (u64::from(file_class::KEY), inode(&key)),
+            (
+                u64::from(file_class::OWN),
+                inode(&own.join("spool/segment"))
+            )
+        ]
+    );
+}
+
+#[test]
 fn rights_that_a_process_gains_are_reported_and_those_that_it_had_are_not() {
     let Some(mut witness) = witness() else { return };
     witness.run(tag::TREE, || unsafe {
@@ -494,8 +573,14 @@ fn a_limit_that_is_set_on_another_process_is_reported_and_asking_for_it_is_not()
         let mut limit = std::mem::zeroed::<libc::rlimit>();
         let files = libc::RLIMIT_FSIZE;
         assert_eq!(libc::prlimit(victim, files, null(), &raw mut limit), 0);
-        assert_eq!(libc::prlimit(libc::getpid(), files, &raw const limit, null_mut()), 0);
-        assert_eq!(libc::prlimit(victim, files, &raw const limit, null_mut()), 0);
+        assert_eq!(
+            libc::prlimit(libc::getpid(), files, &raw const limit, null_mut()),
+            0
+        );
+        assert_eq!(
+            libc::prlimit(victim, files, &raw const limit, null_mut()),
+            0
+        );
     });
     let found = of(&witness, what::LIMIT_SET);
     assert_eq!(found.len(), 1);
@@ -541,5 +626,4 @@ fn attempts_that_are_alike_are_counted_exactly_and_hide_no_other() {
     let all = witness.counter(counter::EVASIONS) - before;
     let folded = witness.counter(counter::EVASIONS_FOLDED);
     assert_eq!((all, folded), (1001, 1001 - 12));
-    let _ = token("");
 }

@@ -162,7 +162,7 @@ impl Attempts {
             return;
         };
         let at = BootNs(record.header.boot_ns);
-        let target = (record.target.tgid != 0).then(|| Incarnation {
+        let target = (record.target.tgid != 0).then_some(Incarnation {
             tgid: record.target.tgid,
             start: BootNs(record.target.start_boot_ns),
         });

@@ -14,7 +14,7 @@ use aya::{
 };
 use countersign_common::{
     RecordHeader, Transfer, counter, kind,
-    load::{ChannelKey, ChannelState, CpuState, ExeKey, MOVED, Offsets},
+    load::{ChannelKey, ChannelState, CpuState, ExeKey, MOVED, Offsets, WatchedFile},
 };
 use countersign_core::hex::hex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -56,6 +56,19 @@ pub struct LoadOptions {
     pub generation: u64,
     /// Executables of proxies: kernel `dev_t` (`major << 20 | minor`) and inode number.
     pub proxy_exes: Vec<(u32, u64)>,
+    /// Files whose opening is an attempt to get round the witness.
+    pub watched_files: Vec<WatchedId>,
+}
+
+/// A file that is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WatchedId {
+    /// Kernel `dev_t`.
+    pub dev: u32,
+    /// Inode number.
+    pub inode: u64,
+    /// One of [`file_class`](countersign_common::evasion::file_class).
+    pub class: u32,
 }
 
 impl Default for LoadOptions {
@@ -64,6 +77,7 @@ impl Default for LoadOptions {
             ring_bytes: RING_BYTES_DEFAULT,
             generation: 1,
             proxy_exes: Vec::new(),
+            watched_files: Vec::new(),
         }
     }
 }
@@ -146,6 +160,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
             .context("add a proxy's executable")?;
     }
 
+    watch_files(&mut ebpf, &options.watched_files)?;
     let mut continued = Vec::new();
     for (tracepoint, name, table) in CONTINUED {
         continued.push(load_continued(&mut ebpf, &btf, tracepoint, name, table)?);
@@ -198,6 +213,37 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         offsets,
         messages,
     })
+}
+
+/// Tells the programs which files matter before any process is watched.
+fn watch_files(ebpf: &mut Ebpf, files: &[WatchedId]) -> anyhow::Result<()> {
+    let map = ebpf
+        .map_mut("WATCHED_FILES")
+        .context("the object has no map WATCHED_FILES")?;
+    let mut map: HashMap<_, [u8; size_of::<ExeKey>()], [u8; size_of::<WatchedFile>()]> =
+        map.try_into()?;
+    for file in files {
+        let key = ExeKey {
+            inode: file.inode,
+            dev: file.dev,
+            reserved: 0,
+        };
+        let value = WatchedFile {
+            class: file.class,
+            links: 0,
+            object: 0,
+            entry: 0,
+            place: 0,
+            size: 0,
+        };
+        map.insert(
+            as_array::<_, { size_of::<ExeKey>() }>(&key)?,
+            as_array::<_, { size_of::<WatchedFile>() }>(&value)?,
+            0,
+        )
+        .context("watch a file")?;
+    }
+    Ok(())
 }
 
 /// Loads a program that another goes on to and puts it where that one looks.

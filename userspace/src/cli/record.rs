@@ -41,6 +41,7 @@ pub(super) fn record(args: RecordArgs) -> Result<Code, Failure> {
     let request = witness::Request {
         capture,
         proxy_exes,
+        watched_files: crate::watched::files(&config, out.path()),
     };
     let capture = witness::attach(&request)?;
     let signals = Signals::block().or_exit(Code::Internal)?;

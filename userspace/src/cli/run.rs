@@ -45,6 +45,7 @@ pub(super) fn run(args: RunArgs) -> Result<Code, Failure> {
     let request = witness::Request {
         capture,
         proxy_exes,
+        watched_files: crate::watched::files(&config, out.path()),
     };
     let capture = witness::attach(&request)?;
 

@@ -299,6 +299,8 @@ struct CounterNames {
     compat_syscalls: u64,
     unseen_submissions: u64,
     kernel_read_failed: u64,
+    evasions: u64,
+    evasions_folded: u64,
 }
 
 impl From<&[u64; counter::COUNT as usize]> for CounterNames {
@@ -321,6 +323,8 @@ impl From<&[u64; counter::COUNT as usize]> for CounterNames {
             compat_syscalls: of(counter::COMPAT_SYSCALLS),
             unseen_submissions: of(counter::UNSEEN_SUBMISSIONS),
             kernel_read_failed: of(counter::KERNEL_READ_FAILED),
+            evasions: of(counter::EVASIONS),
+            evasions_folded: of(counter::EVASIONS_FOLDED),
         }
     }
 }

@@ -103,9 +103,7 @@ impl Derived {
         for (ix, reach) in key_reach.iter_mut().enumerate() {
             let seen = evasions.key_reach(InstanceIx(ix), &roles, &correlator.processes);
             // Agents have it through others as well.
-            *reach = seen
-                .filter(|_| *reach != KeyReach::Agent)
-                .unwrap_or(*reach);
+            *reach = seen.filter(|_| *reach != KeyReach::Agent).unwrap_or(*reach);
         }
         let mcp = mcp_streams(scene, &passages);
         Self {
