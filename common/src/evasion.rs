@@ -32,8 +32,6 @@ pub mod what {
     pub const SHARED_MAPPING: u16 = 10;
     /// A System V segment was attached; `inode` is its id.
     pub const SEGMENT_ATTACHED: u16 = 11;
-    /// Descriptors were sent in a message; `number` is how many bytes of control data, `inode` that of the socket.
-    pub const DESCRIPTORS_SENT: u16 = 12;
     /// `pidfd_getfd`; `inode` and `dev` are the file's.
     pub const DESCRIPTOR_TAKEN: u16 = 13;
     /// A watched file was opened; `number` is its [`file_class`](super::file_class), `argument` the file's mode and flags

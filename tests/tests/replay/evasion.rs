@@ -1,5 +1,6 @@
 //! Attempts to get round the witness: what they take from the evidence, and that they buy nobody doubt about his own deeds.
 
+use countersign_common::end_how;
 use countersign_common::evasion::{file_class, loader, what};
 use countersign_tests::scene::session::{request, tool_params};
 use countersign_tests::scene::{Log, Outcome, Play, Proc, Scene, Session, program};
@@ -261,6 +262,22 @@ fn whoever_touches_the_log_is_named_but_not_the_proxy_itself() {
     });
     let kinds: Vec<&str> = found(&outcome).iter().map(|(kind, _)| *kind).collect();
     assert_eq!(kinds, ["log_opened_for_writing", "log_cut", "log_removed"]);
+}
+
+#[test]
+fn an_end_of_a_proxys_channel_that_was_handed_over_is_told() {
+    for (how, expected) in [
+        (end_how::SCM_RIGHTS, 1),
+        (end_how::PIDFD_GETFD, 1),
+        (end_how::OPENED, 1),
+        (end_how::CREATED, 0),
+    ] {
+        let outcome = between(|scene, session, _| {
+            let other = scene.spawn(session.client, program::TOOL);
+            scene.got(other, session.to_server, how);
+        });
+        assert_eq!(outcome.found("end_handed_over"), expected, "{how}");
+    }
 }
 
 #[test]

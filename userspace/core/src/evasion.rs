@@ -50,8 +50,6 @@ pub enum What {
         /// It can be written through it.
         writable: bool,
     },
-    /// Descriptors were sent in a message.
-    SendDescriptors,
     /// A descriptor was taken out of another process.
     TakeDescriptor,
     /// A watched file was opened.
@@ -219,7 +217,6 @@ fn what_of(record: &wire::Evasion) -> Option<What> {
         what::MEMORY_ADVICE => What::AdviseMemory,
         what::SHARED_MAPPING => What::Share { writable },
         what::SEGMENT_ATTACHED => What::ShareSegment { writable },
-        what::DESCRIPTORS_SENT => What::SendDescriptors,
         what::DESCRIPTOR_TAKEN => What::TakeDescriptor,
         what::FILE_OPENED => What::OpenFile(class_of(number)?),
         what::FILE_CUT => What::CutFile(class_of(number)?),
