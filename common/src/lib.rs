@@ -9,6 +9,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod evasion;
 pub mod load;
 
 use core::mem::{offset_of, size_of};
@@ -60,6 +61,8 @@ pub mod kind {
     /// buffer while the channel was locked. `op_seq`, `stream_before`, `exit_ns` and `returned` are 0: none is known by then. The operation's other
     /// records have the same channel, thread and `enter_ns` and come later; bytes past what it returned never reached the reader.
     pub const KERNEL_COPY: u16 = 11;
+    /// [`Evasion`](super::evasion::Evasion): a watched process tried something that can get round the witness.
+    pub const EVASION: u16 = 10;
 
     /// First kind that user space writes.
     pub const FIRST_USER: u16 = 256;
@@ -231,6 +234,10 @@ pub mod counter {
     pub const KERNEL_COPY_FAILED: u32 = 24;
     /// Bytes found in pipes by [`SNAPSHOT`](super::transfer_flags::SNAPSHOT).
     pub const SNAPSHOT_BYTES: u32 = 25;
+    /// Attempts to get round the witness, reported or not.
+    pub const EVASIONS: u32 = 26;
+    /// Of those, the ones that were folded into the count of an earlier report.
+    pub const EVASIONS_FOLDED: u32 = 27;
     /// Number of counters.
     pub const COUNT: u32 = 32;
 }

@@ -324,6 +324,18 @@ impl Recording {
             kind::CAPTURE,
             &serde_json::json!({ "event": "proxy_exes", "exes": proxy_exes }),
         );
+        // What is done to this process is done to the witness.
+        if let Some(own) = crate::bpf::scan::process(std::process::id())? {
+            self.note(
+                kind::CAPTURE,
+                &serde_json::json!({
+                    "event": "recorder",
+                    "pid": own.pid,
+                    "start_boot_ns": own.start_boot_ns,
+                    "tick_ns": own.tick_ns,
+                }),
+            );
+        }
         Ok(())
     }
 

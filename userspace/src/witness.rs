@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::bpf::load::{Capture, LoadOptions, load, resume};
+use crate::bpf::load::{Capture, LoadOptions, WatchedId, load, resume};
 use crate::bpf::pin::{Note, PinDir};
 use crate::bpf::tier::Tier;
 use crate::device::kernel_dev;
@@ -31,6 +31,8 @@ pub struct Request {
     pub pin: Option<PinDir>,
     /// Size of the ring in bytes, a power of two.
     pub ring_bytes: u32,
+    /// Files whose opening by the watched is told: keys, logs, the output.
+    pub watched_files: Vec<WatchedId>,
 }
 
 /// The executable of a proxy, by path and as it is now.
@@ -154,6 +156,7 @@ pub fn attach(request: &Request) -> Result<Capture, Failure> {
             .pin
             .clone()
             .map(|dir| (dir, request.capture.clone())),
+        watched_files: request.watched_files.clone(),
     };
     if let Some(dir) = &request.pin {
         dir.make().map_err(unavailable)?;

@@ -141,7 +141,7 @@ unsafe fn untagged_end(
     fd: u32,
     how: u8,
 ) -> i64 {
-    let mut held = empty();
+    let mut held = Held::empty();
     resolve(&mut held, file_of(task, u64::from(fd)), WHOLE);
     if held.channel.kind == 0 {
         return 0;
@@ -258,7 +258,7 @@ unsafe extern "C" fn control_step(_index: u64, context: *mut c_void) -> i64 {
 /// Puts the channel behind `fd` into the table (if it is one that counts) and reports the end.
 #[inline(never)]
 fn hold(task: *mut task_struct, bits: u32, who: &Task, how: u8, fd: u32) {
-    let mut held = empty();
+    let mut held = Held::empty();
     let proxy_open = bits & tag::PROXY != 0 && how == end_how::OPENED;
     resolve(
         &mut held,
@@ -302,7 +302,7 @@ fn file_opened(held: &Held, who: &Task) {
 /// an inode; it shares the listener's `struct unix_address`, though.
 #[inline(never)]
 fn listening(task: *mut task_struct, fd: u64) {
-    let mut held = empty();
+    let mut held = Held::empty();
     resolve(&mut held, file_of(task, fd), WHOLE);
     if held.channel.kind != channel_kind::UNIX_STREAM {
         return;
@@ -324,24 +324,4 @@ fn to_listener_of_tree(id: &ChannelId) -> bool {
         return false;
     };
     address != 0 && LISTENERS.get_ptr(&address).is_some()
-}
-
-#[inline(always)]
-fn empty() -> Held {
-    Held {
-        file: 0,
-        channel: ChannelId {
-            object: 0,
-            inode: 0,
-            peer_object: 0,
-            peer_inode: 0,
-            epoch: 0,
-            dev: 0,
-            kind: 0,
-            reserved: [0; 3],
-            reserved2: 0,
-        },
-        mode: 0,
-        super_block: 0,
-    }
 }

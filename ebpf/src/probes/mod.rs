@@ -4,8 +4,11 @@
 pub mod compat;
 pub mod delivery;
 pub mod ends;
+pub mod environment;
+pub mod evasion;
 pub mod function;
 pub mod process;
 pub mod splice;
 pub mod transfer;
 pub mod uring;
+pub mod watched;

@@ -12,8 +12,8 @@ use countersign::bpf::{
     tier::Tier,
 };
 use countersign_common::{
-    ChannelEnd, Exec, Exit, FileOpen, Fork, Peer, RecordHeader, Transfer, direction, kind,
-    transfer_flags,
+    ChannelEnd, Exec, Exit, FileOpen, Fork, Peer, RecordHeader, Transfer, direction,
+    evasion::Evasion, kind, transfer_flags,
 };
 use zerocopy::FromBytes;
 
@@ -322,6 +322,10 @@ impl Witness {
         transfers
             .filter(|(transfer, _)| transfer.header.kind == kind::CHUNK)
             .map(|(transfer, payload)| (transfer, payload.to_vec()))
+    }
+
+    pub(crate) fn evasions(&self) -> Vec<Evasion> {
+        self.of(kind::EVASION)
     }
 
     /// Every record of an operation, alone.

@@ -10,6 +10,7 @@ mod calls;
 mod compat;
 mod coverage;
 mod delivery;
+mod evasion;
 mod functions;
 mod harness;
 mod limits;

@@ -28,6 +28,8 @@ pub enum Record<'a> {
     FileOpen(abi::FileOpen),
     /// A process outside the tree is watched from now on.
     Peer(abi::Peer),
+    /// A watched process tried something that can get round the witness.
+    Evasion(abi::evasion::Evasion),
     /// Written by user space: kind and JSON text.
     User(abi::RecordHeader, &'a [u8]),
     /// A kind that this version does not know; counted, not interpreted.
@@ -46,6 +48,7 @@ impl Record<'_> {
             Self::ChannelEnd(end) => &end.header,
             Self::FileOpen(open) => &open.header,
             Self::Peer(peer) => &peer.header,
+            Self::Evasion(evasion) => &evasion.header,
             Self::User(header, _) | Self::Unknown(header) => header,
         }
     }
@@ -227,6 +230,7 @@ pub fn parse(bytes: &[u8]) -> Result<Record<'_>, RecordError> {
         abi::kind::CHANNEL_END => Record::ChannelEnd(fixed(header.kind, bytes)?.0),
         abi::kind::FILE_OPEN => Record::FileOpen(fixed(header.kind, bytes)?.0),
         abi::kind::PEER => Record::Peer(fixed(header.kind, bytes)?.0),
+        abi::kind::EVASION => Record::Evasion(fixed(header.kind, bytes)?.0),
         abi::kind::FIRST_USER.. => {
             let (header, json) = fixed::<abi::RecordHeader>(header.kind, bytes)?;
             Record::User(header, json)

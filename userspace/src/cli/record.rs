@@ -56,6 +56,7 @@ pub(super) fn record(args: RecordArgs) -> Result<Code, Failure> {
         proxy_exes,
         pin: pinned.dir().cloned(),
         ring_bytes: config.capture.ring_bytes,
+        watched_files: crate::watched::files(&config, out.path()),
     };
     let (signals, mut recording) = match &pinned {
         Pinned::Left(dir, note) => {

@@ -48,6 +48,7 @@ pub(super) fn run(args: RunArgs) -> Result<Code, Failure> {
         proxy_exes,
         pin: None,
         ring_bytes: config.capture.ring_bytes,
+        watched_files: crate::watched::files(&config, out.path()),
     };
     let capture = witness::attach(&request)?;
 

@@ -16,6 +16,7 @@ use ahash::AHashMap;
 
 use crate::channel::{ChannelTable, End, StreamIx};
 use crate::delivery::StreamFrames;
+use crate::evasion::{Attempts, Recorder};
 use crate::frame::line::LineFramer;
 use crate::frame::{self, Frame, FrameIx};
 use crate::pairing::{FileIx, LogBad, LogEntry};
@@ -162,6 +163,9 @@ pub struct Correlator {
     unknown_records: u64,
     peeked: u64,
     copies: Copies,
+    attempts: Attempts,
+    /// The processes that recorded.
+    recorders: Vec<Recorder>,
     /// The recorder wrote that it ended, and nothing of what it wrote is known to be lost.
     ended_in_order: bool,
     /// Up to when everything that moved has arrived, if the recording says so.
@@ -196,6 +200,8 @@ impl Correlator {
             unknown_records: 0,
             peeked: 0,
             copies: Copies::default(),
+            attempts: Attempts::default(),
+            recorders: Vec::new(),
             ended_in_order: false,
             seen_to: None,
             numbers: loss::Numbers::default(),
@@ -303,6 +309,12 @@ impl Correlator {
             Record::Peer(peer) => {
                 self.advance(peer.header.boot_ns);
                 self.processes.marked_peer(&peer);
+            }
+            Record::Evasion(evasion) => {
+                self.advance(evasion.header.boot_ns);
+                let at = BootNs(evasion.header.boot_ns);
+                let actor = self.processes.of_task(&evasion.task, at);
+                self.attempts.take(&evasion, actor);
             }
             Record::User(header, json) => self.user(&header, json),
             Record::Unknown(_) => self.unknown_records += 1,
