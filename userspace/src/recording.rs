@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bpf::load::Capture;
+use crate::bpf::preemption::Preemption;
 use crate::bpf::tag::Tagger;
 use crate::clock::Moment;
 use crate::config::Config;
@@ -151,6 +152,12 @@ impl Recording {
         }
         let spool = SpoolThread::start(writer).or_exit(Code::Internal)?;
         let tagger = capture.tagger().clone();
+        let attached = serde_json::json!({
+            "event": "attached",
+            "tier": capture.tier(),
+            "preemption": Preemption::of_running_kernel().to_string(),
+            "functions": capture.functions(),
+        });
         let untagged = Arc::new(Untagged::default());
         let inflow = Inflow {
             inlet: spool.backlog().inlet(),
@@ -167,6 +174,7 @@ impl Recording {
             kept,
         };
         recording.note(kind::CAPTURE, &serde_json::json!({ "event": "start", "version": env!("CARGO_PKG_VERSION"), "settings": config }));
+        recording.note(kind::CAPTURE, &attached);
         Ok(recording)
     }
 

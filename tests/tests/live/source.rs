@@ -4,12 +4,12 @@ use countersign::{bpf::self_test::self_test, source::live::Live};
 use countersign_common::{kind, tag};
 use countersign_core::record::{Record, parse};
 
-use crate::harness::{open, pipe, read, spawn, token, witness, write};
+use crate::harness::{open, pipe, read, spawn, tier, token, witness, write};
 
 #[test]
 fn the_self_test_finds_its_token() {
     if witness().is_some() {
-        self_test().unwrap();
+        self_test(tier(), false).unwrap();
     }
 }
 

@@ -3,6 +3,7 @@
 use std::{
     fs,
     os::fd::{AsFd, AsRawFd, RawFd},
+    sync::OnceLock,
 };
 
 use anyhow::{Context, ensure};
@@ -135,8 +136,11 @@ pub(super) struct LinearMap {
 }
 
 impl LinearMap {
+    /// Read once: the addresses stay as long as the kernel runs, and to list them all takes tens of milliseconds.
     pub(super) fn of_running_kernel() -> Self {
-        Self::from_kallsyms(&fs::read_to_string(KALLSYMS).unwrap_or_default())
+        static FOUND: OnceLock<LinearMap> = OnceLock::new();
+        *FOUND
+            .get_or_init(|| Self::from_kallsyms(&fs::read_to_string(KALLSYMS).unwrap_or_default()))
     }
 
     fn from_kallsyms(text: &str) -> Self {
@@ -228,17 +232,17 @@ impl Functions {
     fn trampolines(&mut self, ebpf: &mut Ebpf, btf: &Btf) -> anyhow::Result<()> {
         for function in &FUNCTIONS {
             let mut found = None;
-            let mut why = None;
+            let mut why = Vec::new();
             for name in function.names {
                 match self.trampoline(ebpf, btf, function, name) {
                     Ok(()) => {
                         found = Some(*name);
                         break;
                     }
-                    Err(error) => why = Some(format!("{error:#}")),
+                    Err(error) => why.push(format!("{error:#}")),
                 }
             }
-            self.note(function, found, &why.unwrap_or_default())?;
+            self.note(function, found, &why.join("; "))?;
         }
         Ok(())
     }

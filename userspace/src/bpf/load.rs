@@ -155,7 +155,10 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
             .context("add a proxy's executable")?;
     }
 
-    let mut programs = Vec::new();
+    // Nothing is tagged yet, so that the order costs nothing; what a kernel refuses, it refuses here.
+    let functions = Functions::attach(options.tier, &mut ebpf, &btf, &offsets)
+        .context("attach to kernel functions")?;
+    let mut programs = functions.programs().to_vec();
     for name in PROGRAMS {
         let program: &mut BtfTracePoint = ebpf
             .program_mut(name)
@@ -169,9 +172,6 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
             .with_context(|| format!("attach to {name}"))?;
         programs.push((name.to_owned(), program.fd()?.as_fd().as_raw_fd()));
     }
-    let functions = Functions::attach(options.tier, &mut ebpf, &btf, &offsets)
-        .with_context(|| format!("attach tier {}", options.tier))?;
-    programs.extend_from_slice(functions.programs());
 
     let mut take = |name: &str| {
         ebpf.take_map(name)

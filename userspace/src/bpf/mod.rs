@@ -3,12 +3,14 @@
 //! Owns every `bpf(2)` call. It knows no correlator: records leave it as bytes.
 
 mod btf;
+pub mod choice;
 pub mod functions;
 mod kprobe;
 pub mod load;
 mod messages;
 pub mod object;
 pub mod offsets;
+pub mod preemption;
 pub mod scan;
 pub mod self_test;
 pub mod tag;

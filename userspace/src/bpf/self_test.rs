@@ -11,29 +11,74 @@ use anyhow::{Context, ensure};
 use countersign_common::{Transfer, channel_kind, direction, kind, tag};
 use zerocopy::FromBytes;
 
-use super::load::{Capture, LoadOptions, load};
+use super::{
+    load::{Capture, LoadOptions, load},
+    tier::Tier,
+};
 
 /// Longest wait for the token to come out of the ring.
 const DEADLINE: Duration = Duration::from_secs(2);
 const RING_BYTES: u32 = 1 << 20;
+/// How the error begins when programs work, but not always.
+pub const SKIPPED: &str = "the kernel preempts the programs and then skips them elsewhere";
 
-/// Loads the programs, tags this process, moves a random token and looks for it. The tag is taken away again.
+/// How long programs are made to run on top of one another.
+const STRESS: Duration = Duration::from_millis(300);
+/// Threads of the stress: more than there are processors on most machines, so that they preempt each other.
+const STRESS_THREADS: usize = 16;
+
+/// Loads the programs of a tier, tags this process, moves a random token and looks for it. The tag is taken away again.
+/// With `stress`, many threads then move bytes at once, and no program may have been skipped; that the ring runs full then is nothing.
 ///
 /// # Errors
-/// What does not work: loading, tagging, or the ends at which the token was not captured.
-pub fn self_test() -> anyhow::Result<()> {
+/// What does not work: loading, tagging, the ends at which the token was not captured, or programs that were skipped.
+pub fn self_test(tier: Tier, stress: bool) -> anyhow::Result<()> {
     let options = LoadOptions {
+        tier,
         ring_bytes: RING_BYTES,
         ..LoadOptions::default()
     };
     let mut capture = load(&options)?;
     let pid = std::process::id();
     capture.tag_pid(pid, tag::TREE)?;
-    let moved = move_token();
+    let tested = move_token().and_then(|token| wait_for(&mut capture, &token));
+    let stressed = if stress && tested.is_ok() {
+        under_stress(&capture)
+    } else {
+        Ok(())
+    };
     let untagged = capture.tag_pid(pid, 0);
-    let token = moved?;
-    untagged?;
-    wait_for(&mut capture, &token)
+    tested?;
+    stressed?;
+    untagged
+}
+
+/// Programs are skipped where one of them was preempted on the same processor.
+fn under_stress(capture: &Capture) -> anyhow::Result<()> {
+    let end = Instant::now() + STRESS;
+    std::thread::scope(|scope| {
+        for _ in 0..STRESS_THREADS {
+            scope.spawn(move || {
+                let Ok((mut reader, mut writer)) = std::io::pipe() else {
+                    return;
+                };
+                let mut byte = [0];
+                while Instant::now() < end {
+                    if writer.write_all(&byte).is_err() || reader.read_exact(&mut byte).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    let skipped: Vec<_> = capture
+        .ledger()
+        .into_iter()
+        .filter(|line| line.recursion_misses > 0)
+        .map(|line| format!("{} ({} times)", line.name, line.recursion_misses))
+        .collect();
+    ensure!(skipped.is_empty(), "{SKIPPED}: {}", skipped.join(", "));
+    Ok(())
 }
 
 fn move_token() -> anyhow::Result<[u8; 32]> {

@@ -24,6 +24,7 @@ mod targets;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) fn record(args: RecordArgs) -> Result<Code, Failure> {
+    let tier = args.spool.tier;
     let (flags, evidence, targets) = args.split();
     let config = Config::load(flags).or_exit(Code::Config)?;
     let proxy_exes = proxy_exes(&config)?;
@@ -41,6 +42,7 @@ pub(super) fn record(args: RecordArgs) -> Result<Code, Failure> {
     let request = witness::Request {
         capture,
         proxy_exes,
+        tier,
     };
     let capture = witness::attach(&request)?;
     let signals = Signals::block().or_exit(Code::Internal)?;

@@ -19,6 +19,7 @@ use crate::recording::{self, Recorded, Recording, TICK};
 use crate::witness::{self, ProxyExe};
 
 pub(super) fn run(args: RunArgs) -> Result<Code, Failure> {
+    let tier = args.spool.tier;
     let (flags, evidence, agent_command) = args.split();
     let config = Config::load(flags).or_exit(Code::Config)?;
     if config.proxies.is_empty() {
@@ -45,6 +46,7 @@ pub(super) fn run(args: RunArgs) -> Result<Code, Failure> {
     let request = witness::Request {
         capture,
         proxy_exes,
+        tier,
     };
     let capture = witness::attach(&request)?;
 

@@ -154,6 +154,7 @@ pub(crate) fn measure(
     let request = Request {
         capture,
         proxy_exes: Vec::new(),
+        tier: None,
     };
     let attached = attach(&request).map_err(|failure| failure.error)?;
     let mut recording = Recording::begin(&config(), &out, &request, attached, Vec::new())
