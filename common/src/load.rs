@@ -83,6 +83,7 @@ pub struct Offsets {
     pub kind_kvec: u32,
     pub kind_bvec: u32,
     pub page_shift: u32,
+    pub task_real_parent: u32,
 }
 
 impl Offsets {
@@ -153,7 +154,7 @@ pub struct CpuState {
 }
 
 const _: () = {
-    assert!(size_of::<Offsets>() == (47 + 18) * 4);
+    assert!(size_of::<Offsets>() == (47 + 19) * 4);
     assert!(size_of::<ChannelKey>() == 16);
     assert!(size_of::<ChannelState>() == 80);
     assert!(size_of::<ExeKey>() == 16);

@@ -23,6 +23,10 @@ use super::{
 /// Where the kernel tells addresses.
 const KALLSYMS: &str = "/proc/kallsyms";
 
+/// What a new task runs first. From Linux 7.0 on the program at fork can be skipped like any other tracepoint's.
+const FIRST_STEP: &str = "schedule_tail";
+const NOT_THERE: &str = "the kernel has no such function to probe, or several";
+
 /// A kernel function that moves bytes.
 struct Function {
     /// Its names, the newest first: presence is asked for, never a version. The first is also that of the tier F programs, less `anon_`.
@@ -188,6 +192,14 @@ impl Functions {
 
     fn kprobes(&mut self, ebpf: &mut Ebpf) -> anyhow::Result<()> {
         let tracefs = Tracefs::open()?;
+        let first_step = self.kprobe(ebpf, &tracefs, FIRST_STEP, "k_first_step", Side::Entry)?;
+        self.status.push(FunctionStatus {
+            function: FIRST_STEP.to_owned(),
+            covers: "processes that were not tagged when they were forked",
+            attached: first_step.is_some(),
+            why: first_step.is_none().then(|| NOT_THERE.to_owned()),
+        });
+        self.events.extend(first_step);
         for function in &FUNCTIONS {
             let mut found = None;
             for name in function.names {
@@ -202,7 +214,7 @@ impl Functions {
                     break;
                 }
             }
-            self.note(function, found, "the kernel has no such function to probe")?;
+            self.note(function, found, NOT_THERE)?;
         }
         Ok(())
     }

@@ -97,6 +97,7 @@ fn from_btf(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         kind_kvec: optional(btf.enumerator("iter_type", "ITER_KVEC")),
         kind_bvec: optional(btf.enumerator("iter_type", "ITER_BVEC")),
         page_shift: page_shift(btf),
+        task_real_parent: optional(btf.offset("task_struct", "real_parent")),
     })
 }
 
@@ -126,6 +127,7 @@ pub(super) fn missing_for_functions(offsets: &Offsets) -> Option<&'static str> {
         (offsets.msghdr_flags, "msghdr.msg_flags"),
         (offsets.socket_file, "socket.file"),
         (offsets.task_flags, "task_struct.flags"),
+        (offsets.task_real_parent, "task_struct.real_parent"),
     ]
     .into_iter()
     .find(|(offset, _)| *offset == Offsets::UNKNOWN)
