@@ -105,11 +105,17 @@ pub fn self_test(forced: Option<Tier>) -> Vec<Requirement> {
         met: choice.tier.is_some(),
         detail: match choice.tier {
             Some(tier) => {
-                let rest = if refused.is_empty() {
-                    refused
-                } else {
-                    format!("; not used: {refused}")
-                };
+                let mut rest = String::new();
+                if !choice.skipped.is_empty() {
+                    let skipped = choice.skipped.join(", ");
+                    rest = format!(
+                        "; the kernel skips programs on system calls under load, so that ends, spliced bytes and \
+                         files can be missed, which is counted: {skipped}"
+                    );
+                }
+                if !refused.is_empty() {
+                    rest = format!("{rest}; not used: {refused}");
+                }
                 format!(
                     "tier {tier}: a token came back from both ends of a pipe and of a socket pair{rest}"
                 )

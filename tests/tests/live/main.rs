@@ -16,3 +16,4 @@ mod moves;
 mod peers;
 mod processes;
 mod source;
+mod uring;

@@ -11,6 +11,8 @@ pub struct Choice {
     pub preemption: Preemption,
     /// What was tried, in this order, with what was wrong.
     pub tried: Vec<(Tier, Option<String>)>,
+    /// Programs of the chosen one that were skipped under stress, but carry no transfers.
+    pub skipped: Vec<String>,
 }
 
 impl Choice {
@@ -35,20 +37,23 @@ impl Choice {
     fn among(
         candidates: &[Tier],
         preemption: Preemption,
-        mut test: impl FnMut(Tier) -> Result<(), String>,
+        mut test: impl FnMut(Tier) -> Result<Vec<String>, String>,
     ) -> Self {
         let mut choice = Self {
             tier: None,
             preemption,
             tried: Vec::new(),
+            skipped: Vec::new(),
         };
         for tier in candidates {
-            let failure = test(*tier).err();
-            let works = failure.is_none();
-            choice.tried.push((*tier, failure));
-            if works {
-                choice.tier = Some(*tier);
-                break;
+            match test(*tier) {
+                Ok(skipped) => {
+                    choice.tried.push((*tier, None));
+                    choice.tier = Some(*tier);
+                    choice.skipped = skipped;
+                    break;
+                }
+                Err(failure) => choice.tried.push((*tier, Some(failure))),
             }
         }
         choice
@@ -78,7 +83,7 @@ mod tests {
         Choice::among(&all, preemption, |tier| {
             works
                 .contains(&tier)
-                .then_some(())
+                .then(Vec::new)
                 .ok_or_else(|| "no".to_owned())
         })
     }

@@ -323,7 +323,7 @@ impl Functions {
         let lines = self.events.iter().map(|event| {
             // An event that is not in the list sees nothing, which no number says.
             let counts = profile.as_ref().ok().and_then(|text| event.counts(text));
-            let (hits, missed) = counts.unwrap_or((0, u64::MAX));
+            let (hits, missed) = counts.unwrap_or((0, i64::MAX.cast_unsigned()));
             ProgramLedger {
                 name: event.label(),
                 recursion_misses: missed,

@@ -43,6 +43,11 @@ const PROGRAMS: [&str; 5] = [
     "sys_enter",
 ];
 
+/// Whether a program of the ledger is on a tracepoint.
+pub fn is_tracepoint(name: &str) -> bool {
+    PROGRAMS.contains(&name)
+}
+
 /// What a capture is loaded with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadOptions {

@@ -12,7 +12,7 @@ use countersign_common::{Transfer, channel_kind, direction, kind, tag};
 use zerocopy::FromBytes;
 
 use super::{
-    load::{Capture, LoadOptions, load},
+    load::{Capture, LoadOptions, ProgramLedger, is_tracepoint, load},
     tier::Tier,
 };
 
@@ -30,9 +30,12 @@ const STRESS_THREADS: usize = 16;
 /// Loads the programs of a tier, tags this process, moves a random token and looks for it. The tag is taken away again.
 /// With `stress`, many threads then move bytes at once, and no program may have been skipped; that the ring runs full then is nothing.
 ///
+/// Returned are the programs that were skipped without taking transfers with them: those on system calls, where functions
+/// carry the transfers. Ends, spliced bytes and files can be missed then.
+///
 /// # Errors
-/// What does not work: loading, tagging, the ends at which the token was not captured, or programs that were skipped.
-pub fn self_test(tier: Tier, stress: bool) -> anyhow::Result<()> {
+/// What does not work: loading, tagging, the ends at which the token was not captured, or programs on transfers that were skipped.
+pub fn self_test(tier: Tier, stress: bool) -> anyhow::Result<Vec<String>> {
     let options = LoadOptions {
         tier,
         ring_bytes: RING_BYTES,
@@ -45,16 +48,16 @@ pub fn self_test(tier: Tier, stress: bool) -> anyhow::Result<()> {
     let stressed = if stress && tested.is_ok() {
         under_stress(&capture)
     } else {
-        Ok(())
+        Ok(Vec::new())
     };
     let untagged = capture.tag_pid(pid, 0);
     tested?;
-    stressed?;
-    untagged
+    untagged?;
+    stressed
 }
 
 /// Programs are skipped where one of them was preempted on the same processor.
-fn under_stress(capture: &Capture) -> anyhow::Result<()> {
+fn under_stress(capture: &Capture) -> anyhow::Result<Vec<String>> {
     let end = Instant::now() + STRESS;
     std::thread::scope(|scope| {
         for _ in 0..STRESS_THREADS {
@@ -71,14 +74,22 @@ fn under_stress(capture: &Capture) -> anyhow::Result<()> {
             });
         }
     });
-    let skipped: Vec<_> = capture
-        .ledger()
-        .into_iter()
+    let skipped = capture.ledger();
+    let (others, carriers): (Vec<_>, Vec<_>) = skipped
+        .iter()
         .filter(|line| line.recursion_misses > 0)
-        .map(|line| format!("{} ({} times)", line.name, line.recursion_misses))
-        .collect();
-    ensure!(skipped.is_empty(), "{SKIPPED}: {}", skipped.join(", "));
-    Ok(())
+        .partition(|line| capture.tier() != Tier::Tracepoints && is_tracepoint(&line.name));
+    ensure!(
+        carriers.is_empty(),
+        "{SKIPPED}: {}",
+        listed(&carriers).join(", ")
+    );
+    Ok(listed(&others))
+}
+
+fn listed(lines: &[&ProgramLedger]) -> Vec<String> {
+    let words = |line: &&ProgramLedger| format!("{} ({} times)", line.name, line.recursion_misses);
+    lines.iter().map(words).collect()
 }
 
 fn move_token() -> anyhow::Result<[u8; 32]> {
