@@ -12,6 +12,7 @@ mod coverage;
 mod delivery;
 mod evasion;
 mod functions;
+mod functions_uring;
 mod harness;
 mod limits;
 mod mending;

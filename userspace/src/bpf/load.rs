@@ -67,6 +67,11 @@ const CONTINUED: [(&str, &str, &str); 4] = [
     ("evasion_enter", "sys_enter", "EVASION_AT_ENTER"),
 ];
 
+/// Whether a program of the ledger is on a tracepoint.
+pub fn is_tracepoint(name: &str) -> bool {
+    PROGRAMS.contains(&name) || OPTIONAL.iter().any(|(program, _)| *program == name)
+}
+
 /// What a capture is loaded with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
@@ -216,7 +221,10 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         continued.push(load_continued(&mut ebpf, &btf, tracepoint, name, table)?);
     }
 
-    let mut programs = Vec::new();
+    // Nothing is tagged yet, so that the order costs nothing; what a kernel refuses, it refuses here.
+    let mut functions = Functions::attach(options.tier, &mut ebpf, &btf, &offsets)
+        .context("attach to kernel functions")?;
+    let mut programs = functions.take_programs();
     let programs_here = PROGRAMS.into_iter().map(|name| (name, name));
     for (name, tracepoint) in programs_here.chain(optional) {
         let program: &mut BtfTracePoint = ebpf
@@ -238,9 +246,6 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
             dir.pin_link(name, FdLink::from(program.take_link(link)?))?;
         }
     }
-    let mut functions = Functions::attach(options.tier, &mut ebpf, &btf, &offsets)
-        .with_context(|| format!("attach tier {}", options.tier))?;
-    programs.append(&mut functions.take_programs());
     if let Some((dir, _)) = &options.pin {
         dir.pin_maps(&ebpf, &PINNED_MAPS)?;
     }

@@ -168,6 +168,7 @@ fn from_btf(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         proc_inode_pid: btf.offset("proc_inode", "pid")?,
         proc_inode_inode: btf.offset("proc_inode", "vfs_inode")?,
         sock_peer_pid: btf.offset("sock", "sk_peer_pid")?,
+        task_real_parent: optional(btf.offset("task_struct", "real_parent")),
     })
 }
 
@@ -197,6 +198,7 @@ pub(super) fn missing_for_functions(offsets: &Offsets) -> Option<&'static str> {
         (offsets.msghdr_flags, "msghdr.msg_flags"),
         (offsets.socket_file, "socket.file"),
         (offsets.task_flags, "task_struct.flags"),
+        (offsets.task_real_parent, "task_struct.real_parent"),
     ]
     .into_iter()
     .find(|(offset, _)| *offset == Offsets::UNKNOWN)
