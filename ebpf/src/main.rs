@@ -52,8 +52,9 @@ use crate::{
     maps::{COMPAT_ENTER, COMPAT_EXIT},
     offsets::{functions_carry, group_leader, has_storage, kernel, off},
     probes::{
+        aio,
         compat::{self, arguments},
-        delivery, ends, process, splice, transfer, uring,
+        delivery, ends, process, splice, transfer, uring, uring_submit,
     },
     scope::tag_of,
 };
@@ -121,6 +122,14 @@ unsafe fn entered<const COMPAT: bool>(
             Class::Transfer => transfer::enter::<COMPAT>(task, bits, regs, number),
             Class::Splice => splice::enter::<COMPAT>(task, regs, number),
             Class::Exec => process::before_exec(task, leader, bits),
+            Class::Aio if !COMPAT && !functions_carry() => aio::enter(task, bits, regs),
+            Class::Aio if functions_carry() && bits & tag::PROXY == 0 => {
+                // As below.
+            }
+            Class::Aio => {
+                count(counter::UNSEEN_SUBMISSIONS, 1);
+                log::unseen(number);
+            }
             Class::Unseen if functions_carry() && bits & tag::PROXY == 0 => {
                 // The functions see what moves. Not so what a proxy writes to files.
             }
@@ -141,7 +150,6 @@ unsafe fn entered<const COMPAT: bool>(
 #[inline(always)]
 unsafe fn unseen<const COMPAT: bool>(number: u64, regs: *const PtRegs) -> bool {
     match number {
-        nr::IO_SUBMIT => true,
         _ if off!(uring_complete_args) != 0 => false,
         // SAFETY: the caller's.
         nr::IO_URING_SETUP => unsafe { polls::<COMPAT>(regs) },
@@ -236,6 +244,9 @@ unsafe fn exited<const COMPAT: bool>(
         // Not an `Option` any more: LLVM 22 spills the payload of `None`, which the verifier refuses ("R2 !read_ok").
         let bits = tag_of(leader).unwrap_or(0);
         match class {
+            Class::Aio if bits != 0 && !COMPAT && !functions_carry() => {
+                aio::exit(task, returned);
+            }
             Class::Splice if bits != 0 => {
                 splice::exit::<COMPAT>(leader, bits, regs, number, returned);
             }
@@ -263,7 +274,7 @@ pub fn skb_copy_datagram_iovec(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "io_uring_submit_req")]
 pub fn io_uring_submit(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: as above.
-    unsafe { uring::submitted(bpf_get_current_task_btf(), ctx.arg(0)) };
+    unsafe { uring_submit::submitted(bpf_get_current_task_btf(), ctx.arg(0)) };
     0
 }
 

@@ -43,8 +43,8 @@ const PROGRAMS: [&str; 5] = [
     "sys_enter",
 ];
 
-/// Programs for tracepoints that a kernel may lack, with the names that the tracepoint has had. Without them nothing of the kind is
-/// captured, which the programs for system calls know from the offsets. Completions come first, as above.
+/// Programs for tracepoints that a kernel may lack, with the names that those have had. What is then missing the programs for system
+/// calls know from the offsets. Completions come first, as above.
 const OPTIONAL: [(&str, &[&str]); 3] = [
     ("skb_copy_datagram_iovec", &["skb_copy_datagram_iovec"]),
     ("io_uring_complete", &["io_uring_complete"]),
@@ -54,7 +54,7 @@ const OPTIONAL: [(&str, &[&str]); 3] = [
     ),
 ];
 
-/// Programs that others go on with, each with the tracepoint and the table that it is found by.
+/// Programs that others go on with, with tracepoint and table.
 const CONTINUED: [(&str, &str, &str); 2] = [
     ("sys_exit_compat", "sys_exit", "COMPAT_EXIT"),
     ("sys_enter_compat", "sys_enter", "COMPAT_ENTER"),
@@ -94,6 +94,7 @@ pub struct Capture {
     tier: Tier,
     /// Holds the programs and their links.
     _ebpf: Ebpf,
+    /// The kernel empties such a table when nobody holds it.
     _continued: Vec<ProgramArray<MapData>>,
     ring: RingBuf<MapData>,
     tags: Tagger,
@@ -173,27 +174,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
             .context("add a proxy's executable")?;
     }
 
-    let mut continued = Vec::new();
-    for (name, tracepoint, table) in CONTINUED {
-        let program: &mut BtfTracePoint = ebpf
-            .program_mut(name)
-            .with_context(|| format!("the object has no program {name}"))?
-            .try_into()?;
-        program
-            .load(tracepoint, &btf)
-            .with_context(|| format!("load the program {name}"))?;
-        let program = program.fd()?.try_clone()?;
-        let mut place: ProgramArray<_> = ebpf
-            .take_map(table)
-            .with_context(|| format!("the object has no map {table}"))?
-            .try_into()?;
-        place
-            .set(0, &program, 0)
-            .with_context(|| format!("put {name} in its place"))?;
-        // The kernel empties the table when nobody in user space holds it.
-        continued.push(place);
-    }
-
+    let continued = load_continued(&mut ebpf, &btf)?;
     let mut programs = Vec::new();
     let programs_here = PROGRAMS.into_iter().map(|name| (name, name));
     for (name, tracepoint) in programs_here.chain(optional) {
@@ -248,6 +229,30 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         offsets,
         messages,
     })
+}
+
+/// Loads the programs of [`CONTINUED`] and puts them where the others find them.
+fn load_continued(ebpf: &mut Ebpf, btf: &aya::Btf) -> anyhow::Result<Vec<ProgramArray<MapData>>> {
+    let mut continued = Vec::new();
+    for (name, tracepoint, table) in CONTINUED {
+        let program: &mut BtfTracePoint = ebpf
+            .program_mut(name)
+            .with_context(|| format!("the object has no program {name}"))?
+            .try_into()?;
+        program
+            .load(tracepoint, btf)
+            .with_context(|| format!("load the program {name}"))?;
+        let program = program.fd()?.try_clone()?;
+        let mut place: ProgramArray<_> = ebpf
+            .take_map(table)
+            .with_context(|| format!("the object has no map {table}"))?
+            .try_into()?;
+        place
+            .set(0, &program, 0)
+            .with_context(|| format!("put {name} in its place"))?;
+        continued.push(place);
+    }
+    Ok(continued)
 }
 
 impl Capture {
