@@ -5,8 +5,8 @@ use std::{ffi::CString, ptr::null_mut};
 use countersign::bpf::tier::Tier;
 use countersign_common::{SYSCALL_UNKNOWN, counter, direction, gap, tag, transfer_flags};
 
-use crate::harness::{Witness, carried, pipe, read, socket_pair, tier, token, witness, write};
 use crate::functions_uring::{self as uring, Uring};
+use crate::harness::{Witness, carried, pipe, read, socket_pair, tier, token, witness, write};
 
 fn witness_of_functions() -> Option<Witness> {
     (tier() != Tier::Tracepoints).then(witness).flatten()

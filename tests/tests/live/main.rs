@@ -6,6 +6,7 @@
     reason = "system calls on buffers and descriptors that the test owns"
 )]
 
+mod aio;
 mod calls;
 mod compat;
 mod coverage;

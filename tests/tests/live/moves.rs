@@ -199,28 +199,6 @@ fn positioned_calls_on_a_pipe_move_nothing_and_leave_no_record() {
 }
 
 #[test]
-fn submissions_that_are_not_decoded_are_counted_and_so_are_rings_that_need_no_call() {
-    let Some(mut witness) = witness() else { return };
-    let before = witness.counter(counter::UNSEEN_SUBMISSIONS);
-    witness.run(tag::TREE, || unsafe {
-        // Bad descriptors and contexts: what counts is the attempt.
-        libc::syscall(libc::SYS_io_submit, 0, 0, 0);
-        libc::syscall(libc::SYS_io_uring_enter, -1, 1, 0, 0, 0, 0);
-        let mut parameters = [0_u32; 30];
-        libc::syscall(libc::SYS_io_uring_setup, 1, parameters.as_mut_ptr());
-        let mut polled = [0_u32; 30];
-        polled[2] = 2;
-        libc::syscall(libc::SYS_io_uring_setup, 1, polled.as_mut_ptr());
-    });
-    // Of rings the kernel tells each request, and kernel functions see whatever moves; those of legacy AIO show in the calls only.
-    let unseen = u64::from(tier() == Tier::Tracepoints);
-    assert_eq!(
-        witness.counter(counter::UNSEEN_SUBMISSIONS) - before,
-        unseen
-    );
-}
-
-#[test]
 fn a_child_in_a_pid_namespace_of_its_own_is_captured_under_both_ids() {
     let Some(mut witness) = witness() else { return };
     let token = token("clone3");

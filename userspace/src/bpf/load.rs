@@ -48,8 +48,8 @@ const PROGRAMS: [&str; 5] = [
     "sys_enter",
 ];
 
-/// Programs for tracepoints that a kernel may lack, with the names that the tracepoint has had. Without them nothing of the kind is
-/// captured, which the programs for system calls know from the offsets. Completions come first, as above.
+/// Programs for tracepoints that a kernel may lack, with the names that those have had. What is then missing the programs for system
+/// calls know from the offsets. Completions come first, as above.
 const OPTIONAL: [(&str, &[&str]); 3] = [
     ("skb_copy_datagram_iovec", &["skb_copy_datagram_iovec"]),
     ("io_uring_complete", &["io_uring_complete"]),
@@ -126,6 +126,7 @@ pub struct Capture {
     tier: Tier,
     /// Holds the programs and their links; nothing where they are pinned and another process loaded them.
     _ebpf: Option<Ebpf>,
+    /// The kernel empties such a table when nobody holds it.
     _continued: Vec<ProgramArray<MapData>>,
     ring: Ring,
     /// Programs stay in the kernel without this process: what was read is given back only when the caller says so.
