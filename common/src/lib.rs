@@ -16,7 +16,7 @@ use core::mem::{offset_of, size_of};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of the layouts in this crate. Stored in every spool segment header.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Largest payload of one [`Transfer`] record, in bytes. Longer operations are sent as several records.
 pub const CHUNK_MAX_BYTES: usize = 64 * 1024;
@@ -53,6 +53,8 @@ pub mod kind {
     pub const FILE_OPEN: u16 = 7;
     /// [`Peer`](super::Peer): a process outside the tagged tree touched a watched channel and is watched from now on.
     pub const PEER: u16 = 8;
+    /// [`SocketAddress`](super::SocketAddress): the addresses of a TCP socket's end, before anything else names it.
+    pub const SOCKET_ADDRESS: u16 = 9;
 
     /// First kind that user space writes.
     pub const FIRST_USER: u16 = 256;
@@ -80,6 +82,14 @@ pub mod channel_kind {
     pub const UNIX_STREAM: u8 = 3;
     /// A regular file that a proxy writes: the third view.
     pub const FILE: u8 = 4;
+    /// An `AF_UNIX` `SOCK_DGRAM` socket. It has a peer only where two are connected to each other, as a socket pair is.
+    pub const UNIX_DGRAM: u8 = 5;
+    /// An `AF_UNIX` `SOCK_SEQPACKET` socket, connected.
+    pub const UNIX_SEQPACKET: u8 = 6;
+    /// A TCP socket over IPv4 or IPv6, connected.
+    pub const TCP: u8 = 7;
+    /// One side of a pseudo-terminal.
+    pub const TTY: u8 = 8;
 }
 
 /// Values of [`Transfer::direction`], as seen by the process.
@@ -106,6 +116,9 @@ pub mod transfer_flags {
     pub const OOB: u16 = 1 << 5;
     /// More than the walker's limit of I/O vectors or messages; a gap record with [`gap::VECTORS`](super::gap::VECTORS) covers the rest.
     pub const TRUNCATED_VECTOR: u16 = 1 << 6;
+    /// The receiver took a message (or, of a stream, bytes) that it had no buffer for: the rest is gone. Where its size is known, a
+    /// gap record with [`gap::TRUNCATED`](super::gap::TRUNCATED) covers it.
+    pub const MESSAGE_TRUNCATED: u16 = 1 << 13;
 }
 
 /// Values of [`Transfer::reason`] in a [`kind::GAP`] record.
@@ -122,6 +135,8 @@ pub mod gap {
     pub const SPLICE: u16 = 4;
     /// More I/O vectors than the walker follows.
     pub const VECTORS: u16 = 5;
+    /// The receiver had no room for these bytes of a message, or threw them away (`MSG_TRUNC`): they came, and nobody has them.
+    pub const TRUNCATED: u16 = 11;
 }
 
 /// Values of [`ChannelEnd::how`].
@@ -186,6 +201,12 @@ pub mod counter {
     pub const UNSEEN_SUBMISSIONS: u32 = 14;
     /// Kernel memory that could not be read where the layout says it must be.
     pub const KERNEL_READ_FAILED: u32 = 15;
+    /// Bytes that tagged tasks moved through terminals that are not watched: those whose other side nobody in the tree holds.
+    pub const TERMINAL_BYTES: u32 = 18;
+    /// Messages of which the receiver took a part only.
+    pub const MESSAGES_TRUNCATED: u32 = 19;
+    /// TCP connections whose addresses could not be kept: their other end is found late or never.
+    pub const TUPLE_FAILED: u32 = 20;
     /// Number of counters.
     pub const COUNT: u32 = 32;
 }
@@ -416,8 +437,46 @@ pub struct Peer {
     pub uid: u32,
 }
 
+/// The addresses of one end of a TCP connection. 168 bytes.
+///
+/// IPv4 addresses are mapped into IPv6 (`::ffff:a.b.c.d`), so that the two ends of a connection mirror each other whatever family
+/// their sockets have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SocketAddress {
+    /// Common header.
+    pub header: RecordHeader,
+    /// Who used it.
+    pub task: Task,
+    /// Which channel, from this end.
+    pub channel: ChannelId,
+    /// The socket's cookie; 0 when nobody has asked for one.
+    pub cookie: u64,
+    /// This end's address, in network order.
+    pub local: [u8; 16],
+    /// The other end's address.
+    pub remote: [u8; 16],
+    /// Inode number of the network namespace.
+    pub net_ns: u32,
+    /// This end's port.
+    pub local_port: u16,
+    /// The other end's port.
+    pub remote_port: u16,
+    /// Sequence number at which this end's bytes begin, give or take one (the number that `SYN` takes); 0 when not settled.
+    pub local_start: u32,
+    /// The same of the other end's bytes. Two ends that mirror each other in addresses and in these are one connection.
+    pub remote_start: u32,
+    /// `AF_INET` or `AF_INET6`: the socket's family.
+    pub family: u16,
+    /// The socket's state, as in `include/net/tcp_states.h`.
+    pub state: u8,
+    /// Zero.
+    pub reserved: [u8; 5],
+}
+
 const _: () = {
     assert!(size_of::<RecordHeader>() == 32);
+    assert!(size_of::<SocketAddress>() == 168);
     assert!(size_of::<Task>() == 16);
     assert!(size_of::<ChannelId>() == 56);
     assert!(size_of::<Transfer>() == 168);

@@ -64,6 +64,27 @@ pub struct Offsets {
     pub kernfs_id: u32,
     pub pid_level: u32,
     pub pid_numbers: u32,
+    // Channel kinds: TCP sockets and terminals.
+    pub sock_protocol: u32,
+    pub sock_state: u32,
+    pub sock_num: u32,
+    pub sock_dport: u32,
+    pub sock_rcv_saddr: u32,
+    pub sock_daddr: u32,
+    pub sock_v6_rcv_saddr: u32,
+    pub sock_v6_daddr: u32,
+    pub sock_net: u32,
+    pub sock_cookie: u32,
+    pub net_inum: u32,
+    pub tcp_rcv_nxt: u32,
+    pub tcp_bytes_received: u32,
+    pub tcp_snd_una: u32,
+    pub tcp_bytes_acked: u32,
+    pub tty_file_tty: u32,
+    pub tty_link: u32,
+    pub tty_index: u32,
+    pub inode_rdev: u32,
+    pub signal_tty: u32,
 }
 
 /// Key of the kernel's channel table.
@@ -104,6 +125,34 @@ pub struct ChannelState {
     pub super_block: u64,
 }
 
+/// Key of the table of TCP connections: one end's view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct TcpTuple {
+    /// This end's address in IPv6, network order.
+    pub local: [u64; 2],
+    /// The other end's.
+    pub remote: [u64; 2],
+    /// Inode number of the network namespace; 0 for the entry by which other namespaces find it.
+    pub net_ns: u32,
+    /// This end's port.
+    pub local_port: u16,
+    /// The other end's port.
+    pub remote_port: u16,
+}
+
+/// Key of the table of addresses on which the tree listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct TcpListener {
+    /// The address in IPv6, network order; zeroes, or a mapped 0.0.0.0, for any.
+    pub local: [u64; 2],
+    /// Inode number of the network namespace.
+    pub net_ns: u32,
+    /// The port.
+    pub port: u32,
+}
+
 /// Key of the table of proxy executables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -129,7 +178,9 @@ pub struct CpuState {
 }
 
 const _: () = {
-    assert!(size_of::<Offsets>() == 47 * 4);
+    assert!(size_of::<Offsets>() == (47 + 20) * 4);
+    assert!(size_of::<TcpTuple>() == 40);
+    assert!(size_of::<TcpListener>() == 24);
     assert!(size_of::<ChannelKey>() == 16);
     assert!(size_of::<ChannelState>() == 80);
     assert!(size_of::<ExeKey>() == 16);

@@ -17,6 +17,7 @@
 mod arch;
 mod channel;
 mod emit;
+mod inet;
 mod log;
 mod maps;
 mod offsets;
@@ -25,6 +26,7 @@ mod resolve;
 mod scope;
 
 use aya_ebpf::{
+    EbpfContext as _,
     bindings::task_struct,
     helpers::{bpf_probe_read_user, generated::bpf_get_current_task_btf},
     macros::btf_tracepoint,
@@ -38,8 +40,8 @@ use countersign_ebpf::{
 use crate::{
     arch::{PtRegs, TS_COMPAT, X32_BIT, syscall_args, syscall_number},
     emit::count,
-    offsets::{group_leader, has_storage, off},
-    probes::{ends, process, splice, transfer},
+    offsets::{group_leader, has_storage, kernel, off},
+    probes::{ends, inet as sockets, process, splice, transfer},
     scope::tag_of,
 };
 
@@ -120,13 +122,11 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         }
         match class {
             Class::Splice if bits != 0 => splice::exit(task, leader, bits, regs, number, returned),
-            Class::End if bits != 0 => {
-                ends::tagged_exit(task, leader, bits, regs, number, returned)
-            }
+            Class::End if bits != 0 => ends::tagged_exit(bits, regs, number, returned),
             Class::OwnEnd if bits & tag::TREE != 0 => {
-                ends::tagged_exit(task, leader, bits, regs, number, returned);
+                ends::tagged_exit(bits, regs, number, returned);
             }
-            Class::End => ends::untagged_exit(task, leader, regs, number, returned),
+            Class::End => ends::untagged_exit(regs, number, returned),
             _ => {}
         }
     }
@@ -154,6 +154,16 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
 pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: as above.
     unsafe { process::exit(ctx.arg(0)) };
+    0
+}
+
+/// `inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)`, `net/ipv4/af_inet.c`.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
+    // The socket is read as a number: a typed pointer is none that a global function takes.
+    let sock = kernel::<u64>(ctx.as_ptr() as u64, 0).unwrap_or(0);
+    // SAFETY: as above.
+    unsafe { sockets::state_changed(sock, ctx.arg(1), ctx.arg(2)) };
     0
 }
 

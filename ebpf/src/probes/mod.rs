@@ -2,6 +2,7 @@
 //! over the same bodies and the same walker.
 
 pub mod ends;
+pub mod inet;
 pub mod process;
 pub mod splice;
 pub mod transfer;

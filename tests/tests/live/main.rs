@@ -14,4 +14,6 @@ mod messages;
 mod moves;
 mod peers;
 mod processes;
+mod sockets;
 mod source;
+mod terminals;

@@ -33,10 +33,11 @@ pub const RING_BYTES_DEFAULT: u32 = 64 << 20;
 
 /// The programs of tier T; each has the name of its tracepoint. Fork comes first and `sys_exit` before `sys_enter`: what is
 /// attached half-way can only miss, never misattribute.
-const PROGRAMS: [&str; 5] = [
+const PROGRAMS: [&str; 6] = [
     "sched_process_fork",
     "sched_process_exec",
     "sched_process_exit",
+    "inet_sock_set_state",
     "sys_exit",
     "sys_enter",
 ];
