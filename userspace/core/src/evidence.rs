@@ -152,7 +152,11 @@ pub fn self_inflicted(gap: &Gap, roles: &Roles) -> bool {
     gap.process.is_some_and(untrusted)
         && matches!(
             gap.reason,
-            GapReason::Limit | GapReason::Fault | GapReason::Splice | GapReason::Vectors
+            GapReason::Limit
+                | GapReason::Fault
+                | GapReason::Splice
+                | GapReason::Vectors
+                | GapReason::Truncated
         )
 }
 

@@ -26,6 +26,8 @@ pub enum Record<'a> {
     FileOpen(abi::FileOpen),
     /// A process outside the tree is watched from now on.
     Peer(abi::Peer),
+    /// The addresses of an end of a TCP connection.
+    SocketAddress(abi::SocketAddress),
     /// Written by user space: kind and JSON text.
     User(abi::RecordHeader, &'a [u8]),
     /// A kind that this version does not know; counted, not interpreted.
@@ -43,6 +45,7 @@ impl Record<'_> {
             Self::ChannelEnd(end) => &end.header,
             Self::FileOpen(open) => &open.header,
             Self::Peer(peer) => &peer.header,
+            Self::SocketAddress(address) => &address.header,
             Self::User(header, _) | Self::Unknown(header) => header,
         }
     }
@@ -70,6 +73,8 @@ pub enum GapReason {
     Splice,
     /// More I/O vectors than the walker follows.
     Vectors,
+    /// The receiver had no room for the rest of a message, or threw bytes away.
+    Truncated,
     /// Operations or parts of them never arrived; sized from the kernel's counters.
     UnseenOps,
     /// The spool says that records were lost outside the kernel.
@@ -91,6 +96,7 @@ impl GapReason {
             Self::RingFull => "ring_full",
             Self::Splice => "splice",
             Self::Vectors => "vectors",
+            Self::Truncated => "truncated",
             Self::UnseenOps => "unseen_ops",
             Self::SpoolLoss => "spool_loss",
             Self::Attached => "attached",
@@ -106,6 +112,7 @@ impl GapReason {
             abi::gap::RING_FULL => Self::RingFull,
             abi::gap::SPLICE => Self::Splice,
             abi::gap::VECTORS => Self::Vectors,
+            abi::gap::TRUNCATED => Self::Truncated,
             _ => Self::Unknown,
         }
     }
@@ -198,6 +205,7 @@ pub fn parse(bytes: &[u8]) -> Result<Record<'_>, RecordError> {
         abi::kind::CHANNEL_END => Record::ChannelEnd(fixed(header.kind, bytes)?.0),
         abi::kind::FILE_OPEN => Record::FileOpen(fixed(header.kind, bytes)?.0),
         abi::kind::PEER => Record::Peer(fixed(header.kind, bytes)?.0),
+        abi::kind::SOCKET_ADDRESS => Record::SocketAddress(fixed(header.kind, bytes)?.0),
         abi::kind::FIRST_USER.. => {
             let (header, json) = fixed::<abi::RecordHeader>(header.kind, bytes)?;
             Record::User(header, json)

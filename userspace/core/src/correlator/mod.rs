@@ -4,6 +4,7 @@
 //! records. [`Correlator::finish`] runs the stages that need the whole capture and hands out rows. It judges nothing itself.
 
 mod case;
+mod echo;
 mod loss;
 mod notes;
 mod rows;
@@ -13,7 +14,7 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 
-use crate::channel::{ChannelTable, End, StreamIx};
+use crate::channel::{ChannelKind, ChannelTable, End, StreamIx};
 use crate::delivery::StreamFrames;
 use crate::frame::line::LineFramer;
 use crate::frame::{self, Frame, FrameIx};
@@ -295,6 +296,10 @@ impl Correlator {
                 self.advance(peer.header.boot_ns);
                 self.processes.marked_peer(&peer);
             }
+            Record::SocketAddress(address) => {
+                self.advance(address.header.boot_ns);
+                self.channels.addressed(&address);
+            }
             Record::User(header, json) => self.user(&header, json),
             Record::Unknown(_) => self.unknown_records += 1,
         }
@@ -344,16 +349,17 @@ impl Correlator {
         step: impl FnOnce(&mut EndLog, &mut dyn FnMut(Item<'_>)),
     ) {
         let channel = self.channels.channel(stream.channel);
-        let attached = !channel.created && channel.kind != crate::channel::ChannelKind::File;
-        let of_records = channel.kind == crate::channel::ChannelKind::File;
+        let attached = !channel.created && channel.kind != ChannelKind::File;
+        let kind = channel.kind;
         let state = self.ends.entry((stream, side)).or_insert_with(|| {
             let framer = LineFramer::new(stream, side, attached);
             EndState {
                 log: EndLog::default(),
-                framer: if of_records {
-                    framer.of_records()
-                } else {
-                    framer
+                framer: match kind {
+                    ChannelKind::File => framer.of_records(),
+                    ChannelKind::Tcp => framer.of_a_network(),
+                    kind if kind.is_of_messages() => framer.of_messages(),
+                    _ => framer,
                 },
             }
         });
@@ -369,6 +375,19 @@ impl Correlator {
                 data,
             } => {
                 lines.bytes(op, offset, position, data, &mut |frame| frames.push(frame));
+                let to = offset.saturating_add(data.len() as u64);
+                if op.flags & abi::transfer_flags::MESSAGE_TRUNCATED != 0 && to >= op.returned {
+                    // The rest of the message is gone, and nobody knows how long it was.
+                    lines.gap(&mut |frame| frames.push(frame));
+                    gaps.push(Gap {
+                        position: position.saturating_add(data.len() as u64),
+                        len: None,
+                        reason: GapReason::Truncated,
+                        process: Some(op.process),
+                        since: op.enter,
+                        until: op.exit,
+                    });
+                }
             }
             Item::Gap(gap) => {
                 lines.gap(&mut |frame| frames.push(frame));
@@ -396,6 +415,9 @@ impl Correlator {
         };
         let len = frame.bytes.len() as u64;
         frame.hash = frame::hash(&frame.bytes);
+        if self.is_echo(&frame) {
+            return;
+        }
         let own = Arc::as_ptr(&frame.bytes);
         let of_stream = self.streams.entry(stream).or_default();
         if self.retained.saturating_add(len + FRAME_COST_BYTES) > self.settings.retained_bytes_max {
