@@ -150,11 +150,11 @@ fn each_pair(channel: u8, writes: &[Method], reads: &[Method], mut make: impl Fn
             assert_eq!((op.first.flags, op.gaps.len()), (0, 0), "{op:?}");
             assert!(op.first.enter_ns <= op.first.exit_ns);
         }
-        if !matches!(channel, channel_kind::PIPE | channel_kind::FIFO) {
+        if matches!(channel, channel_kind::PIPE | channel_kind::FIFO) {
+            assert_eq!(written.first.channel, read.first.channel);
+        } else {
             assert_eq!(written.first.channel.peer_object, read.first.channel.object);
             assert_eq!(written.first.channel.peer_inode, read.first.channel.inode);
-        } else {
-            assert_eq!(written.first.channel, read.first.channel);
         }
     }
     assert_eq!(witness.counter(counter::RING_DROPPED_RECORDS), 0);

@@ -355,11 +355,14 @@ impl Correlator {
             let framer = LineFramer::new(stream, side, attached);
             EndState {
                 log: EndLog::default(),
-                framer: match kind {
-                    ChannelKind::File => framer.of_records(),
-                    ChannelKind::Tcp => framer.of_a_network(),
-                    kind if kind.is_of_messages() => framer.of_messages(),
-                    _ => framer,
+                framer: if kind == ChannelKind::File {
+                    framer.of_records()
+                } else if kind == ChannelKind::Tcp {
+                    framer.of_a_network()
+                } else if kind.is_of_messages() {
+                    framer.of_messages()
+                } else {
+                    framer
                 },
             }
         });
