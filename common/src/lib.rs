@@ -18,6 +18,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Version of the layouts in this crate. Stored in every spool segment header.
 pub const ABI_VERSION: u32 = 2;
 
+/// Oldest version that is read like the present one: version 2 added record kinds and values, and changed none.
+pub const ABI_VERSION_OLDEST: u32 = 1;
+
 /// Largest payload of one [`Transfer`] record, in bytes. Longer operations are sent as several records.
 pub const CHUNK_MAX_BYTES: usize = 64 * 1024;
 
