@@ -64,6 +64,58 @@ pub struct Offsets {
     pub kernfs_id: u32,
     pub pid_level: u32,
     pub pid_numbers: u32,
+    // Capture at kernel functions. `Offsets::UNKNOWN` where the kernel has none.
+    pub kiocb_filp: u32,
+    pub iter_type: u32,
+    pub iter_offset: u32,
+    pub iter_pointer: u32,
+    pub iter_count: u32,
+    pub iter_segments: u32,
+    pub msghdr_iter: u32,
+    pub msghdr_flags: u32,
+    pub socket_file: u32,
+    pub task_flags: u32,
+    pub bvec_page: u32,
+    pub bvec_len: u32,
+    pub bvec_offset: u32,
+    pub kind_ubuf: u32,
+    pub kind_iovec: u32,
+    pub kind_kvec: u32,
+    pub kind_bvec: u32,
+    pub page_shift: u32,
+    // io_uring. [`Offsets::UNKNOWN`] where the kernel has no such member.
+    /// Arguments of the tracepoint `io_uring_complete`; 0 when there is none.
+    pub uring_complete_args: u32,
+    pub kiocb_opcode: u32,
+    pub kiocb_flags: u32,
+    pub kiocb_cqe: u32,
+    pub kiocb_ctx: u32,
+    pub kiocb_tctx: u32,
+    pub kiocb_task: u32,
+    pub tctx_task: u32,
+    /// In bits.
+    pub ring_compat_bit: u32,
+    pub rw_addr: u32,
+    pub rw_len: u32,
+    pub sr_buf: u32,
+    pub sr_len: u32,
+    pub sr_done: u32,
+    pub sr_msg_flags: u32,
+    pub sr_flags: u32,
+    pub uring_splice_fd_in: u32,
+    pub uring_splice_flags: u32,
+    // The kernel's own copy.
+    pub skb_cb: u32,
+    pub skb_len: u32,
+    pub skb_data_len: u32,
+    pub skb_data: u32,
+    pub skb_head: u32,
+    pub skb_end: u32,
+    pub skb_sk: u32,
+    pub unixcb_consumed: u32,
+    pub shinfo_nr_frags: u32,
+    pub shinfo_frags: u32,
+    pub shinfo_frag_list: u32,
     // Channel kinds: TCP sockets and terminals.
     pub sock_protocol: u32,
     pub sock_state: u32,
@@ -85,6 +137,11 @@ pub struct Offsets {
     pub tty_index: u32,
     pub inode_rdev: u32,
     pub signal_tty: u32,
+}
+
+impl Offsets {
+    /// Of an optional member, or value of an enumerator, that the running kernel lacks.
+    pub const UNKNOWN: u32 = u32::MAX;
 }
 
 /// Key of the kernel's channel table.
@@ -178,7 +235,7 @@ pub struct CpuState {
 }
 
 const _: () = {
-    assert!(size_of::<Offsets>() == (47 + 20) * 4);
+    assert!(size_of::<Offsets>() == (47 + 18 + 18 + 11 + 20) * 4);
     assert!(size_of::<TcpTuple>() == 40);
     assert!(size_of::<TcpListener>() == 24);
     assert!(size_of::<ChannelKey>() == 16);

@@ -1,4 +1,4 @@
-//! Records into the ring, counters, and the capture walker: user memory straight into ring reservations.
+//! Records into the ring, counters, and the capture walker: memory straight into ring reservations.
 //!
 //! A reservation's size must be a constant to the verifier: pieces go into classes of 64 B to 64 KiB of payload *plus* the
 //! header, doubling. Nothing is staged: a per-CPU buffer can be overwritten where programs are preemptible.
@@ -6,7 +6,7 @@
 use core::{
     ffi::c_void,
     intrinsics::{AtomicOrdering, atomic_xadd},
-    ptr::copy_nonoverlapping,
+    ptr::{copy_nonoverlapping, read_volatile},
 };
 
 use aya_ebpf::{
@@ -14,8 +14,8 @@ use aya_ebpf::{
     helpers::{
         bpf_probe_read_user,
         generated::{
-            bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, bpf_loop, bpf_ringbuf_discard,
-            bpf_ringbuf_reserve, bpf_ringbuf_submit,
+            self, bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, bpf_loop, bpf_probe_read_kernel,
+            bpf_ringbuf_discard, bpf_ringbuf_reserve, bpf_ringbuf_submit,
         },
     },
 };
@@ -25,9 +25,10 @@ use countersign_common::{
 use countersign_ebpf::{STEPS_MAX, piece};
 
 use crate::{
+    iterator::{next_segment, vectors_in},
     maps::{CPUS, RING},
-    offsets::GENERATION,
-    scope::Thread,
+    offsets::{GENERATION, functions_carry},
+    scope::{KEPT_MAX, Thread},
 };
 
 /// The consumer is woken when a CPU has put another so many bytes into the ring; else it polls.
@@ -138,7 +139,7 @@ fn next_number() -> u64 {
 /// # Safety
 /// `thread` is the current thread's state.
 #[inline(always)]
-unsafe fn number_for(thread: *mut Thread) -> u64 {
+pub unsafe fn number_for(thread: *mut Thread) -> u64 {
     // SAFETY: the caller's.
     unsafe {
         let spare = (*thread).spare_seq;
@@ -152,7 +153,7 @@ unsafe fn number_for(thread: *mut Thread) -> u64 {
 
 /// [`header`] with a number, and a time, that are there already: reading the clock costs as much as looking up a channel.
 #[inline(always)]
-fn header_of(cpu_seq: u64, boot_ns: u64, record_kind: u16, size: u32) -> RecordHeader {
+pub fn header_of(cpu_seq: u64, boot_ns: u64, record_kind: u16, size: u32) -> RecordHeader {
     // SAFETY: no arguments; a static of this object, volatile because the loader sets it.
     unsafe {
         RecordHeader {
@@ -161,7 +162,7 @@ fn header_of(cpu_seq: u64, boot_ns: u64, record_kind: u16, size: u32) -> RecordH
             size,
             cpu_seq,
             boot_ns,
-            generation: core::ptr::read_volatile(&raw const GENERATION),
+            generation: read_volatile(&raw const GENERATION),
         }
     }
 }
@@ -170,8 +171,12 @@ fn header_of(cpu_seq: u64, boot_ns: u64, record_kind: u16, size: u32) -> RecordH
 ///
 /// # Safety
 /// `thread` is the current thread's state.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub unsafe fn walk(thread: *mut Thread) -> i64 {
+pub unsafe extern "C" fn walk(thread: *mut Thread) -> u64 {
+    if thread.is_null() {
+        return 0;
+    }
     let mut context = thread;
     // SAFETY: the callback gets the address of `context`, which lives until the helper returns.
     unsafe {
@@ -210,10 +215,10 @@ pub unsafe fn capture_buffer(thread: *mut Thread, address: u64, room: u64) -> bo
         let len = (*thread).op_left;
         if len <= CHUNK_MAX_BYTES as u64 && len <= (*thread).limit_left && len <= room {
             match chunk(thread, address, len) {
-                Outcome::Captured => return true,
+                CAPTURED => return true,
                 // What the walker would do after its own attempt: page by page.
-                Outcome::Fault => (*thread).fault_until = address + len,
-                Outcome::RingFull => {
+                FAULT => (*thread).fault_until = address + len,
+                _ => {
                     count(counter::RING_DROPPED_BYTES, len);
                     missing(thread, len, gap::RING_FULL);
                     return false;
@@ -232,8 +237,19 @@ pub unsafe fn capture_buffer(thread: *mut Thread, address: u64, room: u64) -> bo
 ///
 /// # Safety
 /// `thread` is the current thread's state.
+#[inline(always)]
+pub unsafe fn missing(thread: *mut Thread, len: u64, reason: u16) {
+    // SAFETY: the caller's.
+    unsafe { emit_gap(thread, len, u64::from(reason)) };
+}
+
+/// [`missing`], verified once.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub unsafe fn missing(thread: *mut Thread, len: u64, reason: u16) -> i64 {
+unsafe extern "C" fn emit_gap(thread: *mut Thread, len: u64, reason: u64) -> u64 {
+    if thread.is_null() {
+        return 0;
+    }
     // SAFETY: the current thread's state.
     let number = unsafe { number_for(thread) };
     numbered::<Transfer>(number, kind::GAP, |place| {
@@ -241,7 +257,7 @@ pub unsafe fn missing(thread: *mut Thread, len: u64, reason: u16) -> i64 {
         unsafe {
             copy_nonoverlapping(&raw const (*thread).transfer, place, 1);
             (*place).len = len as u32;
-            (*place).reason = reason;
+            (*place).reason = reason as u16;
         }
     });
     // SAFETY: the current thread's state.
@@ -266,15 +282,13 @@ unsafe extern "C" fn step(_index: u64, context: *mut c_void) -> i64 {
             if (*thread).vectors_left == 0 {
                 return 1;
             }
-            let Ok(vector) = bpf_probe_read_user((*thread).vector as *const [u64; 2]) else {
-                (*thread).vectors_left = 0;
-                return 1;
-            };
-            (*thread).vector += 16;
-            (*thread).vectors_left -= 1;
-            (*thread).segment = vector[0];
-            (*thread).segment_left = vector[1];
-            return 0;
+            if functions_carry()
+                && (*thread).vectors_in != vectors_in::USER
+                && (*thread).vectors_in < vectors_in::COMPAT
+            {
+                return next_segment(thread);
+            }
+            return next_vector(thread);
         }
         let limit_left = (*thread).limit_left;
         if limit_left == 0 {
@@ -295,7 +309,7 @@ unsafe extern "C" fn step(_index: u64, context: *mut c_void) -> i64 {
             (*thread).fault_until,
         );
         match chunk(thread, address, len) {
-            Outcome::Captured => {
+            CAPTURED => {
                 if len == op_left {
                     (*thread).op_left = 0;
                     return 1;
@@ -303,16 +317,16 @@ unsafe extern "C" fn step(_index: u64, context: *mut c_void) -> i64 {
                 (*thread).transfer.offset += len;
                 (*thread).op_left -= len;
             }
-            Outcome::Fault if address >= (*thread).fault_until => {
+            FAULT if address >= (*thread).fault_until => {
                 // One page is enough to fail the whole piece: take it again page by page.
                 (*thread).fault_until = address + len;
                 return 0;
             }
-            Outcome::Fault => {
+            FAULT => {
                 count(counter::FAULT_BYTES, len);
                 missing(thread, len, gap::FAULT);
             }
-            Outcome::RingFull => {
+            _ => {
                 count(counter::RING_DROPPED_BYTES, len);
                 missing(thread, len, gap::RING_FULL);
             }
@@ -324,20 +338,57 @@ unsafe extern "C" fn step(_index: u64, context: *mut c_void) -> i64 {
     }
 }
 
-#[derive(Clone, Copy)]
-#[repr(u32)]
-enum Outcome {
-    Captured,
-    Fault,
-    RingFull,
+/// What became of a piece.
+const CAPTURED: u64 = 0;
+const FAULT: u64 = 1;
+const RING_FULL: u64 = 2;
+/// Takes the next vector as the segment; 1 when it cannot be read.
+#[inline(always)]
+unsafe fn next_vector(thread: *mut Thread) -> i64 {
+    // SAFETY: the current thread's state; the helper checks addresses.
+    unsafe {
+        let place = (*thread).vector;
+        match (*thread).vectors_in {
+            vectors_in::KEPT => {
+                let vector = &raw const (*thread).request.kept[place as usize & (KEPT_MAX - 1)];
+                (*thread).segment = (*vector)[0];
+                (*thread).segment_left = (*vector)[1];
+                (*thread).vector = place + 1;
+            }
+            vectors_in::COMPAT => {
+                let Ok(vector) = bpf_probe_read_user(place as *const [u32; 2]) else {
+                    (*thread).vectors_left = 0;
+                    return 1;
+                };
+                (*thread).segment = u64::from(vector[0]);
+                (*thread).segment_left = u64::from(vector[1]);
+                (*thread).vector = place + 8;
+            }
+            _ => {
+                let Ok(vector) = bpf_probe_read_user(place as *const [u64; 2]) else {
+                    (*thread).vectors_left = 0;
+                    return 1;
+                };
+                (*thread).segment = vector[0];
+                (*thread).segment_left = vector[1];
+                (*thread).vector = place + 16;
+            }
+        }
+        (*thread).vectors_left -= 1;
+    }
+    0
 }
 
 /// One piece into one record, in the smallest class that holds it.
 ///
 /// # Safety
 /// `thread` is the current thread's state.
+#[unsafe(no_mangle)]
 #[inline(never)]
-unsafe fn chunk(thread: *mut Thread, address: u64, len: u64) -> Outcome {
+pub unsafe extern "C" fn chunk(thread: *mut Thread, address: u64, len: u64) -> u64 {
+    if thread.is_null() {
+        return FAULT;
+    }
     // SAFETY: the caller's.
     unsafe {
         if len <= 1 << 6 {
@@ -367,7 +418,7 @@ unsafe fn chunk(thread: *mut Thread, address: u64, len: u64) -> Outcome {
 }
 
 #[inline(always)]
-unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64) -> Outcome {
+unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64) -> u64 {
     const HEADER: u64 = size_of::<Transfer>() as u64;
     // SAFETY: reserve, fill, submit or discard; the verifier checks that `len` stays within the class.
     unsafe {
@@ -376,18 +427,22 @@ unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64
         let place = bpf_ringbuf_reserve(ring(), HEADER + CLASS, 0).cast::<u8>();
         if place.is_null() {
             count(counter::RING_DROPPED_RECORDS, 1);
-            return Outcome::RingFull;
+            return RING_FULL;
         }
         let len = if len > CLASS { CLASS } else { len };
-        if aya_ebpf::helpers::generated::bpf_probe_read_user(
-            place.add(HEADER as usize).cast(),
-            len as u32,
-            address as *const c_void,
-        ) != 0
+        let to: *mut c_void = place.add(HEADER as usize).cast();
+        let failed = if functions_carry()
+            && ((*thread).vectors_in == vectors_in::MAPPED
+                || (*thread).vectors_in == vectors_in::PAGES)
         {
+            bpf_probe_read_kernel(to, len as u32, address as *const c_void)
+        } else {
+            generated::bpf_probe_read_user(to, len as u32, address as *const c_void)
+        };
+        if failed != 0 {
             bpf_ringbuf_discard(place.cast(), u64::from(BPF_RB_NO_WAKEUP));
             (*thread).spare_seq = seq + 1;
-            return Outcome::Fault;
+            return FAULT;
         }
         let record = place.cast::<Transfer>();
         copy_nonoverlapping(&raw const (*thread).transfer, record, 1);
@@ -400,11 +455,12 @@ unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64
         (*record).len = len as u32;
         submit(place.cast(), HEADER + CLASS);
     }
-    Outcome::Captured
+    CAPTURED
 }
 
+/// The data ring, as the helpers take it.
 #[inline(always)]
-fn ring() -> *mut c_void {
+pub fn ring() -> *mut c_void {
     core::ptr::from_ref(&RING).cast_mut().cast()
 }
 

@@ -115,11 +115,10 @@ pub fn find_peer(held: &mut Held) -> bool {
 }
 
 /// Finds the other end, and notes this one if it is one of the tree's or a peer's. The socket at the other end, 0 if none is known.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn tcp_meet(sock: u64, inode: u64, of_tree: u64) -> u64 {
+#[inline(always)]
+pub fn tcp_meet(sock: u64, inode: u64, of_tree: bool) -> u64 {
     let peer = tcp_find_peer(sock);
-    if of_tree == 0 && peer == 0 {
+    if !of_tree && peer == 0 {
         return 0;
     }
     tcp_keep(sock, inode);

@@ -142,6 +142,117 @@ const fn numbers(enter: bool) -> Numbers {
     set
 }
 
+/// `socketcall` of the 32-bit ABI: which call it is and where its arguments are is in its own.
+pub const COMPAT_SOCKETCALL: u64 = 102;
+
+/// [`AT_EXIT`] by the numbers of the 32-bit ABI.
+pub static AT_EXIT_COMPAT: Numbers = compat_numbers();
+
+const fn compat_numbers() -> Numbers {
+    let mut set = [0; (NUMBERS / 64) as usize];
+    let mut number = 0;
+    while number < NUMBERS {
+        let wanted = number == COMPAT_SOCKETCALL
+            || match classify(compat_number(number)) {
+                Class::Other | Class::Exec | Class::Unseen => false,
+                Class::Transfer | Class::Splice | Class::End | Class::OwnEnd => true,
+            };
+        if wanted {
+            set[(number / 64) as usize] |= 1 << (number % 64);
+        }
+        number += 1;
+    }
+    set
+}
+
+/// A number that no call has.
+pub const NO_CALL: u64 = NUMBERS;
+
+/// The 64-bit number of a call of the 32-bit ABI (`arch/x86/entry/syscalls/syscall_32.tbl`), for calls that matter and take the same
+/// arguments up to those that are looked at; else [`NO_CALL`].
+pub const fn compat_number(number: u64) -> u64 {
+    match number {
+        3 => nr::READ,
+        4 => nr::WRITE,
+        5 => nr::OPEN,
+        8 => nr::CREAT,
+        11 => nr::EXECVE,
+        42 => nr::PIPE,
+        145 => nr::READV,
+        146 => nr::WRITEV,
+        181 => nr::PWRITE64,
+        187 | 239 => nr::SENDFILE,
+        248 => nr::IO_SUBMIT,
+        295 => nr::OPENAT,
+        313 => nr::SPLICE,
+        315 => nr::TEE,
+        316 => nr::VMSPLICE,
+        331 => nr::PIPE2,
+        333 => nr::PREADV,
+        334 => nr::PWRITEV,
+        337 | 417 => nr::RECVMMSG,
+        342 => nr::OPEN_BY_HANDLE_AT,
+        345 => nr::SENDMMSG,
+        358 => nr::EXECVEAT,
+        360 => nr::SOCKETPAIR,
+        362 => nr::CONNECT,
+        363 => nr::LISTEN,
+        364 => nr::ACCEPT4,
+        369 => nr::SENDTO,
+        370 => nr::SENDMSG,
+        371 => nr::RECVFROM,
+        372 => nr::RECVMSG,
+        378 => nr::PREADV2,
+        379 => nr::PWRITEV2,
+        nr::IO_URING_SETUP | nr::IO_URING_ENTER | nr::OPENAT2 | nr::PIDFD_GETFD => number,
+        _ => NO_CALL,
+    }
+}
+
+/// [`compat_number`] as a table. The verifier follows each constant of a `match` through all that comes after; what it loads from
+/// a table it does not know.
+pub static COMPAT_NUMBERS: [u16; NUMBERS as usize] = {
+    let mut table = [0; NUMBERS as usize];
+    let mut number = 0;
+    while number < NUMBERS {
+        table[number as usize] = compat_number(number) as u16;
+        number += 1;
+    }
+    table
+};
+
+/// Calls of `socketcall` are below. A power of two, as [`NUMBERS`].
+pub const SOCKETCALLS: u64 = 32;
+
+/// [`socketcall_number`] as a table.
+pub static SOCKETCALL_NUMBERS: [u16; SOCKETCALLS as usize] = {
+    let mut table = [0; SOCKETCALLS as usize];
+    let mut call = 0;
+    while call < SOCKETCALLS {
+        table[call as usize] = socketcall_number(call) as u16;
+        call += 1;
+    }
+    table
+};
+
+/// The 64-bit number of what `socketcall` is asked to do (`include/uapi/linux/net.h`); else [`NO_CALL`].
+pub const fn socketcall_number(call: u64) -> u64 {
+    match call {
+        3 => nr::CONNECT,
+        4 => nr::LISTEN,
+        5 => nr::ACCEPT,
+        8 => nr::SOCKETPAIR,
+        9 | 11 => nr::SENDTO,
+        10 | 12 => nr::RECVFROM,
+        16 => nr::SENDMSG,
+        17 => nr::RECVMSG,
+        18 => nr::ACCEPT4,
+        19 => nr::RECVMMSG,
+        20 => nr::SENDMMSG,
+        _ => NO_CALL,
+    }
+}
+
 /// `IORING_SETUP_SQPOLL` (`include/uapi/linux/io_uring.h`): the kernel takes submissions by itself, without a system call.
 pub const SETUP_SQPOLL: u32 = 1 << 1;
 
@@ -163,6 +274,81 @@ pub const fn direction_of(number: u64) -> u8 {
     }
 }
 
+/// Opcodes of `io_uring` (`include/uapi/linux/io_uring.h`).
+pub mod op {
+    #![expect(missing_docs, reason = "each name is the opcode's")]
+    pub const READV: u8 = 1;
+    pub const WRITEV: u8 = 2;
+    pub const READ_FIXED: u8 = 4;
+    pub const WRITE_FIXED: u8 = 5;
+    pub const SENDMSG: u8 = 9;
+    pub const RECVMSG: u8 = 10;
+    pub const READ: u8 = 22;
+    pub const WRITE: u8 = 23;
+    pub const SEND: u8 = 26;
+    pub const RECV: u8 = 27;
+    pub const SPLICE: u8 = 30;
+    pub const TEE: u8 = 33;
+    pub const SEND_ZC: u8 = 47;
+    pub const SENDMSG_ZC: u8 = 48;
+    pub const READ_MULTISHOT: u8 = 49;
+    pub const RECV_ZC: u8 = 58;
+    pub const READV_FIXED: u8 = 60;
+    pub const WRITEV_FIXED: u8 = 61;
+}
+
+/// Where an `io_uring` request says which bytes it moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Form {
+    /// It moves none.
+    None,
+    /// `struct io_rw`: address and length.
+    Buffer,
+    /// `struct io_rw`: address and number of vectors.
+    Vectors,
+    /// `struct io_sr_msg`: address and length, both moved on by a part that was sent or received.
+    Socket,
+    /// `struct io_sr_msg`: address of a message.
+    Message,
+    /// `struct io_splice`: two files.
+    Splice,
+    /// Nowhere: bytes of the receiver's memory that the network card wrote to.
+    Elsewhere,
+}
+
+/// Sorts an opcode.
+#[inline(always)]
+pub const fn form_of(opcode: u8) -> Form {
+    match opcode {
+        op::READ | op::WRITE | op::READ_FIXED | op::WRITE_FIXED | op::READ_MULTISHOT => {
+            Form::Buffer
+        }
+        op::READV | op::WRITEV | op::READV_FIXED | op::WRITEV_FIXED => Form::Vectors,
+        op::SEND | op::RECV | op::SEND_ZC => Form::Socket,
+        op::SENDMSG | op::RECVMSG | op::SENDMSG_ZC => Form::Message,
+        op::SPLICE | op::TEE => Form::Splice,
+        op::RECV_ZC => Form::Elsewhere,
+        _ => Form::None,
+    }
+}
+
+/// Direction of a request that moves bytes.
+#[inline(always)]
+pub const fn direction_of_request(opcode: u8) -> u8 {
+    match opcode {
+        op::READ
+        | op::READV
+        | op::READ_FIXED
+        | op::READV_FIXED
+        | op::READ_MULTISHOT
+        | op::RECV
+        | op::RECVMSG
+        | op::RECV_ZC => direction::READ,
+        _ => direction::WRITE,
+    }
+}
+
 /// Bytes captured of one operation.
 #[inline(always)]
 pub const fn op_limit(tag_bits: u32, op_direction: u8) -> u64 {
@@ -177,6 +363,10 @@ pub const fn op_limit(tag_bits: u32, op_direction: u8) -> u64 {
 
 /// I/O vectors followed in one operation (`UIO_MAXIOV`: the kernel refuses more).
 pub const VECTORS_MAX: u64 = 1024;
+
+/// Vectors of pages followed in one operation: as many as the largest captured operation has pages, each in a vector of its own, and one that it
+/// begins in.
+pub const VECTOR_PAGES_MAX: u64 = PROXY_OP_MAX_BYTES / PAGE_BYTES + 1;
 
 /// Messages followed in one `recvmmsg` or `sendmmsg` (the kernel caps them at `UIO_MAXIOV`).
 pub const MESSAGES_MAX: u32 = 1024;

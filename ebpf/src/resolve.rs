@@ -5,10 +5,16 @@
 //! kernel's own; comparing `sys_enter` with `sys_exit` shows all but a swap there and back, which the channel's byte
 //! balance shows.
 
-use aya_ebpf::{bindings::task_struct, helpers::generated::bpf_get_current_task_btf};
-use countersign_common::channel_kind;
+use core::{ffi::c_void, mem::MaybeUninit};
+
+use aya_ebpf::{
+    bindings::task_struct,
+    helpers::generated::{bpf_get_current_task_btf, bpf_probe_read_kernel},
+};
+use countersign_common::{channel_kind, counter};
 
 use crate::{
+    emit::count,
     inet::socket_inode,
     offsets::{kernel, off},
     scope::Held,
@@ -73,8 +79,21 @@ pub const FILES: u64 = 1;
 pub const WHOLE: u64 = 2;
 
 /// Fills `held` with what `file` is. The kind stays 0 for what is not watched.
-#[inline(never)]
+#[inline(always)]
 pub fn resolve(held: &mut Held, file: u64, how: u64) {
+    // SAFETY: a place for the answer.
+    unsafe { resolve_file(held, file, how) };
+}
+
+/// [`resolve`], verified once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn resolve_file(held: *mut Held, file: u64, how: u64) -> u64 {
+    if held.is_null() {
+        return 0;
+    }
+    // SAFETY: the caller's.
+    let held = unsafe { &mut *held };
     clear(held);
     held.file = file;
     if file != 0 {
@@ -83,6 +102,7 @@ pub fn resolve(held: &mut Held, file: u64, how: u64) {
             let _ = identify(held);
         }
     }
+    0
 }
 
 /// Zeroes in words: for a plain assignment LLVM calls a `memset` that goes byte by byte.
@@ -100,33 +120,55 @@ fn clear(held: &mut Held) {
 /// Bytes of a structure that are read at once: one call of a helper instead of one for each member.
 const WINDOW_BYTES: usize = 64;
 
-/// A part of a kernel structure.
-struct Window {
+/// Room for a part of a kernel structure.
+pub type Room = MaybeUninit<[u64; WINDOW_BYTES / 8]>;
+
+/// A part of a kernel structure, in room that the caller owns: two structures that are needed one after the other share it, for
+/// all frames of a program share 512 bytes of stack.
+pub struct Window<'a> {
     base: u64,
     start: u64,
-    bytes: [u64; WINDOW_BYTES / 8],
+    bytes: &'a Room,
 }
 
-impl Window {
+impl<'a> Window<'a> {
     /// Reads the part from `start` on.
     #[inline(always)]
-    fn read(base: u64, start: u64) -> Option<Self> {
+    pub fn read(room: &'a mut Room, base: u64, start: u64) -> Option<Self> {
         let start = start & !7;
+        // SAFETY: the room's address and size; the helper checks the other address, and writes zeroes where it fails.
+        let failed = unsafe {
+            bpf_probe_read_kernel(
+                room.as_mut_ptr().cast(),
+                WINDOW_BYTES as u32,
+                (base + start) as *const c_void,
+            )
+        };
+        if failed != 0 {
+            count(counter::KERNEL_READ_FAILED, 1);
+            return None;
+        }
         Some(Self {
             base,
             start,
-            bytes: kernel(base, start)?,
+            bytes: room,
         })
+    }
+
+    /// Whether a member lies inside.
+    #[inline(always)]
+    pub fn holds<T>(&self, offset: u64) -> bool {
+        offset.wrapping_sub(self.start) <= (WINDOW_BYTES - size_of::<T>()) as u64
     }
 
     /// A member; read from the kernel where it lies outside. Offsets are constants to the verifier, which removes the way
     /// that is not taken.
     #[inline(always)]
-    fn member<T>(&self, offset: u64) -> Option<T> {
+    pub fn member<T>(&self, offset: u64) -> Option<T> {
         let at = offset.wrapping_sub(self.start);
         if at <= (WINDOW_BYTES - size_of::<T>()) as u64 {
             let bytes = self.bytes.as_ptr().cast::<u8>();
-            // SAFETY: inside of the window; members are aligned in the kernel, and so is the window.
+            // SAFETY: inside of the window, which was filled; members are aligned in the kernel, and so is the window.
             Some(unsafe { bytes.add(at as usize).cast::<T>().read_volatile() })
         } else {
             kernel(self.base, offset)
@@ -141,9 +183,17 @@ fn min(a: u64, b: u64) -> u64 {
 
 #[inline(always)]
 fn try_resolve(held: &mut Held, file: u64, with_files: bool) -> Option<()> {
-    let file = Window::read(file, min(off!(file_inode), off!(file_mode)))?;
-    let address: u64 = file.member(off!(file_inode))?;
-    let inode = Window::read(address, off!(inode_sb))?;
+    // One after the other in the same room.
+    let mut room = Room::uninit();
+    let window = Window::read(&mut room, file, min(off!(file_inode), off!(file_mode)))?;
+    let address: u64 = window.member(off!(file_inode))?;
+    let file_mode = u64::from(window.member::<u32>(off!(file_mode))?);
+    let private_is_near = window.holds::<u64>(off!(file_private_data));
+    let mut private: u64 = 0;
+    if private_is_near {
+        private = window.member(off!(file_private_data))?;
+    }
+    let inode = Window::read(&mut room, address, off!(inode_sb))?;
     // The mode is the first member, the number follows the super block: two lines of the cache.
     let mode: u16 = kernel(address, off!(inode_mode))?;
     let format = mode & S_IFMT;
@@ -151,7 +201,7 @@ fn try_resolve(held: &mut Held, file: u64, with_files: bool) -> Option<()> {
         held.super_block = inode.member(off!(inode_sb))?;
         held.channel.object = address;
         held.channel.inode = inode.member(off!(inode_ino))?;
-        held.mode = u64::from(file.member::<u32>(off!(file_mode))?);
+        held.mode = file_mode;
         // A pipe until its super block says otherwise.
         held.channel.kind = if format == S_IFIFO {
             channel_kind::PIPE
@@ -159,12 +209,15 @@ fn try_resolve(held: &mut Held, file: u64, with_files: bool) -> Option<()> {
             channel_kind::FILE
         };
     } else if format == S_IFSOCK {
-        let socket: u64 = file.member(off!(file_private_data))?;
-        let socket = Window::read(socket, min(off!(socket_type), off!(socket_sk)))?;
+        held.channel.inode = inode.member(off!(inode_ino))?;
+        if !private_is_near {
+            private = kernel(file, off!(file_private_data))?;
+        }
+        let start = min(off!(socket_type), off!(socket_sk));
+        let socket = Window::read(&mut room, private, start)?;
         let of_type: u16 = socket.member(off!(socket_type))?;
         let sock: u64 = socket.member(off!(socket_sk))?;
         held.channel.object = sock;
-        held.channel.inode = inode.member(off!(inode_ino))?;
         held.mode = 3;
         let kind = socket_kind(sock, u64::from(of_type));
         held.channel.kind = kind as u8;
@@ -179,7 +232,9 @@ fn try_resolve(held: &mut Held, file: u64, with_files: bool) -> Option<()> {
         if device != DEV_TTY && device != DEV_PTMX && !PTS_MAJORS.contains(&(device >> 20)) {
             return None;
         }
-        let private: u64 = file.member(off!(file_private_data))?;
+        if !private_is_near {
+            private = kernel(file, off!(file_private_data))?;
+        }
         let tty: u64 = kernel(private, off!(tty_file_tty))?;
         let link = terminal_link(tty);
         if link != 0 {
@@ -192,7 +247,7 @@ fn try_resolve(held: &mut Held, file: u64, with_files: bool) -> Option<()> {
             held.channel.peer_inode = number | (MASTER ^ of_master);
             held.channel.dev = DEV_TTY;
             held.channel.kind = channel_kind::TTY;
-            held.mode = u64::from(file.member::<u32>(off!(file_mode))?);
+            held.mode = file_mode;
         }
     }
     Some(())

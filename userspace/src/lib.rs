@@ -4,6 +4,7 @@ pub mod bpf;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod confine;
 pub mod device;
 pub mod evidence;
 pub mod exit;

@@ -12,16 +12,16 @@ use countersign_common::{
 };
 use countersign_ebpf::nr;
 
-use super::inet;
+use super::{compat::arguments, inet};
 use crate::{
-    arch::{PtRegs, syscall_args},
+    arch::PtRegs,
     channel::{Enrolled, MAY_ADD, enrol, forget, is_known, leave, other_end_known},
     emit::{count, record},
     inet::{find_peer, tcp_goes_to_tree, tcp_listens},
     maps::LISTENERS,
     offsets::{current, group_leader, kernel, off},
     resolve::{FILES, WHOLE, file_of, resolve},
-    scope::{Held, Thread, set_tag},
+    scope::{Held, Thread, set_tag, thread},
 };
 
 const FMODE_WRITE: u64 = 2;
@@ -32,21 +32,33 @@ const SCM_RIGHTS: u32 = 1;
 const CONTROL_STEPS_MAX: u32 = 300;
 
 /// Reports that `who` holds an end.
+#[inline(always)]
+pub fn report(held: &Held, who: &Task, how: u8, fd: u32) {
+    // SAFETY: references.
+    unsafe { report_end(held, who, u64::from(how), u64::from(fd)) };
+}
+
+/// [`report`], verified once.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn report(held: &Held, who: &Task, how: u8, fd: u32) -> i64 {
-    if held.channel.kind == channel_kind::TCP {
-        let id = &held.channel;
+unsafe extern "C" fn report_end(held: *const Held, who: *const Task, how: u64, fd: u64) -> u64 {
+    if held.is_null() || who.is_null() {
+        return 0;
+    }
+    // SAFETY: the caller's.
+    let id = unsafe { &(*held).channel };
+    if id.kind == channel_kind::TCP {
         inet::tcp_report(id.object, id.inode, id.epoch, id.peer_object, id.peer_inode);
     }
     record::<ChannelEnd>(kind::CHANNEL_END, |place| {
         // SAFETY: a fresh reservation of that size.
         unsafe {
             (*place).task = *who;
-            (*place).channel = held.channel;
-            (*place).mode = held.mode as u8 & 3;
-            (*place).how = how;
+            (*place).channel = (*held).channel;
+            (*place).mode = (*held).mode as u8 & 3;
+            (*place).how = how as u8;
             (*place).reserved = [0; 2];
-            (*place).fd = fd;
+            (*place).fd = fd as u32;
         }
     });
     0
@@ -56,13 +68,18 @@ pub fn report(held: &Held, who: &Task, how: u8, fd: u32) -> i64 {
 ///
 /// # Safety
 /// The arguments are the tracepoint's.
-#[inline(always)]
-pub unsafe fn tagged_exit(bits: u32, regs: *const PtRegs, number: u64, returned: i64) {
+#[inline(never)]
+pub unsafe fn tagged_exit<const COMPAT: bool>(
+    bits: u32,
+    regs: *const PtRegs,
+    number: u64,
+    returned: i64,
+) {
     if returned < 0 && !is_in_progress(number, returned) {
         return;
     }
     // SAFETY: the caller's.
-    let args = unsafe { syscall_args(regs) };
+    let args = unsafe { arguments::<COMPAT>(regs) };
     let bits = u64::from(bits);
     match number {
         nr::PIPE | nr::PIPE2 | nr::SOCKETPAIR => {
@@ -101,14 +118,14 @@ fn hold_end(bits: u64, how: u8, fd: u64) {
 ///
 /// # Safety
 /// The arguments are the tracepoint's.
-#[inline(always)]
-pub unsafe fn untagged_exit(regs: *const PtRegs, number: u64, returned: i64) {
+#[inline(never)]
+pub unsafe fn untagged_exit<const COMPAT: bool>(regs: *const PtRegs, number: u64, returned: i64) {
     if returned < 0 && !is_in_progress(number, returned) {
         return;
     }
     let (fd, how) = match number {
         // SAFETY: the caller's.
-        nr::CONNECT => (unsafe { syscall_args(regs) }[0], end_how::CONNECTED),
+        nr::CONNECT => (unsafe { arguments::<COMPAT>(regs) }[0], end_how::CONNECTED),
         nr::ACCEPT | nr::ACCEPT4 => (returned as u64, end_how::ACCEPTED),
         nr::PIDFD_GETFD => (returned as u64, end_how::PIDFD_GETFD),
         _ => (returned as u64, end_how::OPENED),
@@ -252,44 +269,46 @@ unsafe extern "C" fn control_step(_index: u64, context: *mut c_void) -> i64 {
     }
 }
 
-/// Puts the channel behind `fd` into the table (if it is one that counts) and reports the end.
+/// Puts the channel behind `fd` into the table (if it is one that counts) and reports the end. The place for the channel is that of the
+/// splice family's second descriptor: none of those calls yields an end, and what this calls needs the stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn hold(bits: u64, how: u64, fd: u64) -> u64 {
-    // SAFETY: the current task and its leader.
-    let (task, who) = unsafe {
+    // SAFETY: the current task, its state and its leader.
+    unsafe {
         let task = bpf_get_current_task_btf();
-        (task, current(group_leader(task)))
-    };
-    let (bits, how) = (bits as u32, how as u8);
-    let mut held = empty();
-    let proxy_open = bits & tag::PROXY != 0 && how == end_how::OPENED;
-    resolve(
-        &mut held,
-        file_of(task, fd),
-        if proxy_open { WHOLE | FILES } else { WHOLE },
-    );
-    if held.channel.kind == 0 {
-        return 0;
-    }
-    if held.channel.kind == channel_kind::FILE {
-        if held.mode & FMODE_WRITE != 0 {
-            file_opened(&held, &who);
+        let Some(thread) = thread(task) else { return 0 };
+        let held = &mut (*thread).second;
+        let (bits, how) = (bits as u32, how as u8);
+        let proxy_open = bits & tag::PROXY != 0 && how == end_how::OPENED;
+        resolve(
+            held,
+            file_of(task, fd),
+            if proxy_open { WHOLE | FILES } else { WHOLE },
+        );
+        if held.channel.kind == 0 {
+            return 0;
         }
-        return 0;
-    }
-    let mut leave = leave(bits);
-    if how == end_how::CONNECTED {
-        if held.channel.kind == channel_kind::TCP {
-            forget(&held.channel);
-        } else if to_listener_of_tree(&held.channel) {
-            leave |= MAY_ADD;
+        let who = current(group_leader(task));
+        if held.channel.kind == channel_kind::FILE {
+            if held.mode & FMODE_WRITE != 0 {
+                file_opened(held, &who);
+            }
+            return 0;
         }
+        let mut leave = leave(bits);
+        if how == end_how::CONNECTED {
+            if held.channel.kind == channel_kind::TCP {
+                forget(&held.channel);
+            } else if to_listener_of_tree(&held.channel) {
+                leave |= MAY_ADD;
+            }
+        }
+        if enrol(held, leave) == Enrolled::No && held.channel.epoch == 0 {
+            return 0;
+        }
+        report(held, &who, how, fd as u32);
     }
-    if enrol(&mut held, leave) == Enrolled::No && held.channel.epoch == 0 {
-        return 0;
-    }
-    report(&held, &who, how, fd as u32);
     1
 }
 

@@ -6,7 +6,7 @@ use aya_ebpf::{
     bindings::task_struct,
     helpers::{
         bpf_probe_read_user,
-        generated::{bpf_ktime_get_boot_ns, bpf_loop},
+        generated::{bpf_get_current_task_btf, bpf_ktime_get_boot_ns, bpf_loop},
     },
 };
 use countersign_common::{
@@ -14,42 +14,132 @@ use countersign_common::{
 };
 use countersign_ebpf::{MESSAGES_MAX, VECTORS_MAX, direction_of, nr, op_limit};
 
-use super::ends;
+use super::{compat::arguments, ends};
 use crate::{
-    arch::{PtRegs, syscall_args},
+    arch::PtRegs,
     channel::{Enrolled, advance, enrol_operation, leave},
     emit::{capture_buffer, count, walk},
+    iterator::vectors_in,
     log,
-    offsets::current,
+    offsets::{current, functions_carry, group_leader},
     resolve::{FILES, file_of, resolve},
     scope::{Thread, entered, tag_of, thread},
 };
 
-const MSG_OOB: u64 = 1;
-const MSG_PEEK: u64 = 2;
-const MSG_TRUNC: u64 = 0x20;
-const MSG_ERRQUEUE: u64 = 0x2000;
+pub const MSG_OOB: u64 = 1;
+pub const MSG_PEEK: u64 = 2;
+pub const MSG_TRUNC: u64 = 0x20;
+pub const MSG_ERRQUEUE: u64 = 0x2000;
 /// Offset of the flags that come back in `struct user_msghdr`.
 const MSG_FLAGS_OFFSET: u64 = 48;
+/// The same in `struct compat_msghdr`.
+const COMPAT_MSG_FLAGS_OFFSET: u64 = 24;
 /// Size of `struct mmsghdr`: a `struct user_msghdr` of 56 bytes, `msg_len`, padding (`include/linux/socket.h`).
 const MMSGHDR_BYTES: u64 = 64;
 const MSG_LEN_OFFSET: u64 = 56;
+/// Size of `struct compat_mmsghdr`: a `struct compat_msghdr` of 28 bytes, `msg_len`.
+const COMPAT_MMSGHDR_BYTES: u64 = 32;
+const COMPAT_MSG_LEN_OFFSET: u64 = 28;
 
 /// At `sys_enter` of a watched task: notes what the descriptor names now and when.
 ///
 /// # Safety
 /// The arguments are the tracepoint's.
 #[inline(always)]
-pub unsafe fn enter(task: *mut task_struct, bits: u32, regs: *const PtRegs, number: u64) {
+pub unsafe fn enter<const COMPAT: bool>(
+    task: *mut task_struct,
+    bits: u32,
+    regs: *const PtRegs,
+    number: u64,
+) {
     // SAFETY: the caller's.
     unsafe {
         let Some(thread) = thread(task) else { return };
-        (*thread).args = syscall_args(regs);
+        note::<COMPAT>(thread, bits, regs, number);
+        let file = file_of(task, (*thread).args[0]);
+        let files = wants_files(bits, number);
+        if functions_carry() {
+            (*thread).carried_ops = 0;
+            (*thread).carried_bytes = 0;
+            if files == 0 {
+                // Most likely the functions look at it. If not, there is time for it at the end.
+                (*thread).first.file = file;
+                (*thread).first.channel.kind = 0;
+                return;
+            }
+        }
+        resolve(&mut (*thread).first, file, files);
+    }
+}
+
+#[inline(always)]
+unsafe fn note<const COMPAT: bool>(
+    thread: *mut Thread,
+    bits: u32,
+    regs: *const PtRegs,
+    number: u64,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        (*thread).args = arguments::<COMPAT>(regs);
         (*thread).enter_ns = bpf_ktime_get_boot_ns();
         (*thread).open_call = number + 1;
+        (*thread).compat = COMPAT as u32;
         (*thread).bits = bits;
+        (*thread).delivered = 0;
+        (*thread).delivery_failed = 0;
+    }
+}
+
+/// Whether an operation is left to capture where programs on functions capture as well. What those have accounted for is not; what
+/// they have not is looked at now, if the descriptor still names what it named before. A swapped one names nothing: to
+/// attribute bytes to what has come to its place would be a lie that the watched process can order.
+///
+/// # Safety
+/// `thread` is the current thread's state, of a call whose `sys_enter` was seen.
+#[inline(always)]
+unsafe fn is_left(task: *mut task_struct, thread: *mut Thread, number: u64, returned: i64) -> bool {
+    // SAFETY: the caller's.
+    unsafe {
+        if (*thread).first.channel.kind == channel_kind::FILE {
+            return true;
+        }
+        if is_carried(thread, number, returned) {
+            return false;
+        }
         let file = file_of(task, (*thread).args[0]);
-        resolve(&mut (*thread).first, file, wants_files(bits, number));
+        if file != (*thread).first.file {
+            return false;
+        }
+        resolve(&mut (*thread).first, file, 0);
+        if (*thread).first.channel.kind == 0 {
+            return false;
+        }
+        count(counter::FUNCTION_MISSED, 1);
+        true
+    }
+}
+
+/// Whether the programs on functions have accounted for all of the present system call.
+///
+/// # Safety
+/// `thread` is the current thread's state.
+#[inline(always)]
+unsafe fn is_carried(thread: *mut Thread, number: u64, returned: i64) -> bool {
+    // SAFETY: the caller's.
+    unsafe {
+        let carried = (*thread).carried_ops;
+        (*thread).carried_ops = 0;
+        if carried == 0 || returned <= 0 {
+            return false;
+        }
+        if number == nr::RECVMSG && (*thread).compat == 0 {
+            // Descriptors that came with it are no bytes.
+            (*thread).transfer.task = current(group_leader(bpf_get_current_task_btf()));
+            (*thread).transfer.flags = whose((*thread).bits);
+            ends::received(thread, (*thread).args[1]);
+        }
+        true
     }
 }
 
@@ -57,8 +147,8 @@ pub unsafe fn enter(task: *mut task_struct, bits: u32, regs: *const PtRegs, numb
 ///
 /// # Safety
 /// The arguments are the tracepoint's; `leader` is the task's.
-#[inline(always)]
-pub unsafe fn exit(
+#[inline(never)]
+pub unsafe fn exit<const COMPAT: bool>(
     task: *mut task_struct,
     leader: *mut task_struct,
     regs: *const PtRegs,
@@ -71,11 +161,20 @@ pub unsafe fn exit(
         let thread = match entered(task, number) {
             Some(thread) => {
                 (*thread).open_call = 0;
-                if returned <= 0 || (*thread).first.channel.kind == 0 {
+                if returned <= 0 {
+                    return;
+                }
+                if functions_carry() && !is_left(task, thread, number, returned) {
+                    return;
+                }
+                if (*thread).first.channel.kind == 0 {
                     return;
                 }
                 if file_of(task, (*thread).args[0]) != (*thread).first.file {
                     flags |= transfer_flags::FD_SWAPPED;
+                }
+                if (*thread).delivered >= returned as u64 && (*thread).delivery_failed == 0 {
+                    flags |= transfer_flags::KERNEL_COPY;
                 }
                 thread
             }
@@ -86,8 +185,13 @@ pub unsafe fn exit(
                     return;
                 }
                 let Some(thread) = thread(task) else { return };
-                enter(task, bits, regs, number);
+                note::<COMPAT>(thread, bits, regs, number);
                 (*thread).open_call = 0;
+                if functions_carry() && is_carried(thread, number, returned) {
+                    return;
+                }
+                let file = file_of(task, (*thread).args[0]);
+                resolve(&mut (*thread).first, file, wants_files(bits, number));
                 if (*thread).first.channel.kind == 0 {
                     return;
                 }
@@ -101,6 +205,9 @@ pub unsafe fn exit(
             exit_ns = bpf_ktime_get_boot_ns();
         }
         let op_direction = direction_of(number);
+        if COMPAT {
+            flags |= transfer_flags::COMPAT;
+        }
         flags = all_flags(
             number,
             (*thread).args[2],
@@ -140,8 +247,9 @@ pub unsafe fn exit(
         if flags & transfer_flags::NO_ENTER != 0 {
             count(counter::NO_ENTER, 1);
         }
+        let compat = if COMPAT { COMPAT_MESSAGE } else { 0 };
         flags |= truncation(
-            u64::from((*thread).first.channel.kind) << 32 | number,
+            compat | u64::from((*thread).first.channel.kind) << 32 | number,
             given_flags(number, (*thread).args[2], (*thread).args[3]),
             (*thread).args[1],
             (*thread).args[2],
@@ -187,7 +295,7 @@ extern "C" fn truncation(
         channel_kind::UNIX_DGRAM | channel_kind::UNIX_SEQPACKET => match number {
             nr::RECVFROM => returned > room,
             // SAFETY: the helper checks the address.
-            nr::RECVMSG => unsafe { says_truncated(message) },
+            nr::RECVMSG => unsafe { says_truncated(message, kind_and_number & COMPAT_MESSAGE) },
             _ => false,
         },
         _ => false,
@@ -199,17 +307,29 @@ extern "C" fn truncation(
     u64::from(transfer_flags::MESSAGE_TRUNCATED)
 }
 
+/// In the first argument of [`truncation`]: the message is one of the 32-bit ABI.
+const COMPAT_MESSAGE: u64 = 1 << 40;
+
 /// Whether the kernel has said of a message that it was cut. Its word lies in the receiver's memory.
+///
+/// # Safety
+/// In a program; the helper checks the address.
 #[inline(always)]
-unsafe fn says_truncated(message: u64) -> bool {
+pub unsafe fn says_truncated(message: u64, compat: u64) -> bool {
+    let place = message
+        + if compat != 0 {
+            COMPAT_MSG_FLAGS_OFFSET
+        } else {
+            MSG_FLAGS_OFFSET
+        };
     // SAFETY: the helper checks the address.
-    let said = unsafe { bpf_probe_read_user((message + MSG_FLAGS_OFFSET) as *const u32) };
+    let said = unsafe { bpf_probe_read_user(place as *const u32) };
     said.is_ok_and(|said| u64::from(said) & MSG_TRUNC != 0)
 }
 
 /// Messages about what an operation lacks.
 #[inline(always)]
-fn tell_missed(missed: u64, bytes: u64) {
+pub fn tell_missed(missed: u64, bytes: u64) {
     if missed & 1 << gap::RING_FULL != 0 {
         log::ring_full(bytes);
     }
@@ -283,13 +403,18 @@ pub unsafe fn number(thread: *mut Thread, returned: u64) {
 /// # Safety
 /// `thread` is the current thread's state.
 #[inline(always)]
-unsafe fn begin(thread: *mut Thread, returned: u64) {
+pub unsafe fn begin(thread: *mut Thread, returned: u64) {
     // SAFETY: the caller's.
     unsafe {
         (*thread).transfer.returned = returned;
         (*thread).transfer.offset = 0;
         (*thread).op_left = returned;
         (*thread).fault_until = 0;
+        (*thread).vectors_in = if (*thread).compat != 0 {
+            vectors_in::COMPAT
+        } else {
+            vectors_in::USER
+        };
     }
 }
 
@@ -314,7 +439,8 @@ unsafe fn capture(thread: *mut Thread, number: u64, returned: u64) -> bool {
                 begin(thread, returned);
                 let message = (*thread).args[1];
                 from_message(thread, message);
-                if number == nr::RECVMSG {
+                // The control data of the 32-bit ABI is not followed: an end that came with it is reported when it is used.
+                if number == nr::RECVMSG && (*thread).compat == 0 {
                     ends::received(thread, message);
                 }
             }
@@ -353,7 +479,7 @@ unsafe fn capture(thread: *mut Thread, number: u64, returned: u64) -> bool {
 }
 
 #[inline(always)]
-unsafe fn from_vectors(thread: *mut Thread, vector: u64, vectors: u64) {
+pub unsafe fn from_vectors(thread: *mut Thread, vector: u64, vectors: u64) {
     // SAFETY: the caller's.
     unsafe {
         (*thread).vector = vector;
@@ -367,14 +493,19 @@ unsafe fn from_vectors(thread: *mut Thread, vector: u64, vectors: u64) {
     }
 }
 
-/// `struct user_msghdr`: the vectors' address at 16, their number at 24.
+/// `struct user_msghdr`: the vectors' address at 16, their number at 24. `struct compat_msghdr`: both in half the room at 8.
 #[inline(always)]
-unsafe fn from_message(thread: *mut Thread, message: u64) {
-    // SAFETY: the helper checks the address.
-    let [vector, mut vectors] =
-        unsafe { bpf_probe_read_user((message + 16) as *const [u64; 2]) }.unwrap_or([0, 0]);
-    // SAFETY: the caller's.
+pub unsafe fn from_message(thread: *mut Thread, message: u64) {
+    // SAFETY: the caller's; the helper checks the address.
     unsafe {
+        let (vector, mut vectors);
+        if (*thread).compat != 0 {
+            let words = bpf_probe_read_user((message + 8) as *const [u32; 2]).unwrap_or([0, 0]);
+            (vector, vectors) = (u64::from(words[0]), u64::from(words[1]));
+        } else {
+            let words = bpf_probe_read_user((message + 16) as *const [u64; 2]).unwrap_or([0, 0]);
+            (vector, vectors) = (words[0], words[1]);
+        }
         if discards(thread) {
             vectors = 0;
         }
@@ -384,7 +515,7 @@ unsafe fn from_message(thread: *mut Thread, message: u64) {
 
 /// Whether the bytes went nowhere: what `MSG_TRUNC` means to TCP.
 #[inline(always)]
-unsafe fn discards(thread: *mut Thread) -> bool {
+pub unsafe fn discards(thread: *mut Thread) -> bool {
     // SAFETY: the current thread's state.
     unsafe {
         (*thread).transfer.flags & transfer_flags::MESSAGE_TRUNCATED != 0
@@ -398,8 +529,13 @@ unsafe extern "C" fn message_step(_index: u64, context: *mut c_void) -> i64 {
     unsafe {
         let thread = *context.cast::<*mut Thread>();
         let message = (*thread).messages;
-        (*thread).messages = message + MMSGHDR_BYTES;
-        let Ok(len) = bpf_probe_read_user((message + MSG_LEN_OFFSET) as *const u32) else {
+        let (bytes, len_at) = if (*thread).compat != 0 {
+            (COMPAT_MMSGHDR_BYTES, COMPAT_MSG_LEN_OFFSET)
+        } else {
+            (MMSGHDR_BYTES, MSG_LEN_OFFSET)
+        };
+        (*thread).messages = message + bytes;
+        let Ok(len) = bpf_probe_read_user((message + len_at) as *const u32) else {
             count(counter::FAULT_BYTES, 1);
             return 1;
         };
@@ -408,9 +544,14 @@ unsafe extern "C" fn message_step(_index: u64, context: *mut c_void) -> i64 {
         }
         (*thread).limit_left = (*thread).args[2];
         (*thread).transfer.flags &= !transfer_flags::MESSAGE_TRUNCATED;
-        let of_messages = (*thread).first.channel.kind == channel_kind::UNIX_DGRAM
-            || (*thread).first.channel.kind == channel_kind::UNIX_SEQPACKET;
-        if of_messages && (*thread).transfer.direction == direction::READ && says_truncated(message)
+        if (*thread).transfer.direction == direction::READ
+            && match (*thread).first.channel.kind {
+                channel_kind::UNIX_DGRAM | channel_kind::UNIX_SEQPACKET => {
+                    says_truncated(message, u64::from((*thread).compat))
+                }
+                channel_kind::TCP => (*thread).args[3] & MSG_TRUNC != 0,
+                _ => false,
+            }
         {
             (*thread).transfer.flags |= transfer_flags::MESSAGE_TRUNCATED;
             count(counter::MESSAGES_TRUNCATED, 1);
@@ -422,7 +563,7 @@ unsafe extern "C" fn message_step(_index: u64, context: *mut c_void) -> i64 {
 }
 
 #[inline(always)]
-const fn given_flags(number: u64, third: u64, fourth: u64) -> u64 {
+pub const fn given_flags(number: u64, third: u64, fourth: u64) -> u64 {
     match number {
         nr::SENDTO | nr::RECVFROM | nr::SENDMMSG | nr::RECVMMSG => fourth,
         nr::SENDMSG | nr::RECVMSG => third,
@@ -431,7 +572,7 @@ const fn given_flags(number: u64, third: u64, fourth: u64) -> u64 {
 }
 
 #[inline(always)]
-const fn message_flags(given: u64) -> u16 {
+pub const fn message_flags(given: u64) -> u16 {
     let mut flags = 0;
     // What lies in the error queue has been sent, not received.
     if given & (MSG_PEEK | MSG_ERRQUEUE) != 0 {

@@ -7,13 +7,21 @@
 )]
 
 mod calls;
+mod compat;
+mod coverage;
+mod delivery;
+mod functions;
 mod harness;
 mod limits;
 mod mending;
 mod messages;
 mod moves;
 mod peers;
+mod preemption;
 mod processes;
+mod ring;
 mod sockets;
 mod source;
 mod terminals;
+mod torture;
+mod uring;

@@ -14,6 +14,8 @@ pub enum Record<'a> {
     Chunk(abi::Transfer, Direction, &'a [u8]),
     /// Part of an operation that was not captured.
     Gap(abi::Transfer, Direction, GapReason),
+    /// Bytes that the kernel was about to copy to a reader.
+    KernelCopy(abi::Transfer, &'a [u8]),
     /// A process was created.
     Fork(abi::Fork),
     /// A program was executed: record, file name, NUL-separated arguments.
@@ -39,6 +41,7 @@ impl Record<'_> {
     pub fn header(&self) -> &abi::RecordHeader {
         match self {
             Self::Chunk(transfer, ..) | Self::Gap(transfer, ..) => &transfer.header,
+            Self::KernelCopy(transfer, _) => &transfer.header,
             Self::Fork(fork) => &fork.header,
             Self::Exec(exec, ..) => &exec.header,
             Self::Exit(exit) => &exit.header,
@@ -73,6 +76,14 @@ pub enum GapReason {
     Splice,
     /// More I/O vectors than the walker follows.
     Vectors,
+    /// The kernel moved the bytes in a way that the capture does not follow.
+    Iterator,
+    /// An `io_uring` request took its buffers from a group.
+    Multishot,
+    /// A legacy AIO operation left no result.
+    Aio,
+    /// Vectors of the 32-bit ABI were not followed.
+    Compat,
     /// The receiver had no room for the rest of a message, or threw bytes away.
     Truncated,
     /// Operations or parts of them never arrived; sized from the kernel's counters.
@@ -96,6 +107,10 @@ impl GapReason {
             Self::RingFull => "ring_full",
             Self::Splice => "splice",
             Self::Vectors => "vectors",
+            Self::Iterator => "iterator",
+            Self::Multishot => "multishot",
+            Self::Aio => "aio",
+            Self::Compat => "compat",
             Self::Truncated => "truncated",
             Self::UnseenOps => "unseen_ops",
             Self::SpoolLoss => "spool_loss",
@@ -112,6 +127,10 @@ impl GapReason {
             abi::gap::RING_FULL => Self::RingFull,
             abi::gap::SPLICE => Self::Splice,
             abi::gap::VECTORS => Self::Vectors,
+            abi::gap::ITERATOR => Self::Iterator,
+            abi::gap::MULTISHOT => Self::Multishot,
+            abi::gap::AIO => Self::Aio,
+            abi::gap::COMPAT => Self::Compat,
             abi::gap::TRUNCATED => Self::Truncated,
             _ => Self::Unknown,
         }
@@ -192,6 +211,16 @@ pub fn parse(bytes: &[u8]) -> Result<Record<'_>, RecordError> {
             let (transfer, _) = fixed::<abi::Transfer>(header.kind, bytes)?;
             let direction = transfer_direction(&transfer)?;
             Record::Gap(transfer, direction, GapReason::from_abi(transfer.reason))
+        }
+        abi::kind::KERNEL_COPY => {
+            let (transfer, rest) = fixed::<abi::Transfer>(header.kind, bytes)?;
+            let len = transfer.len as usize;
+            let payload = rest.get(..len).ok_or(RecordError::Short {
+                kind: header.kind,
+                needed: size_of::<abi::Transfer>() + len,
+                actual: bytes.len(),
+            })?;
+            Record::KernelCopy(transfer, payload)
         }
         abi::kind::FORK => Record::Fork(fixed(header.kind, bytes)?.0),
         abi::kind::EXEC => {

@@ -2,15 +2,15 @@
 
 use std::{
     fmt, fs,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     time::Duration,
 };
 
 use anyhow::Context;
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap, Map, MapData, PerCpuArray, RingBuf},
-    programs::BtfTracePoint,
+    maps::{HashMap, Map, MapData, PerCpuArray, ProgramArray},
+    programs::{BtfTracePoint, links::FdLink},
 };
 use countersign_common::{
     RecordHeader, Transfer, counter, kind,
@@ -22,14 +22,21 @@ use sha2::{Digest, Sha256};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
+    functions::{FunctionStatus, Functions, LinearMap},
     messages::{self, Messages},
     object, offsets,
+    pin::{Note, PinDir},
+    ring::Ring,
     tag::Tagger,
+    tier::Tier,
 };
 
 /// Default size of the data ring, in bytes. A longer one makes each record of the watched dearer, since its memory has left the
 /// caches when they come round to it; what must wait longer waits behind the consumer ([`crate::spool::BACKLOG_MAX_BYTES`]).
 pub const RING_BYTES_DEFAULT: u32 = 64 << 20;
+
+/// Time between two looks at a ring with records that were read and not given back yet.
+const RELEASE_PAUSE: Duration = Duration::from_millis(1);
 
 /// The programs of tier T; each has the name of its tracepoint. Fork comes first and `sys_exit` before `sys_enter`: what is
 /// attached half-way can only miss, never misattribute.
@@ -42,6 +49,23 @@ const PROGRAMS: [&str; 6] = [
     "sys_enter",
 ];
 
+/// Programs for tracepoints that a kernel may lack, with the names that the tracepoint has had. Without them nothing of the kind is
+/// captured, which the programs for system calls know from the offsets. Completions come first, as above.
+const OPTIONAL: [(&str, &[&str]); 3] = [
+    ("skb_copy_datagram_iovec", &["skb_copy_datagram_iovec"]),
+    ("io_uring_complete", &["io_uring_complete"]),
+    (
+        "io_uring_submit",
+        &["io_uring_submit_req", "io_uring_submit_sqe"],
+    ),
+];
+
+/// Programs that others go on with, each with the tracepoint and the table that it is found by.
+const CONTINUED: [(&str, &str, &str); 2] = [
+    ("sys_exit_compat", "sys_exit", "COMPAT_EXIT"),
+    ("sys_enter_compat", "sys_enter", "COMPAT_ENTER"),
+];
+
 /// What a capture is loaded with.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LoadOptions {
@@ -49,8 +73,12 @@ pub struct LoadOptions {
     pub ring_bytes: u32,
     /// Which load this is: copied into every record's header.
     pub generation: u64,
+    /// How transfers are captured. This tier or none: the choice is made elsewhere.
+    pub tier: Tier,
     /// Executables of proxies: kernel `dev_t` (`major << 20 | minor`) and inode number.
     pub proxy_exes: Vec<(u32, u64)>,
+    /// Where programs, maps and links are pinned so that they outlive this process, with the ULID of the capture.
+    pub pin: Option<(PinDir, String)>,
 }
 
 impl Default for LoadOptions {
@@ -58,7 +86,9 @@ impl Default for LoadOptions {
         Self {
             ring_bytes: RING_BYTES_DEFAULT,
             generation: 1,
+            tier: Tier::default(),
             proxy_exes: Vec::new(),
+            pin: None,
         }
     }
 }
@@ -66,28 +96,38 @@ impl Default for LoadOptions {
 /// A table of channels.
 type ChannelMap = HashMap<MapData, [u8; size_of::<ChannelKey>()], [u8; size_of::<ChannelState>()]>;
 
-/// Loaded and attached programs. Dropping it detaches them.
+/// Maps that a later process needs of a capture.
+const PINNED_MAPS: [&str; 5] = ["RING", "CPUS", "CHANNELS", "PROXY_CHANNELS", "TAGS"];
+
+/// Loaded and attached programs. Dropping it detaches them, unless they are pinned.
 pub struct Capture {
-    /// Holds the programs and their links.
-    _ebpf: Ebpf,
-    ring: RingBuf<MapData>,
+    /// First, so that the events on functions go before the programs.
+    functions: Functions,
+    tier: Tier,
+    /// Holds the programs and their links; nothing where they are pinned and another process loaded them.
+    _ebpf: Option<Ebpf>,
+    _continued: Vec<ProgramArray<MapData>>,
+    ring: Ring,
+    /// Programs stay in the kernel without this process: what was read is given back only when the caller says so.
+    pinned: Option<PinDir>,
     tags: Tagger,
     cpus: PerCpuArray<MapData, [u8; size_of::<CpuState>()]>,
     channels: [ChannelMap; 2],
-    programs: Vec<(&'static str, RawFd)>,
+    programs: Vec<(String, OwnedFd)>,
     malformed: u64,
     /// Payload bytes taken out of the ring.
     payload_bytes: u64,
     generation: u64,
     offsets: Offsets,
-    messages: Messages,
+    /// Nothing when another process loaded the programs.
+    messages: Option<Messages>,
 }
 
 /// What one program did, from its `fdinfo`.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct ProgramLedger {
-    /// Its name, that of its tracepoint.
-    pub name: &'static str,
+    /// Its name, that of its tracepoint or function.
+    pub name: String,
     /// Times that the kernel skipped it because another program was running on that CPU: calls that nobody saw.
     pub recursion_misses: u64,
     /// Runs; 0 unless `kernel.bpf_stats_enabled` is set.
@@ -111,14 +151,27 @@ pub struct ChannelTotals {
 /// When the programs are not built in, the kernel lacks BTF or a structure member, or refuses a program (then with the
 /// verifier's words).
 pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
+    anyhow::ensure!(
+        options.pin.is_none() || options.tier == Tier::Tracepoints,
+        "only tier T can be pinned so far: leave --pin out, or use --tier t"
+    );
     let object = object::require_object()?;
-    let offsets = offsets::of_running_kernel()?;
+    let (offsets, optional) = offsets::of_running_kernel(&OPTIONAL)?;
     let btf = aya::Btf::from_sys_fs().context("read the kernel's btf")?;
+    let carry = u32::from(options.tier != Tier::Tracepoints);
+    let linear_map = if carry == 0 {
+        LinearMap::default()
+    } else {
+        LinearMap::of_running_kernel()
+    };
     let mut ebpf = EbpfLoader::new()
         .btf(Some(&btf))
         .allow_unsupported_maps()
         .override_global("OFFSETS", offsets.as_bytes(), true)
         .override_global("GENERATION", &options.generation, true)
+        .override_global("FUNCTIONS", &carry, true)
+        .override_global("PAGE_OFFSET_BASE", &linear_map.page_offset_base, true)
+        .override_global("VMEMMAP_BASE", &linear_map.vmemmap_base, true)
         .override_global("AYA_LOG_LEVEL", &messages::level(), true)
         .map_max_entries("RING", options.ring_bytes)
         .load(object)
@@ -139,32 +192,135 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
             .context("add a proxy's executable")?;
     }
 
-    let mut programs = Vec::new();
-    for name in PROGRAMS {
+    let mut continued = Vec::new();
+    for (name, tracepoint, table) in CONTINUED {
         let program: &mut BtfTracePoint = ebpf
             .program_mut(name)
             .with_context(|| format!("the object has no program {name}"))?
             .try_into()?;
         program
-            .load(name, &btf)
-            .with_context(|| format!("load the program for {name}"))?;
+            .load(tracepoint, &btf)
+            .with_context(|| format!("load the program {name}"))?;
+        let program = program.fd()?.try_clone()?;
+        if let Some((dir, _)) = &options.pin {
+            dir.pin_maps(&ebpf, &[table])?;
+        }
+        let mut place: ProgramArray<_> = ebpf
+            .take_map(table)
+            .with_context(|| format!("the object has no map {table}"))?
+            .try_into()?;
+        place
+            .set(0, &program, 0)
+            .with_context(|| format!("put {name} in its place"))?;
+        // The kernel empties the table when nobody in user space holds it.
+        continued.push(place);
+    }
+
+    let mut programs = Vec::new();
+    let programs_here = PROGRAMS.into_iter().map(|name| (name, name));
+    for (name, tracepoint) in programs_here.chain(optional) {
+        let program: &mut BtfTracePoint = ebpf
+            .program_mut(name)
+            .with_context(|| format!("the object has no program {name}"))?
+            .try_into()?;
         program
+            .load(tracepoint, &btf)
+            .with_context(|| format!("load the program for {tracepoint}"))?;
+        let link = program
             .attach()
-            .with_context(|| format!("attach to {name}"))?;
-        programs.push((name, program.fd()?.as_fd().as_raw_fd()));
+            .with_context(|| format!("attach to {tracepoint}"))?;
+        let fd = program.fd()?.as_fd();
+        if let Some((dir, _)) = &options.pin {
+            dir.pin_program(name, fd)?;
+        }
+        programs.push((name.to_owned(), fd.try_clone_to_owned()?));
+        if let Some((dir, _)) = &options.pin {
+            dir.pin_link(name, FdLink::from(program.take_link(link)?))?;
+        }
+    }
+    let mut functions = Functions::attach(options.tier, &mut ebpf, &btf, &offsets)
+        .with_context(|| format!("attach tier {}", options.tier))?;
+    programs.append(&mut functions.take_programs());
+    if let Some((dir, _)) = &options.pin {
+        dir.pin_maps(&ebpf, &PINNED_MAPS)?;
     }
 
     let mut take = |name: &str| {
         ebpf.take_map(name)
             .with_context(|| format!("the object has no map {name}"))
     };
-    let ring = RingBuf::try_from(take("RING")?).context("map the ring")?;
-    let cpus = PerCpuArray::try_from(take("CPUS")?)?;
-    let channels = [
-        HashMap::try_from(take("CHANNELS")?)?,
-        HashMap::try_from(take("PROXY_CHANNELS")?)?,
-    ];
-    let Map::Unsupported(tags) = take("TAGS")? else {
+    let Map::RingBuf(ring) = take("RING")? else {
+        anyhow::bail!("the map RING is not a ring buffer");
+    };
+    let maps = Maps {
+        ring,
+        cpus: take("CPUS")?,
+        channels: [take("CHANNELS")?, take("PROXY_CHANNELS")?],
+        tags: take("TAGS")?,
+    };
+    let messages = Messages::of(&mut ebpf)?;
+    let (pinned, capture_id) = options.pin.clone().unzip();
+    let capture = Capture {
+        functions,
+        tier: options.tier,
+        _continued: continued,
+        _ebpf: Some(ebpf),
+        messages: Some(messages),
+        pinned,
+        ..of_maps(maps, programs, options.generation, offsets)?
+    };
+    if let (Some(dir), Some(id)) = (&capture.pinned, capture_id) {
+        dir.sign(&Note::new(
+            options.generation,
+            &id,
+            capture.offsets_digest(),
+        )?)?;
+    }
+    Ok(capture)
+}
+
+/// Opens what another process has loaded and pinned, and loads nothing. Reading goes on where that process told the kernel
+/// that it was; what it had read beyond is read again.
+///
+/// # Errors
+/// When something is missing, or the kernel's structures are others than those that the programs were loaded for.
+pub fn resume(dir: PinDir, note: &Note) -> anyhow::Result<Capture> {
+    let (offsets, _) = offsets::of_running_kernel(&[])?;
+    let maps = Maps {
+        ring: dir.map("RING")?,
+        cpus: Map::from_map_data(dir.map("CPUS")?)?,
+        channels: [
+            Map::from_map_data(dir.map("CHANNELS")?)?,
+            Map::from_map_data(dir.map("PROXY_CHANNELS")?)?,
+        ],
+        tags: Map::Unsupported(dir.map("TAGS")?),
+    };
+    let capture = of_maps(maps, dir.programs()?, note.generation, offsets)?;
+    anyhow::ensure!(
+        capture.offsets_digest() == note.offsets_sha256,
+        "the pinned programs were loaded for other kernel structures"
+    );
+    Ok(Capture {
+        pinned: Some(dir),
+        ..capture
+    })
+}
+
+/// The maps of a capture, from wherever they come.
+struct Maps {
+    ring: MapData,
+    cpus: Map,
+    channels: [Map; 2],
+    tags: Map,
+}
+
+fn of_maps(
+    maps: Maps,
+    programs: Vec<(String, OwnedFd)>,
+    generation: u64,
+    offsets: Offsets,
+) -> anyhow::Result<Capture> {
+    let Map::Unsupported(tags) = maps.tags else {
         anyhow::bail!("the map TAGS is not a task storage");
     };
     let tags = tags
@@ -172,19 +328,26 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         .as_fd()
         .try_clone_to_owned()
         .context("keep the tag map open")?;
-    let messages = Messages::of(&mut ebpf)?;
+    let [channels, proxy_channels] = maps.channels;
     Ok(Capture {
-        _ebpf: ebpf,
-        ring,
+        functions: Functions::default(),
+        tier: Tier::default(),
+        _ebpf: None,
+        _continued: Vec::new(),
+        ring: Ring::open(maps.ring).context("map the ring")?,
+        pinned: None,
         tags: Tagger::new(tags),
-        cpus,
-        channels,
+        cpus: PerCpuArray::try_from(maps.cpus)?,
+        channels: [
+            HashMap::try_from(channels)?,
+            HashMap::try_from(proxy_channels)?,
+        ],
         programs,
         malformed: 0,
         payload_bytes: 0,
-        generation: options.generation,
+        generation,
         offsets,
-        messages,
+        messages: None,
     })
 }
 
@@ -223,6 +386,16 @@ impl Capture {
         self.generation
     }
 
+    /// How transfers are captured.
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// The kernel functions that are watched, and those that cannot be. Empty in tier T.
+    pub fn functions(&self) -> &[FunctionStatus] {
+        self.functions.status()
+    }
+
     /// The kernel's structure offsets that the programs were loaded with.
     pub fn offsets(&self) -> &Offsets {
         &self.offsets
@@ -230,7 +403,54 @@ impl Capture {
 
     /// SHA-256 of [`Capture::offsets`] in hex.
     pub fn offsets_sha256(&self) -> String {
-        hex(&Sha256::digest(self.offsets.as_bytes()))
+        hex(&self.offsets_digest())
+    }
+
+    fn offsets_digest(&self) -> [u8; 32] {
+        Sha256::digest(self.offsets.as_bytes()).into()
+    }
+
+    /// Whether the programs stay in the kernel when this process dies. Then [`Capture::release`] must be called.
+    pub fn is_pinned(&self) -> bool {
+        self.pinned.is_some()
+    }
+
+    /// The header of the next record in the ring, which stays there.
+    pub fn next_header(&mut self) -> Option<RecordHeader> {
+        let (header, _) = RecordHeader::read_from_prefix(self.ring.peek()?).ok()?;
+        Some(header)
+    }
+
+    /// Size of the ring in bytes.
+    pub fn ring_bytes(&self) -> u64 {
+        self.ring.bytes()
+    }
+
+    /// How far the ring was read.
+    pub fn place(&self) -> u64 {
+        self.ring.place()
+    }
+
+    /// How far the kernel had written when asked.
+    pub fn produced(&self) -> u64 {
+        self.ring.produced()
+    }
+
+    /// Gives the room of all records before `place` back to the kernel: they are where no crash of this process can lose them.
+    /// Only for pinned programs; otherwise what was read is given back at once.
+    pub fn release(&mut self, place: u64) {
+        self.ring.release(place);
+    }
+
+    /// Takes the pins away, so that the programs stop with this process.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn unpin(&mut self) -> anyhow::Result<()> {
+        match self.pinned.take() {
+            Some(dir) => dir.remove(),
+            None => Ok(()),
+        }
     }
 
     /// The kernel's counters, summed over all CPUs, indexed by [`counter`]. One system call.
@@ -258,30 +478,28 @@ impl Capture {
 
     /// What each program did. No `bpf(2)` call: it does not disturb the capture.
     pub fn ledger(&self) -> Vec<ProgramLedger> {
-        self.programs
-            .iter()
-            .map(|(name, fd)| {
-                let text =
-                    fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
-                let field = |key: &str| {
-                    text.lines()
-                        .find_map(|line| {
-                            line.strip_prefix(key)?
-                                .strip_prefix(':')?
-                                .trim()
-                                .parse()
-                                .ok()
-                        })
-                        .unwrap_or(0)
-                };
-                ProgramLedger {
-                    name,
-                    recursion_misses: field("recursion_misses"),
-                    run_count: field("run_cnt"),
-                    run_time_ns: field("run_time_ns"),
-                }
-            })
-            .collect()
+        let programs = self.programs.iter().map(|(name, fd)| {
+            let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
+                .unwrap_or_default();
+            let field = |key: &str| {
+                text.lines()
+                    .find_map(|line| {
+                        line.strip_prefix(key)?
+                            .strip_prefix(':')?
+                            .trim()
+                            .parse()
+                            .ok()
+                    })
+                    .unwrap_or(0)
+            };
+            ProgramLedger {
+                name: name.clone(),
+                recursion_misses: field("recursion_misses"),
+                run_count: field("run_cnt"),
+                run_time_ns: field("run_time_ns"),
+            }
+        });
+        programs.chain(self.functions.ledger()).collect()
     }
 
     /// The totals of every channel in the kernel's table. Thousands of system calls: at rest or at the end only.
@@ -320,15 +538,18 @@ impl Capture {
     pub fn drain_some(&mut self, most: usize, mut take: impl FnMut(&[u8])) -> usize {
         let mut records = 0;
         while records < most
-            && let Some(item) = self.ring.next()
+            && let Some(entry) = self.ring.next()
         {
-            match whole_record(&item) {
+            match whole_record(entry) {
                 Some(record) => {
                     self.payload_bytes += payload_bytes(record);
                     take(record);
                     records += 1;
                 }
                 None => self.malformed += 1,
+            }
+            if self.pinned.is_none() {
+                self.ring.release(self.ring.place());
             }
         }
         records
@@ -341,7 +562,9 @@ impl Capture {
 
     /// Gives the messages of the kernel programs to `tracing`. Without any, it reads two words of shared memory.
     pub fn tell(&mut self) {
-        self.messages.tell();
+        if let Some(messages) = &mut self.messages {
+            messages.tell();
+        }
     }
 
     /// Waits until the kernel says that much is waiting, at most `timeout`. Little data gives no wake-up: poll.
@@ -349,6 +572,11 @@ impl Capture {
     /// # Errors
     /// When polling fails for another reason than a signal.
     pub fn wait(&self, timeout: Duration) -> anyhow::Result<()> {
+        if self.ring.released() != self.ring.place() {
+            // The kernel would call records that were read and not given back yet waiting ones.
+            std::thread::sleep(timeout.min(RELEASE_PAUSE));
+            return Ok(());
+        }
         let timeout = Timespec::try_from(timeout).context("wait for that long")?;
         let mut fds = [PollFd::new(&self.ring, PollFlags::IN)];
         match poll(&mut fds, Some(&timeout)) {

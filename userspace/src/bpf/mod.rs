@@ -3,13 +3,19 @@
 //! Owns every `bpf(2)` call. It knows no correlator: records leave it as bytes.
 
 mod btf;
+pub mod features;
+pub mod functions;
 pub mod inet_peers;
+mod kprobe;
 pub mod load;
 mod messages;
 pub mod object;
 pub mod offsets;
+pub mod pin;
+mod ring;
 pub mod scan;
 pub mod self_test;
 mod sock_diag;
 pub mod tag;
+pub mod tier;
 pub mod unix_peers;

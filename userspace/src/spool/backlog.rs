@@ -6,6 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -41,6 +42,8 @@ pub struct Backlog {
 struct Shared {
     state: Mutex<State>,
     filled: Condvar,
+    /// The last mark that the file system has, plus one; 0 for none.
+    safe: AtomicU64,
 }
 
 #[derive(Debug)]
@@ -59,6 +62,8 @@ struct State {
 struct Block {
     frames: Vec<u8>,
     records: u64,
+    /// The producer wants to know when all up to here is with the file system.
+    mark: Option<u64>,
 }
 
 /// A producer's end: gathers records into blocks.
@@ -94,6 +99,7 @@ impl Backlog {
             shared: Arc::new(Shared {
                 state: Mutex::new(state),
                 filled: Condvar::new(),
+                safe: AtomicU64::new(0),
             }),
         }
     }
@@ -121,7 +127,7 @@ impl Backlog {
         } else {
             state.without_payload(&block)
         };
-        if !block.frames.is_empty() {
+        if !block.frames.is_empty() || block.mark.is_some() {
             state.bytes += block.frames.len();
             state.blocks.push_back(block);
         }
@@ -161,6 +167,7 @@ impl Backlog {
         if state.spare.len() < SPARE_BLOCKS {
             block.frames.clear();
             block.records = 0;
+            block.mark = None;
             state.spare.push(block);
         }
     }
@@ -187,6 +194,8 @@ impl State {
     /// What of a block may still be kept when payload has no room; the rest is counted.
     fn without_payload(&mut self, block: &Block) -> Block {
         let mut kept = Block::new(0);
+        // Given up is dealt with, too: the loss has been counted.
+        kept.mark = block.mark;
         for record in frames(&block.frames) {
             let room = self.bytes + kept.frames.len() + record.len() + FRAME_HEAD_BYTES
                 <= BACKLOG_MAX_BYTES + BACKLOG_SMALL_BYTES;
@@ -211,7 +220,7 @@ impl Inlet {
     }
 
     fn hand_over(&mut self) {
-        if !self.block.frames.is_empty() {
+        if !self.block.frames.is_empty() || self.block.mark.is_some() {
             let full = std::mem::replace(&mut self.block, Block::new(0));
             self.block = self.backlog.push(full);
         }
@@ -223,6 +232,7 @@ impl Block {
         Self {
             frames: Vec::with_capacity(capacity),
             records: 0,
+            mark: None,
         }
     }
 
@@ -242,6 +252,19 @@ impl RecordSink for Inlet {
 
     fn pause(&mut self) {
         self.hand_over();
+    }
+
+    fn mark(&mut self, place: u64) {
+        self.block.mark = Some(place);
+        self.hand_over();
+    }
+
+    fn safe(&self) -> Option<u64> {
+        self.backlog
+            .shared
+            .safe
+            .load(Ordering::Acquire)
+            .checked_sub(1)
     }
 }
 
@@ -288,6 +311,13 @@ fn write(backlog: &Backlog, mut writer: SpoolWriter) -> SpoolStats {
         match backlog.next(flush_at) {
             Next::Block(block) => {
                 writer.block(&block.frames, block.records);
+                if let Some(mark) = block.mark {
+                    writer.flush();
+                    backlog
+                        .shared
+                        .safe
+                        .store(mark.wrapping_add(1), Ordering::Release);
+                }
                 backlog.written(block);
             }
             Next::Timeout => {}

@@ -4,6 +4,7 @@
 //! records. [`Correlator::finish`] runs the stages that need the whole capture and hands out rows. It judges nothing itself.
 
 mod case;
+mod copies;
 mod echo;
 mod loss;
 mod notes;
@@ -30,6 +31,8 @@ use crate::time::{BootNs, Clock, UtcNs};
 use crate::verdict::{AllowDirect, ProxyPolicy};
 
 use countersign_common as abi;
+
+use copies::Copies;
 
 pub use notes::Note;
 pub use rows::PayloadMode;
@@ -159,6 +162,7 @@ pub struct Correlator {
     malformed_records: u64,
     unknown_records: u64,
     peeked: u64,
+    copies: Copies,
     /// The recorder wrote that it ended, and nothing of what it wrote is known to be lost.
     ended_in_order: bool,
     /// Up to when everything that moved has arrived, if the recording says so.
@@ -192,6 +196,7 @@ impl Correlator {
             malformed_records: 0,
             unknown_records: 0,
             peeked: 0,
+            copies: Copies::default(),
             ended_in_order: false,
             seen_to: None,
             numbers: loss::Numbers::default(),
@@ -265,6 +270,10 @@ impl Correlator {
             Record::Chunk(transfer, direction, data) => {
                 self.transfer(&transfer, direction, Payload::Bytes(data));
             }
+            Record::KernelCopy(transfer, data) => {
+                self.advance(transfer.header.boot_ns);
+                self.copies.take(&transfer, data);
+            }
             Record::Gap(transfer, direction, reason) => {
                 let len = u64::from(transfer.len);
                 self.transfer(&transfer, direction, Payload::Missing { len, reason });
@@ -322,7 +331,7 @@ impl Correlator {
         };
         self.channels.used(channel, end, process, direction, at);
         let (stream, side) = self.channels.stream_of(channel, end, direction);
-        let op = Op {
+        let mut op = Op {
             process,
             tid: transfer.task.tid,
             syscall: transfer.syscall,
@@ -336,9 +345,20 @@ impl Correlator {
             self.streams.entry(stream).or_default().moved(side, &op);
         }
         let now = self.now;
+        if direction == Direction::Write {
+            self.with_end(stream, side, |log, out| {
+                log.push(transfer, op, payload, now, &mut |item| out(item));
+            });
+            return;
+        }
+        // Taken out for the time being: the kernel's bytes are borrowed from it.
+        let mut copies = std::mem::take(&mut self.copies);
+        let (payload, differs) = copies.replace(transfer, &mut op, payload);
         self.with_end(stream, side, |log, out| {
             log.push(transfer, op, payload, now, &mut |item| out(item));
         });
+        copies.taken(transfer, &op, channel, differs);
+        self.copies = copies;
     }
 
     /// Runs one step of an end's log and takes what comes out of it into the stream.

@@ -9,6 +9,7 @@ mod findings;
 mod frames;
 mod hosts;
 mod privacy;
+mod rewritten;
 mod verdicts;
 
 use std::cell::OnceCell;
