@@ -332,12 +332,14 @@ extern "C" fn has_channel(object: u64, inode: u64) -> u64 {
 unsafe fn move_to_proxies(key: &ChannelKey, old: *mut ChannelState) -> Option<*mut ChannelState> {
     // SAFETY: word-sized reads of a value, atomic additions to its counters.
     unsafe {
+        // For a zero that it knows LLVM calls a `memset`, and its frame.
+        let zero = core::hint::black_box(0_u64);
         let state = ChannelState {
             epoch: (*old).epoch,
             peer_object: (*old).peer_object,
             peer_inode: (*old).peer_inode,
-            ops: [0; 2],
-            bytes: [0; 2],
+            ops: [zero; 2],
+            bytes: [zero; 2],
             dev: (*old).dev,
             kind: (*old).kind,
             ready: 0,

@@ -121,8 +121,16 @@ pub static AT_EXIT: Numbers = numbers(false);
 /// Whether the number is in the set: what every system call of every task pays.
 #[inline(always)]
 pub fn is_in(numbers: &Numbers, number: u64) -> bool {
-    number < NUMBERS && numbers[(number / 64) as usize] >> (number % 64) & 1 != 0
+    if number >= NUMBERS {
+        return false;
+    }
+    // Once more where the compiler cannot see that it is superfluous: where it reads the number twice from the stack,
+    // Linux 6.1 does not know that the second one is the one that was compared.
+    let word = core::hint::black_box(number / 64) & (NUMBERS / 64 - 1);
+    numbers[word as usize] >> (number % 64) & 1 != 0
 }
+
+const _: () = assert!((NUMBERS / 64).is_power_of_two());
 
 const fn numbers(enter: bool) -> Numbers {
     let mut set = [0; (NUMBERS / 64) as usize];
