@@ -9,6 +9,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod evasion;
 pub mod load;
 
 use core::mem::{offset_of, size_of};
@@ -65,6 +66,8 @@ pub mod kind {
     pub const KERNEL_COPY: u16 = 11;
     /// [`SocketAddress`](super::SocketAddress): the addresses of a TCP socket's end, before anything else names it.
     pub const SOCKET_ADDRESS: u16 = 9;
+    /// [`Evasion`](super::evasion::Evasion): a watched process tried something that can get round the witness.
+    pub const EVASION: u16 = 10;
 
     /// First kind that user space writes.
     pub const FIRST_USER: u16 = 256;
@@ -255,6 +258,10 @@ pub mod counter {
     pub const MESSAGES_TRUNCATED: u32 = 19;
     /// TCP connections whose addresses could not be kept: their other end is found late or never.
     pub const TUPLE_FAILED: u32 = 20;
+    /// Attempts to get round the witness, reported or not.
+    pub const EVASIONS: u32 = 26;
+    /// Of those, the ones that were folded into the count of an earlier report.
+    pub const EVASIONS_FOLDED: u32 = 27;
     /// Number of counters.
     pub const COUNT: u32 = 32;
 }

@@ -137,6 +137,32 @@ pub struct Offsets {
     pub tty_index: u32,
     pub inode_rdev: u32,
     pub signal_tty: u32,
+    // Evasion.
+    pub task_ptrace: u32,
+    pub task_parent: u32,
+    pub task_pid_links: u32,
+    pub cred_cap_effective: u32,
+    pub cred_user_ns: u32,
+    pub user_namespace_level: u32,
+    pub mm_env_start: u32,
+    pub mm_env_end: u32,
+    pub upid_ns: u32,
+    pub pid_namespace_tree: u32,
+    pub xa_node_shift: u32,
+    pub xa_node_slots: u32,
+    pub pid_tasks: u32,
+    pub inode_private: u32,
+    pub inode_nlink: u32,
+    pub inode_size: u32,
+    pub file_dentry: u32,
+    pub dentry_parent: u32,
+    pub dentry_inode: u32,
+    pub dentry_name: u32,
+    pub dentry_name_len: u32,
+    pub proc_inode_pid: u32,
+    pub proc_inode_inode: u32,
+    pub sock_peer_pid: u32,
+    pub task_real_parent: u32,
 }
 
 impl Offsets {
@@ -234,10 +260,48 @@ pub struct CpuState {
     pub counters: [u64; super::counter::COUNT as usize],
 }
 
+/// Key of the kernel's table of attempts that were reported: an attempt like an earlier one is counted there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct AttemptKey {
+    /// Start of who did it, `CLOCK_BOOTTIME` nanoseconds.
+    pub actor_start: u64,
+    /// Start of the target process, or the inode.
+    pub subject: u64,
+    /// Process id of who did it.
+    pub actor_tgid: u32,
+    /// Process id of the target, or the device.
+    pub subject_part: u32,
+    /// One of [`what`](super::evasion::what).
+    pub what: u32,
+    /// Lower half of [`Evasion::number`](super::evasion::Evasion::number).
+    pub number: u32,
+}
+
+/// Value of the table of files that are watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct WatchedFile {
+    /// One of [`file_class`](super::evasion::file_class).
+    pub class: u32,
+    /// Links to it when the present system call began.
+    pub links: u32,
+    /// Kernel address of its inode; 0 when it is not known.
+    pub object: u64,
+    /// Kernel address of the directory entry that it was opened by.
+    pub entry: u64,
+    /// Where that entry was when the present system call began: its directory and the hash of its name in one.
+    pub place: u64,
+    /// Its length then, bytes.
+    pub size: u64,
+}
+
 const _: () = {
-    assert!(size_of::<Offsets>() == (47 + 18 + 18 + 11 + 20) * 4);
     assert!(size_of::<TcpTuple>() == 40);
     assert!(size_of::<TcpListener>() == 24);
+    assert!(size_of::<AttemptKey>() == 32);
+    assert!(size_of::<WatchedFile>() == 40);
+    assert!(size_of::<Offsets>() == (47 + 18 + 18 + 11 + 20 + 24 + 1) * 4);
     assert!(size_of::<ChannelKey>() == 16);
     assert!(size_of::<ChannelState>() == 80);
     assert!(size_of::<ExeKey>() == 16);

@@ -13,10 +13,12 @@ pub mod nr {
     pub const READ: u64 = 0;
     pub const WRITE: u64 = 1;
     pub const OPEN: u64 = 2;
+    pub const MMAP: u64 = 9;
     pub const PWRITE64: u64 = 18;
     pub const READV: u64 = 19;
     pub const WRITEV: u64 = 20;
     pub const PIPE: u64 = 22;
+    pub const SHMAT: u64 = 30;
     pub const SENDFILE: u64 = 40;
     pub const CONNECT: u64 = 42;
     pub const ACCEPT: u64 = 43;
@@ -26,10 +28,27 @@ pub mod nr {
     pub const RECVMSG: u64 = 47;
     pub const LISTEN: u64 = 50;
     pub const SOCKETPAIR: u64 = 53;
+    pub const CLONE: u64 = 56;
     pub const EXECVE: u64 = 59;
+    pub const KILL: u64 = 62;
+    pub const TRUNCATE: u64 = 76;
+    pub const FTRUNCATE: u64 = 77;
+    pub const RENAME: u64 = 82;
     pub const CREAT: u64 = 85;
+    pub const UNLINK: u64 = 87;
+    pub const PTRACE: u64 = 101;
+    pub const SETUID: u64 = 105;
+    pub const SETREUID: u64 = 113;
+    pub const SETRESUID: u64 = 117;
+    pub const CAPSET: u64 = 126;
+    pub const RT_SIGQUEUEINFO: u64 = 129;
+    pub const TKILL: u64 = 200;
     pub const IO_SUBMIT: u64 = 209;
+    pub const TGKILL: u64 = 234;
     pub const OPENAT: u64 = 257;
+    pub const UNLINKAT: u64 = 263;
+    pub const RENAMEAT: u64 = 264;
+    pub const UNSHARE: u64 = 272;
     pub const SPLICE: u64 = 275;
     pub const TEE: u64 = 276;
     pub const VMSPLICE: u64 = 278;
@@ -37,16 +56,27 @@ pub mod nr {
     pub const PIPE2: u64 = 293;
     pub const PREADV: u64 = 295;
     pub const PWRITEV: u64 = 296;
+    pub const RT_TGSIGQUEUEINFO: u64 = 297;
+    pub const PERF_EVENT_OPEN: u64 = 298;
     pub const RECVMMSG: u64 = 299;
+    pub const PRLIMIT64: u64 = 302;
     pub const OPEN_BY_HANDLE_AT: u64 = 304;
     pub const SENDMMSG: u64 = 307;
+    pub const PROCESS_VM_READV: u64 = 310;
+    pub const PROCESS_VM_WRITEV: u64 = 311;
+    pub const RENAMEAT2: u64 = 316;
+    pub const SECCOMP: u64 = 317;
+    pub const BPF: u64 = 321;
     pub const EXECVEAT: u64 = 322;
     pub const PREADV2: u64 = 327;
     pub const PWRITEV2: u64 = 328;
+    pub const PIDFD_SEND_SIGNAL: u64 = 424;
     pub const IO_URING_SETUP: u64 = 425;
     pub const IO_URING_ENTER: u64 = 426;
+    pub const CLONE3: u64 = 435;
     pub const OPENAT2: u64 = 437;
     pub const PIDFD_GETFD: u64 = 438;
+    pub const PROCESS_MADVISE: u64 = 440;
 }
 
 /// What a system call is to the capture.
@@ -65,8 +95,12 @@ pub enum Class {
     OwnEnd,
     /// Replaces the program.
     Exec,
+    /// Submits control blocks of legacy AIO.
+    Aio,
     /// Submits work that is not decoded.
     Unseen,
+    /// Can get round the witness; looked at for watched tasks.
+    Attempt,
 }
 
 /// Sorts a system call.
@@ -100,8 +134,56 @@ pub const fn classify(number: u64) -> Class {
         | nr::PIDFD_GETFD => Class::End,
         nr::PIPE | nr::PIPE2 | nr::SOCKETPAIR | nr::LISTEN => Class::OwnEnd,
         nr::EXECVE | nr::EXECVEAT => Class::Exec,
-        nr::IO_SUBMIT | nr::IO_URING_SETUP | nr::IO_URING_ENTER => Class::Unseen,
+        nr::IO_SUBMIT => Class::Aio,
+        nr::IO_URING_SETUP | nr::IO_URING_ENTER => Class::Unseen,
+        nr::PTRACE
+        | nr::PROCESS_VM_READV
+        | nr::PROCESS_VM_WRITEV
+        | nr::PROCESS_MADVISE
+        | nr::KILL
+        | nr::TKILL
+        | nr::TGKILL
+        | nr::RT_SIGQUEUEINFO
+        | nr::RT_TGSIGQUEUEINFO
+        | nr::PIDFD_SEND_SIGNAL
+        | nr::PRLIMIT64
+        | nr::MMAP
+        | nr::SHMAT
+        | nr::SETUID
+        | nr::SETREUID
+        | nr::SETRESUID
+        | nr::CAPSET
+        | nr::UNSHARE
+        | nr::CLONE
+        | nr::CLONE3
+        | nr::SECCOMP
+        | nr::BPF
+        | nr::PERF_EVENT_OPEN
+        | nr::TRUNCATE
+        | nr::FTRUNCATE
+        | nr::UNLINK
+        | nr::UNLINKAT
+        | nr::RENAME
+        | nr::RENAMEAT
+        | nr::RENAMEAT2 => Class::Attempt,
         _ => Class::Other,
+    }
+}
+
+/// Whether the state before an attempt must be known to tell what it did: who the target was, which rights there were, where
+/// files lay.
+#[inline(always)]
+pub const fn is_noted(number: u64) -> bool {
+    match number {
+        nr::MMAP
+        | nr::SHMAT
+        | nr::UNSHARE
+        | nr::CLONE
+        | nr::CLONE3
+        | nr::SECCOMP
+        | nr::BPF
+        | nr::PERF_EVENT_OPEN => false,
+        _ => matches!(classify(number), Class::Attempt),
     }
 }
 
@@ -138,9 +220,10 @@ const fn numbers(enter: bool) -> Numbers {
     while number < NUMBERS {
         let wanted = match classify(number) {
             Class::Other => false,
-            Class::Transfer | Class::Splice => true,
+            Class::Transfer | Class::Splice | Class::Aio => true,
             Class::End | Class::OwnEnd => !enter,
             Class::Exec | Class::Unseen => enter,
+            Class::Attempt => !enter || is_noted(number),
         };
         if wanted {
             set[(number / 64) as usize] |= 1 << (number % 64);
@@ -162,7 +245,7 @@ const fn compat_numbers() -> Numbers {
     while number < NUMBERS {
         let wanted = number == COMPAT_SOCKETCALL
             || match classify(compat_number(number)) {
-                Class::Other | Class::Exec | Class::Unseen => false,
+                Class::Other | Class::Exec | Class::Unseen | Class::Aio | Class::Attempt => false,
                 Class::Transfer | Class::Splice | Class::End | Class::OwnEnd => true,
             };
         if wanted {
@@ -379,6 +462,13 @@ pub const VECTOR_PAGES_MAX: u64 = PROXY_OP_MAX_BYTES / PAGE_BYTES + 1;
 /// Messages followed in one `recvmmsg` or `sendmmsg` (the kernel caps them at `UIO_MAXIOV`).
 pub const MESSAGES_MAX: u32 = 1024;
 
+/// Control blocks followed in one `io_submit`; further ones are counted as unseen.
+pub const AIO_BLOCKS_MAX: u32 = 1024;
+
+/// Entries of a completion ring looked at for the result of a control block. Stops a ring full of other results from taking the time
+/// of the processor.
+pub const AIO_EVENTS_BACK_MAX: u32 = 64;
+
 /// Size of the pieces that a chunk is retried in when it touches memory that cannot be read.
 pub const PAGE_BYTES: u64 = 4096;
 
@@ -467,9 +557,10 @@ mod tests {
     fn each_program_looks_at_its_calls_and_at_no_other() {
         for number in (0..2 * NUMBERS).chain([u64::MAX, 1 << 32, 0x4000_0000]) {
             let class = classify(number);
-            let both = matches!(class, Class::Transfer | Class::Splice);
+            let both =
+                matches!(class, Class::Transfer | Class::Splice | Class::Aio) || is_noted(number);
             let enter = both || matches!(class, Class::Exec | Class::Unseen);
-            let exit = both || matches!(class, Class::End | Class::OwnEnd);
+            let exit = both || matches!(class, Class::End | Class::OwnEnd | Class::Attempt);
             assert_eq!(is_in(&AT_ENTER, number), enter, "{number}");
             assert_eq!(is_in(&AT_EXIT, number), exit, "{number}");
         }

@@ -22,6 +22,7 @@
 )]
 
 mod arch;
+mod attempt;
 mod channel;
 mod emit;
 mod functions;
@@ -34,6 +35,7 @@ mod offsets;
 mod probes;
 mod resolve;
 mod scope;
+mod target;
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -51,11 +53,12 @@ use countersign_ebpf::{
 use crate::{
     arch::{Abi, PtRegs, abi_of, syscall_number},
     emit::count,
-    maps::{COMPAT_ENTER, COMPAT_EXIT},
+    maps::{COMPAT_ENTER, COMPAT_EXIT, EVASION_AT_ENTER, EVASION_AT_EXIT},
     offsets::{functions_carry, group_leader, has_storage, kernel, off},
     probes::{
+        aio,
         compat::{self, arguments},
-        delivery, ends, inet as sockets, process, splice, transfer, uring,
+        delivery, ends, evasion, inet as sockets, process, splice, transfer, uring, uring_submit,
     },
     scope::tag_of,
 };
@@ -75,7 +78,9 @@ pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
         let leader = group_leader(task);
         let Some(bits) = tag_of(leader) else { return 0 };
         if abi == Abi::Native {
-            entered::<false>(task, leader, bits, regs, number);
+            if entered::<false>(task, leader, bits, regs, number) {
+                EVASION_AT_ENTER.tail_call(&ctx, 0);
+            }
             return 0;
         }
         // It may be an `execve`, and a tag lost there is lost for good.
@@ -86,6 +91,7 @@ pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
         }
         count(counter::COMPAT_SYSCALLS, 1);
         log::compat(number);
+        EVASION_AT_ENTER.tail_call(&ctx, 0);
     }
     0
 }
@@ -101,11 +107,12 @@ pub fn sys_enter_compat(ctx: BtfTracePointContext) -> i32 {
         let Some(bits) = tag_of(leader) else { return 0 };
         let number = compat::translate(regs, ctx.arg(1));
         entered::<true>(task, leader, bits, regs, number);
+        EVASION_AT_ENTER.tail_call(&ctx, 0);
     }
     0
 }
 
-/// At `sys_enter` of a watched task.
+/// At `sys_enter` of a watched task; whether it may be an attempt to get round the witness.
 ///
 /// # Safety
 /// `task` is the current task, `leader` its leader.
@@ -116,23 +123,38 @@ unsafe fn entered<const COMPAT: bool>(
     bits: u32,
     regs: *const PtRegs,
     number: u64,
-) {
+) -> bool {
     // SAFETY: the caller's.
     unsafe {
         match classify(number) {
             Class::Transfer => transfer::enter::<COMPAT>(task, bits, regs, number),
             Class::Splice => splice::enter::<COMPAT>(task, regs, number),
-            Class::Exec => process::before_exec(task, leader, bits),
-            Class::Unseen if functions_carry() && bits & tag::PROXY == 0 => {
-                // The functions see what moves. Not so what a proxy writes to files.
+            Class::Exec => {
+                process::before_exec(task, leader, bits);
+                return true;
             }
-            Class::Unseen if unseen::<COMPAT>(number, regs) => {
+            Class::Aio if !COMPAT && !functions_carry() => aio::enter(task, bits, regs),
+            Class::Aio if functions_carry() && bits & tag::PROXY == 0 => {
+                // As below.
+            }
+            Class::Aio => {
                 count(counter::UNSEEN_SUBMISSIONS, 1);
                 log::unseen(number);
             }
-            Class::Other | Class::End | Class::OwnEnd | Class::Unseen => {}
+            Class::Attempt => return true,
+            Class::Unseen => {
+                // Where functions carry transfers they see what moves; not so what a proxy writes to files.
+                let seen = functions_carry() && bits & tag::PROXY == 0;
+                if !seen && unseen::<COMPAT>(number, regs) {
+                    count(counter::UNSEEN_SUBMISSIONS, 1);
+                    log::unseen(number);
+                }
+                return true;
+            }
+            Class::Other | Class::End | Class::OwnEnd => {}
         }
     }
+    false
 }
 
 /// Whether a call submits work that no program here sees. Where the kernel tells of requests, those of rings are; else each call
@@ -143,7 +165,6 @@ unsafe fn entered<const COMPAT: bool>(
 #[inline(always)]
 unsafe fn unseen<const COMPAT: bool>(number: u64, regs: *const PtRegs) -> bool {
     match number {
-        nr::IO_SUBMIT => true,
         _ if off!(uring_complete_args) != 0 => false,
         // SAFETY: the caller's.
         nr::IO_URING_SETUP => unsafe { polls::<COMPAT>(regs) },
@@ -189,7 +210,9 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         if abi == Abi::X32 || !is_in(&AT_EXIT, number) {
             return 0;
         }
-        exited::<false>(task, group_leader(task), regs, number, returned);
+        if exited::<false>(task, group_leader(task), regs, number, returned) {
+            EVASION_AT_EXIT.tail_call(&ctx, 0);
+        }
     }
     0
 }
@@ -214,7 +237,7 @@ pub fn sys_exit_compat(ctx: BtfTracePointContext) -> i32 {
     0
 }
 
-/// At `sys_exit` of a call that may matter.
+/// At `sys_exit` of a call that may matter; whether it may have been an attempt to get round the witness.
 ///
 /// # Safety
 /// `task` is the current task, `leader` its leader.
@@ -225,7 +248,7 @@ unsafe fn exited<const COMPAT: bool>(
     regs: *const PtRegs,
     number: u64,
     returned: i64,
-) {
+) -> bool {
     // SAFETY: the caller's.
     unsafe {
         let class = classify(number);
@@ -233,17 +256,22 @@ unsafe fn exited<const COMPAT: bool>(
             if has_storage(leader) {
                 transfer::exit::<COMPAT>(task, leader, regs, number, returned);
             }
-            return;
+            return false;
         }
         // Not an `Option` any more: LLVM 22 spills the payload of `None`, which the verifier refuses ("R2 !read_ok").
         let bits = tag_of(leader).unwrap_or(0);
         match class {
+            Class::Aio if bits != 0 && !COMPAT && !functions_carry() => {
+                aio::exit(task, returned);
+            }
             Class::Splice if bits != 0 => {
                 splice::exit::<COMPAT>(leader, bits, regs, number, returned);
             }
             Class::End if bits != 0 => {
                 ends::tagged_exit::<COMPAT>(bits, regs, number, returned);
+                return true;
             }
+            Class::Attempt if bits != 0 => return true,
             Class::OwnEnd if bits & tag::TREE != 0 => {
                 ends::tagged_exit::<COMPAT>(bits, regs, number, returned);
             }
@@ -251,6 +279,7 @@ unsafe fn exited<const COMPAT: bool>(
             _ => {}
         }
     }
+    false
 }
 
 /// `skb_copy_datagram_iovec(const struct sk_buff *skb, int len)`, `net/core/datagram.c`: in the reader's context, before the copy.
@@ -265,7 +294,7 @@ pub fn skb_copy_datagram_iovec(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "io_uring_submit_req")]
 pub fn io_uring_submit(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: as above.
-    unsafe { uring::submitted(bpf_get_current_task_btf(), ctx.arg(0)) };
+    unsafe { uring_submit::submitted(bpf_get_current_task_btf(), ctx.arg(0)) };
     0
 }
 
@@ -297,6 +326,44 @@ pub fn io_uring_complete(ctx: BtfTracePointContext) -> i32 {
             )
         };
         uring::completed_again(task, ring, user_data, result);
+    }
+    0
+}
+
+/// Where `sys_enter` goes on for calls that can get round the witness: a program of its own, for the verifier's limits.
+#[btf_tracepoint(function = "sys_enter")]
+pub fn evasion_enter(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: as above.
+    unsafe {
+        let regs: *const PtRegs = ctx.arg(0);
+        let number: u64 = ctx.arg(1);
+        let task = bpf_get_current_task_btf();
+        if abi_of(task, number) != Abi::Native {
+            evasion::other_abi(task, number);
+        } else if number == nr::IO_URING_SETUP {
+            evasion::ring(task, regs);
+        } else {
+            evasion::note(task, regs, number);
+        }
+    }
+    0
+}
+
+/// The same for `sys_exit`.
+#[btf_tracepoint(function = "sys_exit")]
+pub fn evasion_exit(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: as above.
+    unsafe {
+        let regs: *const PtRegs = ctx.arg(0);
+        let returned: i64 = ctx.arg(1);
+        let number = syscall_number(regs);
+        let task = bpf_get_current_task_btf();
+        if classify(number) == Class::Attempt {
+            evasion::exit(task, regs, number, returned);
+        } else {
+            let bits = tag_of(group_leader(task)).unwrap_or(0);
+            evasion::yielded(task, bits, regs, number, returned);
+        }
     }
     0
 }

@@ -9,9 +9,12 @@ use aya_ebpf::{
     helpers::generated::bpf_task_storage_get,
     macros::btf_map,
 };
-use countersign_common::load::{ChannelKey, ChannelState, CpuState, ExeKey, TcpListener, TcpTuple};
+use countersign_common::load::{
+    AttemptKey, ChannelKey, ChannelState, CpuState, ExeKey, TcpListener, TcpTuple, WatchedFile,
+};
 
 use crate::{
+    attempt::Attempt,
     log::SUBJECTS,
     scope::{Request, Thread},
 };
@@ -76,6 +79,25 @@ pub static COMPAT_ENTER: ProgramArray<1> = ProgramArray::new();
 /// The program that goes on at `sys_exit` in the 32-bit ABI.
 #[btf_map]
 pub static COMPAT_EXIT: ProgramArray<1> = ProgramArray::new();
+/// The program that goes on at `sys_enter` for calls that can get round the witness.
+#[btf_map]
+pub static EVASION_AT_ENTER: ProgramArray<1> = ProgramArray::new();
+
+/// The same for `sys_exit`.
+#[btf_map]
+pub static EVASION_AT_EXIT: ProgramArray<1> = ProgramArray::new();
+
+/// The attempt to get round the witness that a thread is at, in the storage of that thread.
+#[btf_map]
+pub static ATTEMPTS: TaskStorage<Attempt> = TaskStorage::new();
+
+/// How often each attempt was made. One that made room here is reported again, so that no flood of others hides it.
+#[btf_map]
+pub static ATTEMPT_COUNTS: LruHashMap<AttemptKey, u64, 16384> = LruHashMap::new();
+
+/// Files whose opening, cutting or renaming is an attempt.
+#[btf_map]
+pub static WATCHED_FILES: HashMap<ExeKey, WatchedFile, 512> = HashMap::new();
 
 /// Record numbers and counters.
 #[btf_map]

@@ -131,6 +131,29 @@ pub struct Held {
     pub super_block: u64,
 }
 
+impl Held {
+    /// A descriptor that names nothing.
+    #[inline(always)]
+    pub const fn empty() -> Self {
+        Self {
+            file: 0,
+            channel: ChannelId {
+                object: 0,
+                inode: 0,
+                peer_object: 0,
+                peer_inode: 0,
+                epoch: 0,
+                dev: 0,
+                kind: 0,
+                reserved: [0; 3],
+                reserved2: 0,
+            },
+            mode: 0,
+            super_block: 0,
+        }
+    }
+}
+
 /// The tag of a process, by its leader.
 ///
 /// # Safety

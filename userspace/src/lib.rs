@@ -18,4 +18,5 @@ pub mod sink;
 pub mod source;
 pub mod spool;
 pub mod tree;
+mod watched;
 pub mod witness;

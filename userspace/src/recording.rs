@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bpf::load::Capture;
+use crate::bpf::preemption::Preemption;
 use crate::bpf::tag::Tagger;
 use crate::clock::Moment;
 use crate::config::Config;
@@ -244,6 +245,12 @@ impl Recording {
         let generation = capture.generation();
         let spool = SpoolThread::start(writer).or_exit(Code::Internal)?;
         let tagger = capture.tagger().clone();
+        let attached = serde_json::json!({
+            "event": "attached",
+            "tier": capture.tier(),
+            "preemption": Preemption::of_running_kernel().to_string(),
+            "functions": capture.functions(),
+        });
         let untagged = Arc::new(Untagged::default());
         let inflow = Inflow {
             inlet: spool.backlog().inlet(),
@@ -251,7 +258,7 @@ impl Recording {
             written,
         };
         let live = Live::start(capture, inflow).or_exit(Code::Internal)?;
-        Ok(Self {
+        let recording = Self {
             live,
             spool,
             tree: Tree::new(tagger.clone(), &request.proxy_exes, untagged),
@@ -259,7 +266,9 @@ impl Recording {
             generation,
             logs,
             kept,
-        })
+        };
+        recording.note(kind::CAPTURE, &attached);
+        Ok(recording)
     }
 
     /// Tags a process so that it and what it starts from now on are captured, and reads the tag back.
@@ -324,6 +333,18 @@ impl Recording {
             kind::CAPTURE,
             &serde_json::json!({ "event": "proxy_exes", "exes": proxy_exes }),
         );
+        // What is done to this process is done to the witness.
+        if let Some(own) = crate::bpf::scan::process(std::process::id())? {
+            self.note(
+                kind::CAPTURE,
+                &serde_json::json!({
+                    "event": "recorder",
+                    "pid": own.pid,
+                    "start_boot_ns": own.start_boot_ns,
+                    "tick_ns": own.tick_ns,
+                }),
+            );
+        }
         Ok(())
     }
 

@@ -145,7 +145,7 @@ extern "C" fn mark_holder(how: u64, fd: u64) -> u64 {
         (task, group_leader(task))
     };
     let how = how as u8;
-    let mut held = empty();
+    let mut held = Held::empty();
     resolve(&mut held, file_of(task, fd), WHOLE);
     let connects = how == end_how::CONNECTED;
     let watched = match held.channel.kind {
@@ -331,7 +331,7 @@ fn file_opened(held: &Held, who: &Task) {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn listening(fd: u64) -> u64 {
-    let mut held = empty();
+    let mut held = Held::empty();
     // SAFETY: the current task.
     let file = file_of(unsafe { bpf_get_current_task_btf() }, fd);
     resolve(&mut held, file, WHOLE);
@@ -360,24 +360,4 @@ fn to_listener_of_tree(id: &ChannelId) -> bool {
         return false;
     };
     address != 0 && LISTENERS.get_ptr(&address).is_some()
-}
-
-#[inline(always)]
-fn empty() -> Held {
-    Held {
-        file: 0,
-        channel: ChannelId {
-            object: 0,
-            inode: 0,
-            peer_object: 0,
-            peer_inode: 0,
-            epoch: 0,
-            dev: 0,
-            kind: 0,
-            reserved: [0; 3],
-            reserved2: 0,
-        },
-        mode: 0,
-        super_block: 0,
-    }
 }

@@ -16,7 +16,7 @@ use countersign::bpf::{
 };
 use countersign_common::{
     ChannelEnd, Exec, Exit, FileOpen, Fork, Peer, RecordHeader, SocketAddress, Transfer, direction,
-    kind, transfer_flags,
+    evasion::Evasion, kind, transfer_flags,
 };
 use zerocopy::FromBytes;
 
@@ -329,6 +329,10 @@ impl Witness {
         transfers
             .filter(|(transfer, _)| transfer.header.kind == kind::CHUNK)
             .map(|(transfer, payload)| (transfer, payload.to_vec()))
+    }
+
+    pub(crate) fn evasions(&self) -> Vec<Evasion> {
+        self.of(kind::EVASION)
     }
 
     /// Every record of an operation, alone.

@@ -6,11 +6,14 @@
     reason = "system calls on buffers and descriptors that the test owns"
 )]
 
+mod aio;
 mod calls;
 mod compat;
 mod coverage;
 mod delivery;
+mod evasion;
 mod functions;
+mod functions_uring;
 mod harness;
 mod limits;
 mod mending;

@@ -4,6 +4,7 @@
 
 mod between;
 mod ended;
+mod evasion;
 mod forgery;
 mod framing;
 mod honest;

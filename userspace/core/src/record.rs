@@ -30,6 +30,8 @@ pub enum Record<'a> {
     Peer(abi::Peer),
     /// The addresses of an end of a TCP connection.
     SocketAddress(abi::SocketAddress),
+    /// A watched process tried something that can get round the witness.
+    Evasion(abi::evasion::Evasion),
     /// Written by user space: kind and JSON text.
     User(abi::RecordHeader, &'a [u8]),
     /// A kind that this version does not know; counted, not interpreted.
@@ -40,8 +42,9 @@ impl Record<'_> {
     /// What every record starts with.
     pub fn header(&self) -> &abi::RecordHeader {
         match self {
-            Self::Chunk(transfer, ..) | Self::Gap(transfer, ..) => &transfer.header,
-            Self::KernelCopy(transfer, _) => &transfer.header,
+            Self::Chunk(transfer, ..) | Self::Gap(transfer, ..) | Self::KernelCopy(transfer, _) => {
+                &transfer.header
+            }
             Self::Fork(fork) => &fork.header,
             Self::Exec(exec, ..) => &exec.header,
             Self::Exit(exit) => &exit.header,
@@ -49,6 +52,7 @@ impl Record<'_> {
             Self::FileOpen(open) => &open.header,
             Self::Peer(peer) => &peer.header,
             Self::SocketAddress(address) => &address.header,
+            Self::Evasion(evasion) => &evasion.header,
             Self::User(header, _) | Self::Unknown(header) => header,
         }
     }
@@ -235,6 +239,7 @@ pub fn parse(bytes: &[u8]) -> Result<Record<'_>, RecordError> {
         abi::kind::FILE_OPEN => Record::FileOpen(fixed(header.kind, bytes)?.0),
         abi::kind::PEER => Record::Peer(fixed(header.kind, bytes)?.0),
         abi::kind::SOCKET_ADDRESS => Record::SocketAddress(fixed(header.kind, bytes)?.0),
+        abi::kind::EVASION => Record::Evasion(fixed(header.kind, bytes)?.0),
         abi::kind::FIRST_USER.. => {
             let (header, json) = fixed::<abi::RecordHeader>(header.kind, bytes)?;
             Record::User(header, json)

@@ -14,7 +14,7 @@ use aya::{
 };
 use countersign_common::{
     RecordHeader, Transfer, counter, kind,
-    load::{ChannelKey, ChannelState, CpuState, ExeKey, MOVED, Offsets},
+    load::{ChannelKey, ChannelState, CpuState, ExeKey, MOVED, Offsets, WatchedFile},
 };
 use countersign_core::hex::hex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -49,8 +49,8 @@ const PROGRAMS: [&str; 6] = [
     "sys_enter",
 ];
 
-/// Programs for tracepoints that a kernel may lack, with the names that the tracepoint has had. Without them nothing of the kind is
-/// captured, which the programs for system calls know from the offsets. Completions come first, as above.
+/// Programs for tracepoints that a kernel may lack, with the names that those have had. What is then missing the programs for system
+/// calls know from the offsets. Completions come first, as above.
 const OPTIONAL: [(&str, &[&str]); 3] = [
     ("skb_copy_datagram_iovec", &["skb_copy_datagram_iovec"]),
     ("io_uring_complete", &["io_uring_complete"]),
@@ -61,10 +61,17 @@ const OPTIONAL: [(&str, &[&str]); 3] = [
 ];
 
 /// Programs that others go on with, each with the tracepoint and the table that it is found by.
-const CONTINUED: [(&str, &str, &str); 2] = [
+const CONTINUED: [(&str, &str, &str); 4] = [
     ("sys_exit_compat", "sys_exit", "COMPAT_EXIT"),
     ("sys_enter_compat", "sys_enter", "COMPAT_ENTER"),
+    ("evasion_exit", "sys_exit", "EVASION_AT_EXIT"),
+    ("evasion_enter", "sys_enter", "EVASION_AT_ENTER"),
 ];
+
+/// Whether a program of the ledger is on a tracepoint.
+pub fn is_tracepoint(name: &str) -> bool {
+    PROGRAMS.contains(&name) || OPTIONAL.iter().any(|(program, _)| *program == name)
+}
 
 /// What a capture is loaded with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -79,6 +86,19 @@ pub struct LoadOptions {
     pub proxy_exes: Vec<(u32, u64)>,
     /// Where programs, maps and links are pinned so that they outlive this process, with the ULID of the capture.
     pub pin: Option<(PinDir, String)>,
+    /// Files whose opening is an attempt to get round the witness.
+    pub watched_files: Vec<WatchedId>,
+}
+
+/// A file that is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WatchedId {
+    /// Kernel `dev_t`.
+    pub dev: u32,
+    /// Inode number.
+    pub inode: u64,
+    /// One of [`file_class`](countersign_common::evasion::file_class).
+    pub class: u32,
 }
 
 impl Default for LoadOptions {
@@ -89,6 +109,7 @@ impl Default for LoadOptions {
             tier: Tier::default(),
             proxy_exes: Vec::new(),
             pin: None,
+            watched_files: Vec::new(),
         }
     }
 }
@@ -106,6 +127,7 @@ pub struct Capture {
     tier: Tier,
     /// Holds the programs and their links; nothing where they are pinned and another process loaded them.
     _ebpf: Option<Ebpf>,
+    /// The kernel empties such a table when nobody holds it.
     _continued: Vec<ProgramArray<MapData>>,
     ring: Ring,
     /// Programs stay in the kernel without this process: what was read is given back only when the caller says so.
@@ -192,31 +214,19 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
             .context("add a proxy's executable")?;
     }
 
+    watch_files(&mut ebpf, &options.watched_files)?;
     let mut continued = Vec::new();
     for (name, tracepoint, table) in CONTINUED {
-        let program: &mut BtfTracePoint = ebpf
-            .program_mut(name)
-            .with_context(|| format!("the object has no program {name}"))?
-            .try_into()?;
-        program
-            .load(tracepoint, &btf)
-            .with_context(|| format!("load the program {name}"))?;
-        let program = program.fd()?.try_clone()?;
         if let Some((dir, _)) = &options.pin {
             dir.pin_maps(&ebpf, &[table])?;
         }
-        let mut place: ProgramArray<_> = ebpf
-            .take_map(table)
-            .with_context(|| format!("the object has no map {table}"))?
-            .try_into()?;
-        place
-            .set(0, &program, 0)
-            .with_context(|| format!("put {name} in its place"))?;
-        // The kernel empties the table when nobody in user space holds it.
-        continued.push(place);
+        continued.push(load_continued(&mut ebpf, &btf, tracepoint, name, table)?);
     }
 
-    let mut programs = Vec::new();
+    // Nothing is tagged yet, so that the order costs nothing; what a kernel refuses, it refuses here.
+    let mut functions = Functions::attach(options.tier, &mut ebpf, &btf, &offsets)
+        .context("attach to kernel functions")?;
+    let mut programs = functions.take_programs();
     let programs_here = PROGRAMS.into_iter().map(|name| (name, name));
     for (name, tracepoint) in programs_here.chain(optional) {
         let program: &mut BtfTracePoint = ebpf
@@ -238,9 +248,6 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
             dir.pin_link(name, FdLink::from(program.take_link(link)?))?;
         }
     }
-    let mut functions = Functions::attach(options.tier, &mut ebpf, &btf, &offsets)
-        .with_context(|| format!("attach tier {}", options.tier))?;
-    programs.append(&mut functions.take_programs());
     if let Some((dir, _)) = &options.pin {
         dir.pin_maps(&ebpf, &PINNED_MAPS)?;
     }
@@ -349,6 +356,63 @@ fn of_maps(
         offsets,
         messages: None,
     })
+}
+
+/// Tells the programs which files matter before any process is watched.
+fn watch_files(ebpf: &mut Ebpf, files: &[WatchedId]) -> anyhow::Result<()> {
+    let map = ebpf
+        .map_mut("WATCHED_FILES")
+        .context("the object has no map WATCHED_FILES")?;
+    let mut map: HashMap<_, [u8; size_of::<ExeKey>()], [u8; size_of::<WatchedFile>()]> =
+        map.try_into()?;
+    for file in files {
+        let key = ExeKey {
+            inode: file.inode,
+            dev: file.dev,
+            reserved: 0,
+        };
+        let value = WatchedFile {
+            class: file.class,
+            links: 0,
+            object: 0,
+            entry: 0,
+            place: 0,
+            size: 0,
+        };
+        map.insert(
+            as_array::<_, { size_of::<ExeKey>() }>(&key)?,
+            as_array::<_, { size_of::<WatchedFile>() }>(&value)?,
+            0,
+        )
+        .context("watch a file")?;
+    }
+    Ok(())
+}
+
+/// Loads a program that another goes on to and puts it where that one looks.
+fn load_continued(
+    ebpf: &mut Ebpf,
+    btf: &aya::Btf,
+    tracepoint: &str,
+    name: &str,
+    table: &str,
+) -> anyhow::Result<ProgramArray<MapData>> {
+    let program: &mut BtfTracePoint = ebpf
+        .program_mut(name)
+        .with_context(|| format!("the object has no program {name}"))?
+        .try_into()?;
+    program
+        .load(tracepoint, btf)
+        .with_context(|| format!("load the program {name}"))?;
+    let fd = program.fd()?.try_clone()?;
+    let map = ebpf
+        .take_map(table)
+        .with_context(|| format!("the object has no map {table}"))?;
+    let mut table = ProgramArray::try_from(map)?;
+    table
+        .set(0, &fd, 0)
+        .with_context(|| format!("put the program {name} where it is looked for"))?;
+    Ok(table)
 }
 
 impl Capture {

@@ -44,8 +44,6 @@ fn from_btf(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
     let task = |member| btf.offset("task_struct", member);
     let signal = |member| btf.offset("signal_struct", member);
     let cred = |member| btf.offset("cred", member);
-    let common = |member: &str| btf.offset("sock", &format!("__sk_common.{member}"));
-    let tcp = |member| btf.offset("tcp_sock", member);
     Ok(Offsets {
         task_group_leader: task("group_leader")?,
         task_files: task("files")?,
@@ -114,6 +112,24 @@ fn from_btf(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         kind_kvec: optional(btf.enumerator("iter_type", "ITER_KVEC")),
         kind_bvec: optional(btf.enumerator("iter_type", "ITER_BVEC")),
         page_shift: page_shift(btf),
+        skb_cb: btf.offset("sk_buff", "cb")?,
+        skb_len: btf.offset("sk_buff", "len")?,
+        skb_data_len: btf.offset("sk_buff", "data_len")?,
+        skb_data: btf.offset("sk_buff", "data")?,
+        skb_head: btf.offset("sk_buff", "head")?,
+        skb_end: btf.offset("sk_buff", "end")?,
+        skb_sk: btf.offset("sk_buff", "sk")?,
+        unixcb_consumed: btf.offset("unix_skb_parms", "consumed")?,
+        shinfo_nr_frags: btf.offset("skb_shared_info", "nr_frags")?,
+        shinfo_frags: btf.offset("skb_shared_info", "frags")?,
+        shinfo_frag_list: btf.offset("skb_shared_info", "frag_list")?,
+        ..of_rings(btf)?
+    })
+}
+
+/// The members that `io_uring` is decoded by; a kernel may lack each.
+fn of_rings(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
+    Ok(Offsets {
         uring_complete_args: btf
             .tracepoint_args("io_uring_complete")?
             .unwrap_or_default(),
@@ -134,17 +150,15 @@ fn from_btf(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         sr_flags: optional(btf.offset("io_sr_msg", "flags")),
         uring_splice_fd_in: optional(btf.offset("io_splice", "splice_fd_in")),
         uring_splice_flags: optional(btf.offset("io_splice", "flags")),
-        skb_cb: btf.offset("sk_buff", "cb")?,
-        skb_len: btf.offset("sk_buff", "len")?,
-        skb_data_len: btf.offset("sk_buff", "data_len")?,
-        skb_data: btf.offset("sk_buff", "data")?,
-        skb_head: btf.offset("sk_buff", "head")?,
-        skb_end: btf.offset("sk_buff", "end")?,
-        skb_sk: btf.offset("sk_buff", "sk")?,
-        unixcb_consumed: btf.offset("unix_skb_parms", "consumed")?,
-        shinfo_nr_frags: btf.offset("skb_shared_info", "nr_frags")?,
-        shinfo_frags: btf.offset("skb_shared_info", "frags")?,
-        shinfo_frag_list: btf.offset("skb_shared_info", "frag_list")?,
+        ..of_sockets(btf)?
+    })
+}
+
+/// The members by which TCP sockets and terminals are known.
+fn of_sockets(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
+    let common = |member: &str| btf.offset("sock", &format!("__sk_common.{member}"));
+    let tcp = |member| btf.offset("tcp_sock", member);
+    Ok(Offsets {
         sock_protocol: btf.offset("sock", "sk_protocol")?,
         sock_state: common("skc_state")?,
         sock_num: common("skc_num")?,
@@ -165,7 +179,42 @@ fn from_btf(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         tty_link: btf.offset("tty_struct", "link")?,
         tty_index: btf.offset("tty_struct", "index")?,
         inode_rdev: btf.offset("inode", "i_rdev")?,
-        signal_tty: signal("tty")?,
+        signal_tty: btf.offset("signal_struct", "tty")?,
+        ..of_attempts(btf)?
+    })
+}
+
+/// The members by which attempts to get round the witness are told.
+fn of_attempts(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
+    let task = |member| btf.offset("task_struct", member);
+    let cred = |member| btf.offset("cred", member);
+    Ok(Offsets {
+        task_ptrace: task("ptrace")?,
+        task_parent: task("parent")?,
+        task_pid_links: task("pid_links")?,
+        cred_cap_effective: cred("cap_effective")?,
+        cred_user_ns: cred("user_ns")?,
+        user_namespace_level: btf.offset("user_namespace", "level")?,
+        mm_env_start: btf.offset("mm_struct", "env_start")?,
+        mm_env_end: btf.offset("mm_struct", "env_end")?,
+        upid_ns: btf.offset("upid", "ns")?,
+        pid_namespace_tree: btf.offset("pid_namespace", "idr.idr_rt.xa_head")?,
+        xa_node_shift: btf.offset("xa_node", "shift")?,
+        xa_node_slots: btf.offset("xa_node", "slots")?,
+        pid_tasks: btf.offset("pid", "tasks")?,
+        inode_private: btf.offset("inode", "i_private")?,
+        inode_nlink: btf.offset("inode", "i_nlink")?,
+        inode_size: btf.offset("inode", "i_size")?,
+        file_dentry: btf.offset("file", "f_path.dentry")?,
+        dentry_parent: btf.offset("dentry", "d_parent")?,
+        dentry_inode: btf.offset("dentry", "d_inode")?,
+        dentry_name: btf.offset("dentry", "d_name.name")?,
+        dentry_name_len: btf.offset("dentry", "d_name.len")?,
+        proc_inode_pid: btf.offset("proc_inode", "pid")?,
+        proc_inode_inode: btf.offset("proc_inode", "vfs_inode")?,
+        sock_peer_pid: btf.offset("sock", "sk_peer_pid")?,
+        task_real_parent: optional(btf.offset("task_struct", "real_parent")),
+        ..Offsets::default()
     })
 }
 
@@ -195,6 +244,7 @@ pub(super) fn missing_for_functions(offsets: &Offsets) -> Option<&'static str> {
         (offsets.msghdr_flags, "msghdr.msg_flags"),
         (offsets.socket_file, "socket.file"),
         (offsets.task_flags, "task_struct.flags"),
+        (offsets.task_real_parent, "task_struct.real_parent"),
     ]
     .into_iter()
     .find(|(offset, _)| *offset == Offsets::UNKNOWN)

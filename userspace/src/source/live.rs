@@ -331,6 +331,8 @@ struct CounterNames {
     kernel_copy_bytes: u64,
     kernel_copy_failed: u64,
     snapshot_bytes: u64,
+    evasions: u64,
+    evasions_folded: u64,
 }
 
 impl From<&[u64; counter::COUNT as usize]> for CounterNames {
@@ -360,6 +362,8 @@ impl From<&[u64; counter::COUNT as usize]> for CounterNames {
             kernel_copy_bytes: of(counter::KERNEL_COPY_BYTES),
             kernel_copy_failed: of(counter::KERNEL_COPY_FAILED),
             snapshot_bytes: of(counter::SNAPSHOT_BYTES),
+            evasions: of(counter::EVASIONS),
+            evasions_folded: of(counter::EVASIONS_FOLDED),
         }
     }
 }

@@ -17,6 +17,7 @@ use ahash::AHashMap;
 
 use crate::channel::{ChannelKind, ChannelTable, End, StreamIx};
 use crate::delivery::StreamFrames;
+use crate::evasion::{Attempts, Recorder};
 use crate::frame::line::LineFramer;
 use crate::frame::{self, Frame, FrameIx};
 use crate::pairing::{FileIx, LogBad, LogEntry};
@@ -163,6 +164,9 @@ pub struct Correlator {
     unknown_records: u64,
     peeked: u64,
     copies: Copies,
+    attempts: Attempts,
+    /// The processes that recorded.
+    recorders: Vec<Recorder>,
     /// The recorder wrote that it ended, and nothing of what it wrote is known to be lost.
     ended_in_order: bool,
     /// Up to when everything that moved has arrived, if the recording says so.
@@ -197,6 +201,8 @@ impl Correlator {
             unknown_records: 0,
             peeked: 0,
             copies: Copies::default(),
+            attempts: Attempts::default(),
+            recorders: Vec::new(),
             ended_in_order: false,
             seen_to: None,
             numbers: loss::Numbers::default(),
@@ -308,6 +314,12 @@ impl Correlator {
             Record::SocketAddress(address) => {
                 self.advance(address.header.boot_ns);
                 self.channels.addressed(&address);
+            }
+            Record::Evasion(evasion) => {
+                self.advance(evasion.header.boot_ns);
+                let at = BootNs(evasion.header.boot_ns);
+                let actor = self.processes.of_task(&evasion.task, at);
+                self.attempts.take(&evasion, actor);
             }
             Record::User(header, json) => self.user(&header, json),
             Record::Unknown(_) => self.unknown_records += 1,

@@ -5,6 +5,7 @@
 mod calls;
 mod coverage;
 mod entries;
+mod evasions;
 mod findings;
 mod frames;
 mod hosts;
