@@ -5,6 +5,8 @@ use core::mem::size_of;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::channel_kind;
+
 /// Byte offsets of kernel structure members, read from the running kernel's BTF and set before the programs are loaded.
 ///
 /// Named `STRUCT_MEMBER`; each is relative to the start of the named structure, through anonymous members.
@@ -169,6 +171,20 @@ impl Offsets {
     /// Of an optional member, or value of an enumerator, that the running kernel lacks.
     pub const UNKNOWN: u32 = u32::MAX;
 }
+
+/// The bit of a channel kind in a set of them.
+pub const fn kind_bit(kind: u8) -> u32 {
+    1 << kind
+}
+
+/// The channel kinds that kernel functions can carry: all but files.
+pub const CARRIED_KINDS: u32 = kind_bit(channel_kind::PIPE)
+    | kind_bit(channel_kind::FIFO)
+    | kind_bit(channel_kind::UNIX_STREAM)
+    | kind_bit(channel_kind::UNIX_DGRAM)
+    | kind_bit(channel_kind::UNIX_SEQPACKET)
+    | kind_bit(channel_kind::TCP)
+    | kind_bit(channel_kind::TTY);
 
 /// Key of the kernel's channel table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]

@@ -30,14 +30,18 @@ const MAPPED: u64 = 0xffff_0000;
 /// `::1`, its second half.
 const LOOPBACK: u64 = 1 << 56;
 
-/// No address.
-pub const NOWHERE: TcpTuple = TcpTuple {
-    local: [0; 2],
-    remote: [0; 2],
-    net_ns: 0,
-    local_port: 0,
-    remote_port: 0,
-};
+/// No address. For zeroes that it knows LLVM calls a `memset`, and its frame of the stack.
+#[inline(always)]
+pub fn nowhere() -> TcpTuple {
+    let zero = core::hint::black_box(0_u64);
+    TcpTuple {
+        local: [zero; 2],
+        remote: [zero; 2],
+        net_ns: zero as u32,
+        local_port: zero as u16,
+        remote_port: zero as u16,
+    }
+}
 
 /// Reads the addresses of a TCP socket. Its state, 0 if it is none.
 #[inline(never)]
@@ -82,7 +86,7 @@ fn is_loopback(address: &[u64; 2]) -> bool {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tcp_keep(sock: u64, inode: u64) -> u64 {
-    let mut tuple = NOWHERE;
+    let mut tuple = nowhere();
     if read_tuple(sock, &mut tuple) == 0 || tuple.remote_port == 0 {
         return 0;
     }
@@ -150,7 +154,7 @@ pub extern "C" fn socket_inode(sock: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tcp_find_peer(sock: u64) -> u64 {
-    let mut tuple = NOWHERE;
+    let mut tuple = nowhere();
     if read_tuple(sock, &mut tuple) == 0 || tuple.remote_port == 0 {
         return 0;
     }
@@ -187,7 +191,7 @@ pub extern "C" fn tcp_find_peer(sock: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tcp_listens(sock: u64) -> u64 {
-    let mut tuple = NOWHERE;
+    let mut tuple = nowhere();
     if read_tuple(sock, &mut tuple) as u8 != LISTEN {
         return 0;
     }
@@ -206,7 +210,7 @@ pub extern "C" fn tcp_listens(sock: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tcp_is_accepted_by_tree(sock: u64) -> u64 {
-    let mut tuple = NOWHERE;
+    let mut tuple = nowhere();
     if read_tuple(sock, &mut tuple) == 0 {
         return 0;
     }
@@ -217,7 +221,7 @@ pub extern "C" fn tcp_is_accepted_by_tree(sock: u64) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn tcp_goes_to_tree(sock: u64) -> u64 {
-    let mut tuple = NOWHERE;
+    let mut tuple = nowhere();
     if read_tuple(sock, &mut tuple) == 0 {
         return 0;
     }

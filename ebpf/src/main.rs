@@ -54,7 +54,7 @@ use crate::{
     arch::{Abi, PtRegs, abi_of, syscall_number},
     emit::count,
     maps::{COMPAT_ENTER, COMPAT_EXIT, EVASION_AT_ENTER, EVASION_AT_EXIT},
-    offsets::{functions_carry, group_leader, has_storage, kernel, off},
+    offsets::{functions_carry, functions_carry_all, group_leader, has_storage, kernel, off},
     probes::{
         aio,
         compat::{self, arguments},
@@ -134,7 +134,7 @@ unsafe fn entered<const COMPAT: bool>(
                 return true;
             }
             Class::Aio if !COMPAT && !functions_carry() => aio::enter(task, bits, regs),
-            Class::Aio if functions_carry() && bits & tag::PROXY == 0 => {
+            Class::Aio if functions_carry_all() && bits & tag::PROXY == 0 => {
                 // As below.
             }
             Class::Aio => {
@@ -144,7 +144,7 @@ unsafe fn entered<const COMPAT: bool>(
             Class::Attempt => return true,
             Class::Unseen => {
                 // Where functions carry transfers they see what moves; not so what a proxy writes to files.
-                let seen = functions_carry() && bits & tag::PROXY == 0;
+                let seen = functions_carry_all() && bits & tag::PROXY == 0;
                 if !seen && unseen::<COMPAT>(number, regs) {
                     count(counter::UNSEEN_SUBMISSIONS, 1);
                     log::unseen(number);

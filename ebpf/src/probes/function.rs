@@ -27,7 +27,7 @@ use crate::{
     iterator::{self, Start},
     log,
     maps::THREADS,
-    offsets::{current, group_leader, has_storage, kernel, off},
+    offsets::{current, functions_carry_kind, group_leader, has_storage, kernel, off},
     resolve::resolve,
     scope::{Thread, tag_of, thread},
 };
@@ -156,7 +156,9 @@ unsafe fn enter(watched: &Watched, op_direction: u8, file: u64, iter: u64, flags
             (*call).open = 0;
         }
         resolve(&mut (*call).held, file, 0);
-        if (*call).held.channel.kind == 0 || iterator::note(call, iter).is_none() {
+        // What only one of a kind's functions would see is left to the programs on system calls, or it would be there twice.
+        if !functions_carry_kind((*call).held.channel.kind) || iterator::note(call, iter).is_none()
+        {
             return;
         }
         (*call).bits = u64::from(watched.bits);

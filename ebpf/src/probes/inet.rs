@@ -4,13 +4,11 @@
 //! the moment at which a socket becomes established: from then on the other end is found by the addresses.
 
 use aya_ebpf::helpers::generated::bpf_get_current_task_btf;
-use countersign_common::{
-    ChannelId, SocketAddress, channel_kind, counter, kind, load::TcpTuple, tag,
-};
+use countersign_common::{SocketAddress, channel_kind, counter, kind, load::TcpTuple, tag};
 
 use crate::{
     emit::{count, record},
-    inet::{ESTABLISHED, NOWHERE, SYN_SENT, read_tuple, tcp_is_accepted_by_tree, tcp_keep},
+    inet::{ESTABLISHED, SYN_SENT, nowhere, read_tuple, tcp_is_accepted_by_tree, tcp_keep},
     maps::CONNECTING,
     offsets::{current, group_leader, kernel, off},
     scope::tag_of,
@@ -53,7 +51,7 @@ pub extern "C" fn tcp_report(
     peer_object: u64,
     peer_inode: u64,
 ) -> u64 {
-    let mut tuple: TcpTuple = NOWHERE;
+    let mut tuple: TcpTuple = nowhere();
     let state = read_tuple(sock, &mut tuple) as u8;
     if state == 0 {
         return 0;
@@ -67,17 +65,17 @@ pub extern "C" fn tcp_report(
         // SAFETY: a fresh reservation of that size; the addresses are plain bytes.
         unsafe {
             (*place).task = who;
-            (*place).channel = ChannelId {
-                object: sock,
-                inode,
-                peer_object,
-                peer_inode,
-                epoch,
-                dev: 0,
-                kind: channel_kind::TCP,
-                reserved: [0; 3],
-                reserved2: 0,
-            };
+            // Field by field: built first, it would need room on the stack.
+            let channel = &raw mut (*place).channel;
+            (*channel).object = sock;
+            (*channel).inode = inode;
+            (*channel).peer_object = peer_object;
+            (*channel).peer_inode = peer_inode;
+            (*channel).epoch = epoch;
+            (*channel).dev = 0;
+            (*channel).kind = channel_kind::TCP;
+            (*channel).reserved = [0; 3];
+            (*channel).reserved2 = 0;
             (*place).cookie = cookie;
             (*place).local = words(tuple.local);
             (*place).remote = words(tuple.remote);

@@ -21,7 +21,7 @@ use crate::{
     emit::{capture_buffer, count, walk},
     iterator::vectors_in,
     log,
-    offsets::{current, functions_carry, group_leader},
+    offsets::{current, functions_carry, functions_carry_all, functions_carry_kind, group_leader},
     resolve::{FILES, file_of, resolve},
     scope::{Thread, entered, tag_of, thread},
 };
@@ -61,7 +61,7 @@ pub unsafe fn enter<const COMPAT: bool>(
         if functions_carry() {
             (*thread).carried_ops = 0;
             (*thread).carried_bytes = 0;
-            if files == 0 {
+            if files == 0 && functions_carry_all() {
                 // Most likely the functions look at it. If not, there is time for it at the end.
                 (*thread).first.file = file;
                 (*thread).first.channel.kind = 0;
@@ -101,7 +101,8 @@ unsafe fn note<const COMPAT: bool>(
 unsafe fn is_left(task: *mut task_struct, thread: *mut Thread, number: u64, returned: i64) -> bool {
     // SAFETY: the caller's.
     unsafe {
-        if (*thread).first.channel.kind == channel_kind::FILE {
+        let kind = (*thread).first.channel.kind;
+        if kind != 0 && !functions_carry_kind(kind) {
             return true;
         }
         if is_carried(thread, number, returned) {

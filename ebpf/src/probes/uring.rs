@@ -25,7 +25,7 @@ use crate::{
     iterator::vectors_in,
     log,
     maps::{MULTISHOTS, REQUESTS},
-    offsets::{current, functions_carry, group_leader, kernel, off},
+    offsets::{current, functions_carry_kind, group_leader, kernel, off},
     resolve::{FILES, file_of, resolve},
     scope::{KEPT_MAX, Request, Thread, tag_of, thread},
 };
@@ -189,9 +189,7 @@ unsafe fn moved(
             spliced(task, leader, thread, bits, request, opcode, returned, flags);
             return 0;
         }
-        if (*thread).first.channel.kind == 0
-            || (functions_carry() && (*thread).first.channel.kind != channel_kind::FILE)
-        {
+        if (*thread).first.channel.kind == 0 || functions_carry_kind((*thread).first.channel.kind) {
             return 0;
         }
         count(counter::URING_OPS, 1);

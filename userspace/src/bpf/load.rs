@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
-    functions::{FunctionStatus, Functions, LinearMap},
+    functions::{FunctionStatus, Functions, LinearMap, carried_kinds},
     messages::{self, Messages},
     object, offsets,
     pin::{Note, PinDir},
@@ -180,7 +180,11 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
     let object = object::require_object()?;
     let (offsets, optional) = offsets::of_running_kernel(&OPTIONAL)?;
     let btf = aya::Btf::from_sys_fs().context("read the kernel's btf")?;
-    let carry = u32::from(options.tier != Tier::Tracepoints);
+    let carry = if options.tier == Tier::Tracepoints {
+        0
+    } else {
+        carried_kinds()
+    };
     let linear_map = if carry == 0 {
         LinearMap::default()
     } else {
