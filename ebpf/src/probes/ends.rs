@@ -34,6 +34,10 @@ const CONTROL_STEPS_MAX: u32 = 300;
 /// Reports that `who` holds an end.
 #[inline(always)]
 pub fn report(held: &Held, who: &Task, how: u8, fd: u32) {
+    let id = &held.channel;
+    if id.kind == channel_kind::TCP {
+        inet::tcp_report(id.object, id.inode, id.epoch, id.peer_object, id.peer_inode);
+    }
     // SAFETY: references.
     unsafe { report_end(held, who, u64::from(how), u64::from(fd)) };
 }
@@ -44,11 +48,6 @@ pub fn report(held: &Held, who: &Task, how: u8, fd: u32) {
 unsafe extern "C" fn report_end(held: *const Held, who: *const Task, how: u64, fd: u64) -> u64 {
     if held.is_null() || who.is_null() {
         return 0;
-    }
-    // SAFETY: the caller's.
-    let id = unsafe { &(*held).channel };
-    if id.kind == channel_kind::TCP {
-        inet::tcp_report(id.object, id.inode, id.epoch, id.peer_object, id.peer_inode);
     }
     record::<ChannelEnd>(kind::CHANNEL_END, |place| {
         // SAFETY: a fresh reservation of that size.

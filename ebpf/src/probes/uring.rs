@@ -6,7 +6,7 @@
 
 use aya_ebpf::{
     bindings::task_struct,
-    helpers::{bpf_get_current_pid_tgid, generated::bpf_ktime_get_boot_ns},
+    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user, generated::bpf_ktime_get_boot_ns},
 };
 use countersign_common::{
     channel_kind, counter, direction, end_how, gap, load::Offsets, tag, transfer_flags,
@@ -194,8 +194,15 @@ unsafe fn moved(
         }
         count(counter::URING_OPS, 1);
         let mut sr_flags = 0;
+        let mut returned = returned;
         if matches!(form, Form::Socket | Form::Message) {
             sr_flags = socket_flags(request);
+            if form == Form::Message && sr_flags & RECV_MULTISHOT != 0 {
+                returned = payload_of(request, returned);
+                if returned == 0 {
+                    return 0;
+                }
+            }
             let given: u32 = kernel(request, off!(sr_msg_flags)).unwrap_or(0);
             let said = message_flags(u64::from(given));
             if op_direction == direction::READ {
@@ -296,6 +303,36 @@ extern "C" fn truncated_request(request: u64, what: u64, form: u64, returned: u6
     }
     count(counter::MESSAGES_TRUNCATED, 1);
     u64::from(transfer_flags::MESSAGE_TRUNCATED)
+}
+
+/// Bytes of a message that was received into a buffer from a group. Before it there lie `struct io_uring_recvmsg_out` and room for name and control
+/// data, as long as the message says that was given: what it says is in the program's memory.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn payload_of(request: u64, returned: u64) -> u64 {
+    const OUT_BYTES: u64 = 16;
+    let message: u64 = kernel(request, off!(sr_buf)).unwrap_or(0);
+    // SAFETY: the helper checks the addresses.
+    let (name, control) = unsafe {
+        if is_compat(request) {
+            let name = bpf_probe_read_user((message + 4) as *const u32).unwrap_or(0);
+            let control = bpf_probe_read_user((message + 20) as *const u32).unwrap_or(0);
+            (u64::from(name), u64::from(control))
+        } else {
+            let name = bpf_probe_read_user((message + 8) as *const u32).unwrap_or(0);
+            let control = bpf_probe_read_user((message + 40) as *const u64).unwrap_or(0);
+            (u64::from(name), control)
+        }
+    };
+    let before = OUT_BYTES + name + (control & 0xffff_ffff);
+    if before <= returned {
+        returned - before
+    } else if OUT_BYTES <= returned {
+        // It says something else by now.
+        returned - OUT_BYTES
+    } else {
+        0
+    }
 }
 
 /// Bytes that a request with one buffer had room for.
