@@ -106,6 +106,9 @@ pub struct Offsets {
     pub sr_flags: u32,
     pub uring_splice_fd_in: u32,
     pub uring_splice_flags: u32,
+    pub kiocb_async_data: u32,
+    pub async_msg_namelen: u32,
+    pub async_msg_controllen: u32,
     // The kernel's own copy.
     pub skb_cb: u32,
     pub skb_len: u32,
@@ -317,7 +320,7 @@ const _: () = {
     assert!(size_of::<TcpListener>() == 24);
     assert!(size_of::<AttemptKey>() == 32);
     assert!(size_of::<WatchedFile>() == 40);
-    assert!(size_of::<Offsets>() == (47 + 18 + 18 + 11 + 20 + 24 + 1) * 4);
+    assert!(size_of::<Offsets>() == (47 + 18 + 21 + 11 + 20 + 24 + 1) * 4);
     assert!(size_of::<ChannelKey>() == 16);
     assert!(size_of::<ChannelState>() == 80);
     assert!(size_of::<ExeKey>() == 16);
