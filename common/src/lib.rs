@@ -16,7 +16,10 @@ use core::mem::{offset_of, size_of};
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// Version of the layouts in this crate. Stored in every spool segment header.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
+
+/// Oldest version whose records are read: version 2 added kinds, flags and reasons, and changed no layout.
+pub const ABI_OLDEST: u32 = 1;
 
 /// Largest payload of one [`Transfer`] record, in bytes. Longer operations are sent as several records.
 pub const CHUNK_MAX_BYTES: usize = 64 * 1024;
@@ -53,6 +56,8 @@ pub mod kind {
     pub const FILE_OPEN: u16 = 7;
     /// [`Peer`](super::Peer): a process outside the tagged tree touched a watched channel and is watched from now on.
     pub const PEER: u16 = 8;
+    /// [`Queued`](super::Queued): what a channel's counts and its queue said at one moment.
+    pub const QUEUED: u16 = 12;
 
     /// First kind that user space writes.
     pub const FIRST_USER: u16 = 256;
@@ -122,6 +127,18 @@ pub mod gap {
     pub const SPLICE: u16 = 4;
     /// More I/O vectors than the walker follows.
     pub const VECTORS: u16 = 5;
+    /// The agent had more on its way to the consumer than one may: its own flood, which costs nobody else.
+    pub const CREDIT: u16 = 9;
+}
+
+/// Values of [`Queued::why`].
+pub mod queued_why {
+    /// A descriptor of it is about to be closed.
+    pub const CLOSE: u8 = 1;
+    /// A process that holds an end is about to end.
+    pub const EXIT: u8 = 2;
+    /// User space asked, between operations or at the end.
+    pub const ASKED: u8 = 3;
 }
 
 /// Values of [`ChannelEnd::how`].
@@ -150,6 +167,24 @@ pub mod tag {
     pub const PEER: u32 = 1 << 1;
     /// Its executable is one of the configured proxies'. Set and cleared at exec, never inherited over one.
     pub const PROXY: u32 = 1 << 2;
+    /// From this bit on: the number of the agent, which each descendant inherits. 0 for what belongs to none.
+    pub const AGENT_SHIFT: u32 = 8;
+    /// Largest number of an agent. More of them share numbers, and with them their room in the rings.
+    pub const AGENT_MAX: u32 = 63;
+
+    /// The bits of an agent's number.
+    pub const fn of_agent(number: u32) -> u32 {
+        (number & AGENT_MAX) << AGENT_SHIFT
+    }
+
+    /// Which [`Credit`](super::load::Credit) a task with this tag uses up. A proxy has one of its own, so that no flood by the
+    /// agent around it costs the end of record anything.
+    pub const fn pool(bits: u32) -> u32 {
+        (bits >> AGENT_SHIFT & AGENT_MAX) << 1 | (bits & PROXY != 0) as u32
+    }
+
+    /// Number of pools.
+    pub const POOLS: usize = 2 * (AGENT_MAX as usize + 1);
 }
 
 /// Indices into the kernel's counter array. Each path that loses something bumps one.
@@ -186,6 +221,14 @@ pub mod counter {
     pub const UNSEEN_SUBMISSIONS: u32 = 14;
     /// Kernel memory that could not be read where the layout says it must be.
     pub const KERNEL_READ_FAILED: u32 = 15;
+    /// Of the records dropped: those that were to say who did what (process, end, peer).
+    pub const CONTROL_DROPPED_RECORDS: u32 = 28;
+    /// Of the records dropped: those for which their agent had no credit left.
+    pub const CREDIT_DROPPED_RECORDS: u32 = 29;
+    /// Payload bytes of those.
+    pub const CREDIT_DROPPED_BYTES: u32 = 30;
+    /// Descriptors of an ending process, or queues, that were too many to look at.
+    pub const BALANCE_SKIPPED: u32 = 31;
     /// Number of counters.
     pub const COUNT: u32 = 32;
 }
@@ -416,7 +459,37 @@ pub struct Peer {
     pub uid: u32,
 }
 
+/// What a channel's counters and its queue said at one moment: bytes that went in, came out and wait. 144 bytes.
+///
+/// For a socket it speaks of the stream that is read at `channel`'s end. The counters are read at `begun_ns`, the queue until the
+/// header's time: an operation on its way meanwhile can be in the one and not in the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Queued {
+    /// Common header.
+    pub header: RecordHeader,
+    /// Which channel, from the end that reads.
+    pub channel: ChannelId,
+    /// Bytes written, by the operations counted.
+    pub written_bytes: u64,
+    /// Bytes read, by the operations counted.
+    pub read_bytes: u64,
+    /// Bytes waiting to be read.
+    pub queued_bytes: u64,
+    /// Operations counted that wrote.
+    pub written_ops: u64,
+    /// Operations counted that read.
+    pub read_ops: u64,
+    /// `CLOCK_BOOTTIME` nanoseconds before the counters were read.
+    pub begun_ns: u64,
+    /// One of [`queued_why`].
+    pub why: u8,
+    /// Zero.
+    pub reserved: [u8; 7],
+}
+
 const _: () = {
+    assert!(size_of::<Queued>() == 144);
     assert!(size_of::<RecordHeader>() == 32);
     assert!(size_of::<Task>() == 16);
     assert!(size_of::<ChannelId>() == 56);

@@ -64,6 +64,20 @@ pub struct Offsets {
     pub kernfs_id: u32,
     pub pid_level: u32,
     pub pid_numbers: u32,
+    // Queues: what a pipe and a unix socket hold.
+    pub inode_pipe: u32,
+    pub pipe_head: u32,
+    pub pipe_tail: u32,
+    pub pipe_ring_size: u32,
+    pub pipe_bufs: u32,
+    pub pipe_buffer_len: u32,
+    pub pipe_buffer_size: u32,
+    pub sock_receive_queue: u32,
+    pub skb_list_next: u32,
+    pub skb_list_qlen: u32,
+    pub skb_next: u32,
+    pub skb_len: u32,
+    pub skb_unix_consumed: u32,
 }
 
 /// Key of the kernel's channel table.
@@ -102,7 +116,27 @@ pub struct ChannelState {
     pub ready: u64,
     /// Kernel address of the super block that `dev` and `kind` were read from; 0 for sockets.
     pub super_block: u64,
+    /// Operations counted when a [`Queued`](super::Queued) record of it was made last.
+    pub told_ops: u64,
 }
+
+/// What a pool of tasks has on its way to the consumer, in bytes of ring, by ring: 0 data, 1 control. Each side on cache lines of its
+/// own. The difference is what waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Credit {
+    /// Reserved so far; only the kernel programs add to it.
+    pub produced: [u64; 2],
+    /// Zero.
+    pub reserved: [u64; 6],
+    /// Taken out so far; only user space writes it, through a shared mapping.
+    pub consumed: [u64; 2],
+    /// Zero.
+    pub reserved2: [u64; 6],
+}
+
+/// Bytes behind each record in a ring, which are not part of it: its pool, a `u64`.
+pub const TRAILER_BYTES: usize = 8;
 
 /// Key of the table of proxy executables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -129,9 +163,10 @@ pub struct CpuState {
 }
 
 const _: () = {
-    assert!(size_of::<Offsets>() == 47 * 4);
+    assert!(size_of::<Offsets>() == (47 + 13) * 4);
     assert!(size_of::<ChannelKey>() == 16);
-    assert!(size_of::<ChannelState>() == 80);
+    assert!(size_of::<ChannelState>() == 88);
+    assert!(size_of::<Credit>() == 128);
     assert!(size_of::<ExeKey>() == 16);
     assert!(size_of::<CpuState>() == 16 + 8 * 32);
 };

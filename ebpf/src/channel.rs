@@ -130,6 +130,7 @@ fn find(held: &mut Held, leave: u64) -> (Enrolled, Option<*mut ChannelState>) {
                 kind: u32::from(id.kind),
                 ready: 1,
                 super_block: held.super_block,
+                told_ops: 0,
             };
             // Another CPU may have added it since: then this one is refused and the look-up finds the other.
             let _ = CHANNELS.insert(&key, &state, NO_EXIST);
@@ -205,6 +206,7 @@ unsafe fn move_to_proxies(key: &ChannelKey, old: *mut ChannelState) -> Option<*m
             kind: (*old).kind,
             ready: 0,
             super_block: (*old).super_block,
+            told_ops: (*old).told_ops,
         };
         if PROXY_CHANNELS.insert(key, &state, NO_EXIST).is_err() {
             // Another CPU moves it, or there is no room: then it stays where it was.
@@ -332,6 +334,17 @@ unsafe fn add(state: *mut ChannelState, op_direction: u8, ops: u64, bytes: u64) 
             )
         }
     }
+}
+
+/// A channel's place in the tables, where it counts now.
+#[inline(always)]
+pub fn state_of(key: &ChannelKey) -> Option<*mut ChannelState> {
+    PROXY_CHANNELS.get_ptr_mut(key).or_else(|| {
+        CHANNELS.get_ptr_mut(key).filter(|state| {
+            // SAFETY: a value of the map.
+            unsafe { !has_moved(*state) }
+        })
+    })
 }
 
 /// Whether the channel is in one of the tables.

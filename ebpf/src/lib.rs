@@ -13,6 +13,7 @@ pub mod nr {
     pub const READ: u64 = 0;
     pub const WRITE: u64 = 1;
     pub const OPEN: u64 = 2;
+    pub const CLOSE: u64 = 3;
     pub const PWRITE64: u64 = 18;
     pub const READV: u64 = 19;
     pub const WRITEV: u64 = 20;
@@ -67,6 +68,8 @@ pub enum Class {
     Exec,
     /// Submits work that is not decoded.
     Unseen,
+    /// Gives up a descriptor.
+    Close,
 }
 
 /// Sorts a system call.
@@ -100,6 +103,7 @@ pub const fn classify(number: u64) -> Class {
         | nr::PIDFD_GETFD => Class::End,
         nr::PIPE | nr::PIPE2 | nr::SOCKETPAIR | nr::LISTEN => Class::OwnEnd,
         nr::EXECVE | nr::EXECVEAT => Class::Exec,
+        nr::CLOSE => Class::Close,
         nr::IO_SUBMIT | nr::IO_URING_SETUP | nr::IO_URING_ENTER => Class::Unseen,
         _ => Class::Other,
     }
@@ -132,7 +136,7 @@ const fn numbers(enter: bool) -> Numbers {
             Class::Other => false,
             Class::Transfer | Class::Splice => true,
             Class::End | Class::OwnEnd => !enter,
-            Class::Exec | Class::Unseen => enter,
+            Class::Exec | Class::Unseen | Class::Close => enter,
         };
         if wanted {
             set[(number / 64) as usize] |= 1 << (number % 64);
@@ -270,7 +274,7 @@ mod tests {
         for number in (0..2 * NUMBERS).chain([u64::MAX, 1 << 32, 0x4000_0000]) {
             let class = classify(number);
             let both = matches!(class, Class::Transfer | Class::Splice);
-            let enter = both || matches!(class, Class::Exec | Class::Unseen);
+            let enter = both || matches!(class, Class::Exec | Class::Unseen | Class::Close);
             let exit = both || matches!(class, Class::End | Class::OwnEnd);
             assert_eq!(is_in(&AT_ENTER, number), enter, "{number}");
             assert_eq!(is_in(&AT_EXIT, number), exit, "{number}");

@@ -16,19 +16,21 @@
 
 mod arch;
 mod channel;
+mod credit;
 mod emit;
 mod log;
 mod maps;
 mod offsets;
 mod probes;
+mod queue;
 mod resolve;
 mod scope;
 
 use aya_ebpf::{
     bindings::task_struct,
     helpers::{bpf_probe_read_user, generated::bpf_get_current_task_btf},
-    macros::btf_tracepoint,
-    programs::BtfTracePointContext,
+    macros::{btf_tracepoint, raw_tracepoint},
+    programs::{BtfTracePointContext, RawTracePointContext},
 };
 use countersign_common::{counter, tag};
 use countersign_ebpf::{
@@ -39,7 +41,7 @@ use crate::{
     arch::{PtRegs, TS_COMPAT, X32_BIT, syscall_args, syscall_number},
     emit::count,
     offsets::{group_leader, has_storage, off},
-    probes::{ends, process, splice, transfer},
+    probes::{balance, ends, process, splice, transfer},
     scope::tag_of,
 };
 
@@ -68,6 +70,7 @@ pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
             Class::Transfer => transfer::enter(task, bits, regs, number),
             Class::Splice => splice::enter(task, regs, number),
             Class::Exec => process::before_exec(task, leader, bits),
+            Class::Close => balance::closing(task, bits, syscall_args(regs)[0]),
             Class::Unseen if number != nr::IO_URING_SETUP || polls(regs) => {
                 count(counter::UNSEEN_SUBMISSIONS, 1);
                 log::unseen(number);
@@ -153,8 +156,17 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: as above.
-    unsafe { process::exit(ctx.arg(0)) };
+    unsafe {
+        balance::exiting(ctx.arg(0));
+        process::exit(ctx.arg(0));
+    }
     0
+}
+
+/// Attached to nothing: user space runs it when it wants the balances of all channels that moved since, or with the argument 1 of each.
+#[raw_tracepoint]
+pub fn balances(ctx: RawTracePointContext) -> i32 {
+    balance::all(ctx.arg(0))
 }
 
 /// Whether the call is of the 32-bit or the x32 ABI, whose numbers mean something else.

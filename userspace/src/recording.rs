@@ -81,6 +81,11 @@ impl RecordSink for Inflow {
         self.inlet.record(bytes)
     }
 
+    fn record_of(&mut self, pool: u8, bytes: &[u8]) -> anyhow::Result<()> {
+        self.untagged.look(bytes);
+        self.inlet.record_of(pool, bytes)
+    }
+
     fn pause(&mut self) {
         self.inlet.pause();
     }
@@ -175,7 +180,8 @@ impl Recording {
     /// # Errors
     /// When the tag is not in place: the process must then not be taken for watched.
     pub fn tag(&self, pid: u32, pidfd: BorrowedFd<'_>) -> anyhow::Result<()> {
-        self.tagger.tag_process(pidfd, tag::TREE)?;
+        self.tagger
+            .tag_process(pidfd, tag::TREE | tag::of_agent(1))?;
         let read_back = self.tagger.tag_of(pid)?;
         anyhow::ensure!(
             read_back.is_some_and(|bits| bits & tag::TREE != 0),

@@ -1,6 +1,7 @@
 //! The programs' bodies, one file per subject. The entry points are in `main.rs`: another tier is further entry points
 //! over the same bodies and the same walker.
 
+pub mod balance;
 pub mod ends;
 pub mod process;
 pub mod splice;

@@ -125,6 +125,18 @@ impl<'a> Btf<'a> {
         Ok(bits / 8)
     }
 
+    /// Size of `struct name` in bytes.
+    pub(crate) fn size(&self, name: &str) -> Result<u32, BtfError> {
+        let at = self
+            .structs
+            .get(name.as_bytes())
+            .and_then(|id| self.start(*id))
+            .ok_or_else(|| BtfError::NoStruct {
+                name: name.to_owned(),
+            })?;
+        word(self.types, at + 8)
+    }
+
     fn index(&mut self) -> Result<(), BtfError> {
         let mut at = 0;
         while at < self.types.len() {

@@ -10,10 +10,10 @@ use anyhow::Context;
 use aya::{
     Ebpf, EbpfLoader,
     maps::{HashMap, Map, MapData, PerCpuArray, RingBuf},
-    programs::BtfTracePoint,
+    programs::{BtfTracePoint, RawTracePoint, RawTracePointRunOptions, TestRun},
 };
 use countersign_common::{
-    RecordHeader, Transfer, counter, kind,
+    Transfer, counter, kind,
     load::{ChannelKey, ChannelState, CpuState, ExeKey, MOVED, Offsets},
 };
 use countersign_core::hex::hex;
@@ -24,12 +24,19 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::{
     messages::{self, Messages},
     object, offsets,
+    rings::{Credits, Rings},
     tag::Tagger,
 };
 
 /// Default size of the data ring, in bytes. A longer one makes each record of the watched dearer, since its memory has left the
 /// caches when they come round to it; what must wait longer waits behind the consumer ([`crate::spool::BACKLOG_MAX_BYTES`]).
 pub const RING_BYTES_DEFAULT: u32 = 64 << 20;
+
+/// Default size of the control ring, in bytes: some twenty thousand executions or a hundred thousand other records.
+pub const CONTROL_BYTES_DEFAULT: u32 = 16 << 20;
+
+/// The program that is attached to nothing and makes the balances when it is run.
+const BALANCES: &str = "balances";
 
 /// The programs of tier T; each has the name of its tracepoint. Fork comes first and `sys_exit` before `sys_enter`: what is
 /// attached half-way can only miss, never misattribute.
@@ -46,6 +53,8 @@ const PROGRAMS: [&str; 5] = [
 pub struct LoadOptions {
     /// Size of the data ring in bytes; rounded up to a power of two of pages.
     pub ring_bytes: u32,
+    /// Size of the control ring in bytes; rounded in the same way.
+    pub control_bytes: u32,
     /// Which load this is: copied into every record's header.
     pub generation: u64,
     /// Executables of proxies: kernel `dev_t` (`major << 20 | minor`) and inode number.
@@ -56,6 +65,7 @@ impl Default for LoadOptions {
     fn default() -> Self {
         Self {
             ring_bytes: RING_BYTES_DEFAULT,
+            control_bytes: CONTROL_BYTES_DEFAULT,
             generation: 1,
             proxy_exes: Vec::new(),
         }
@@ -68,18 +78,26 @@ type ChannelMap = HashMap<MapData, [u8; size_of::<ChannelKey>()], [u8; size_of::
 /// Loaded and attached programs. Dropping it detaches them.
 pub struct Capture {
     /// Holds the programs and their links.
-    _ebpf: Ebpf,
-    ring: RingBuf<MapData>,
+    ebpf: Ebpf,
+    rings: Rings,
     tags: Tagger,
     cpus: PerCpuArray<MapData, [u8; size_of::<CpuState>()]>,
     channels: [ChannelMap; 2],
     programs: Vec<(&'static str, RawFd)>,
-    malformed: u64,
     /// Payload bytes taken out of the ring.
     payload_bytes: u64,
     generation: u64,
     offsets: Offsets,
     messages: Messages,
+}
+
+/// Channels of which a balance is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balanced {
+    /// Those in which something was counted since their last, a few thousand at a time.
+    Moved,
+    /// Each that is open: what was not counted shows too.
+    Each,
 }
 
 /// What one program did, from its `fdinfo`.
@@ -113,13 +131,17 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
     let object = object::require_object()?;
     let offsets = offsets::of_running_kernel()?;
     let btf = aya::Btf::from_sys_fs().context("read the kernel's btf")?;
+    let [ring_bytes, control_bytes] = [options.ring_bytes, options.control_bytes].map(ring_size);
+    let sizes = [u64::from(ring_bytes), u64::from(control_bytes)];
     let mut ebpf = EbpfLoader::new()
         .btf(Some(&btf))
         .allow_unsupported_maps()
         .override_global("OFFSETS", offsets.as_bytes(), true)
         .override_global("GENERATION", &options.generation, true)
         .override_global("AYA_LOG_LEVEL", &messages::level(), true)
-        .map_max_entries("RING", options.ring_bytes)
+        .override_global("RING_BYTES", sizes.as_bytes(), true)
+        .map_max_entries("RING", ring_bytes)
+        .map_max_entries("CONTROL", control_bytes)
         .load(object)
         .context("create the maps (capturing needs root, or CAP_BPF and CAP_PERFMON)")?;
 
@@ -153,11 +175,22 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         programs.push((name, program.fd()?.as_fd().as_raw_fd()));
     }
 
+    let balances: &mut RawTracePoint = ebpf
+        .program_mut(BALANCES)
+        .context("the object has no program for balances")?
+        .try_into()?;
+    balances.load().context("load the program for balances")?;
+
     let mut take = |name: &str| {
         ebpf.take_map(name)
             .with_context(|| format!("the object has no map {name}"))
     };
     let ring = RingBuf::try_from(take("RING")?).context("map the ring")?;
+    let control = RingBuf::try_from(take("CONTROL")?).context("map the control ring")?;
+    let Map::Array(credits) = take("CREDITS")? else {
+        anyhow::bail!("the map CREDITS is not an array");
+    };
+    let credits = Credits::map(credits.fd().as_fd()).context("map the credits")?;
     let cpus = PerCpuArray::try_from(take("CPUS")?)?;
     let channels = [
         HashMap::try_from(take("CHANNELS")?)?,
@@ -173,13 +206,12 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         .context("keep the tag map open")?;
     let messages = Messages::of(&mut ebpf)?;
     Ok(Capture {
-        _ebpf: ebpf,
-        ring,
+        ebpf,
+        rings: Rings::new(ring, control, credits),
         tags: Tagger::new(tags),
         cpus,
         channels,
         programs,
-        malformed: 0,
         payload_bytes: 0,
         generation: options.generation,
         offsets,
@@ -311,31 +343,44 @@ impl Capture {
     }
 
     /// Gives every record that waits to `take`, cut to its size; the number given. Does not block.
-    pub fn drain(&mut self, take: impl FnMut(&[u8])) -> usize {
-        self.drain_some(usize::MAX, take)
+    pub fn drain(&mut self, mut take: impl FnMut(&[u8])) -> usize {
+        self.drain_some(usize::MAX, |_pool, record| take(record))
     }
 
-    /// [`Capture::drain`] that stops after `most` records: a flood can fill the ring as fast as it is emptied.
-    pub fn drain_some(&mut self, most: usize, mut take: impl FnMut(&[u8])) -> usize {
-        let mut records = 0;
-        while records < most
-            && let Some(item) = self.ring.next()
-        {
-            match whole_record(&item) {
-                Some(record) => {
-                    self.payload_bytes += payload_bytes(record);
-                    take(record);
-                    records += 1;
-                }
-                None => self.malformed += 1,
-            }
-        }
+    /// [`Capture::drain`] that stops after `most` records, since a flood can fill the ring as fast as it is emptied, and tells the
+    /// [pool](countersign_common::tag::pool) of each.
+    pub fn drain_some(&mut self, most: usize, mut take: impl FnMut(u8, &[u8])) -> usize {
+        let mut bytes = 0;
+        let records = self.rings.drain(most, |pool, record| {
+            bytes += payload_bytes(record);
+            take(pool, record);
+        });
+        self.payload_bytes += bytes;
         records
+    }
+
+    /// Has the kernel make [`Queued`](countersign_common::Queued) records of channels that both ends were seen to use; how many it
+    /// made. No `bpf(2)` call that touches a map: it does not disturb the capture.
+    ///
+    /// # Errors
+    /// When the kernel refuses to run the program.
+    pub fn balance(&self, which: Balanced) -> anyhow::Result<u32> {
+        let mut options = RawTracePointRunOptions::new();
+        options.args[0] = u64::from(which == Balanced::Each);
+        let program: &RawTracePoint = self
+            .ebpf
+            .program(BALANCES)
+            .context("the object has no program for balances")?
+            .try_into()?;
+        let result = program
+            .test_run(options)
+            .context("run the program for balances")?;
+        Ok(result.return_value)
     }
 
     /// Ring entries so far whose size field contradicts their length. Anything but 0 is a bug or another ABI.
     pub fn malformed(&self) -> u64 {
-        self.malformed
+        self.rings.malformed()
     }
 
     /// Gives the messages of the kernel programs to `tracing`. Without any, it reads two words of shared memory.
@@ -349,7 +394,7 @@ impl Capture {
     /// When polling fails for another reason than a signal.
     pub fn wait(&self, timeout: Duration) -> anyhow::Result<()> {
         let timeout = Timespec::try_from(timeout).context("wait for that long")?;
-        let mut fds = [PollFd::new(&self.ring, PollFlags::IN)];
+        let mut fds = [PollFd::new(self.rings.waitable(), PollFlags::IN)];
         match poll(&mut fds, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error).context("wait for the ring"),
@@ -374,12 +419,10 @@ fn payload_bytes(record: &[u8]) -> u64 {
     }
 }
 
-/// The record at the start of a ring entry, without the rest of its reservation.
-fn whole_record(entry: &[u8]) -> Option<&[u8]> {
-    let (header, _) = RecordHeader::read_from_prefix(entry).ok()?;
-    let size = usize::try_from(header.size).ok()?;
-    (size >= size_of::<RecordHeader>()).then_some(())?;
-    entry.get(..size)
+/// What the kernel makes of a wanted size: a power of two of whole pages.
+fn ring_size(wanted: u32) -> u32 {
+    const PAGE_BYTES: u32 = 4096;
+    wanted.clamp(PAGE_BYTES, 1 << 31).next_power_of_two()
 }
 
 fn as_array<T: IntoBytes + zerocopy::Immutable, const N: usize>(
@@ -389,37 +432,4 @@ fn as_array<T: IntoBytes + zerocopy::Immutable, const N: usize>(
         .as_bytes()
         .try_into()
         .context("a key has another size")
-}
-
-#[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests panic on purpose")]
-
-    use super::*;
-
-    fn entry(size: u32, len: usize) -> Vec<u8> {
-        let header = RecordHeader {
-            kind: 1,
-            cpu: 0,
-            size,
-            cpu_seq: 0,
-            boot_ns: 0,
-            generation: 0,
-        };
-        let mut bytes = header.as_bytes().to_vec();
-        bytes.resize(len, 0);
-        bytes
-    }
-
-    #[test]
-    fn a_ring_entry_is_cut_to_the_size_in_its_header() {
-        assert_eq!(whole_record(&entry(40, 64)).unwrap().len(), 40);
-    }
-
-    #[test]
-    fn a_size_that_contradicts_the_entry_is_refused() {
-        assert_eq!(whole_record(&entry(65, 64)), None);
-        assert_eq!(whole_record(&entry(31, 64)), None);
-        assert_eq!(whole_record(&[0; 8]), None);
-    }
 }

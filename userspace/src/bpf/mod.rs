@@ -7,6 +7,7 @@ pub mod load;
 mod messages;
 pub mod object;
 pub mod offsets;
+mod rings;
 pub mod scan;
 pub mod self_test;
 pub mod tag;

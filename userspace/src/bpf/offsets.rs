@@ -77,5 +77,20 @@ fn from_btf(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         kernfs_id: btf.offset("kernfs_node", "id")?,
         pid_level: btf.offset("pid", "level")?,
         pid_numbers: btf.offset("pid", "numbers")?,
+        inode_pipe: btf.offset("inode", "i_pipe")?,
+        pipe_head: btf.offset("pipe_inode_info", "head")?,
+        pipe_tail: btf.offset("pipe_inode_info", "tail")?,
+        pipe_ring_size: btf.offset("pipe_inode_info", "ring_size")?,
+        pipe_bufs: btf.offset("pipe_inode_info", "bufs")?,
+        pipe_buffer_len: btf.offset("pipe_buffer", "len")?,
+        pipe_buffer_size: btf.size("pipe_buffer")?,
+        sock_receive_queue: btf.offset("sock", "sk_receive_queue")?,
+        skb_list_next: btf.offset("sk_buff_head", "next")?,
+        skb_list_qlen: btf.offset("sk_buff_head", "qlen")?,
+        skb_next: btf.offset("sk_buff", "next")?,
+        skb_len: btf.offset("sk_buff", "len")?,
+        skb_unix_consumed: btf
+            .offset("sk_buff", "cb")?
+            .saturating_add(btf.offset("unix_skb_parms", "consumed")?),
     })
 }

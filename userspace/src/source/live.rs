@@ -18,7 +18,7 @@ use serde::Serialize;
 
 use super::user_record::user_record;
 use crate::{
-    bpf::load::{Capture, ChannelTotals, ProgramLedger},
+    bpf::load::{Balanced, Capture, ChannelTotals, ProgramLedger},
     clock::Moment,
 };
 
@@ -31,6 +31,9 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const EMPTY_LOOKS: u32 = 3;
 /// Longest drain after a stop. Tagged processes that go on writing would keep it going for ever.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// Heartbeats from one balance of each channel to the next; in between only those that moved are balanced.
+const BEATS_TO_EACH: u32 = 10;
 
 /// Records taken before the clock is looked at. A flood can fill the ring as fast as it is emptied.
 const DRAIN_RECORDS: usize = 1 << 16;
@@ -45,6 +48,14 @@ pub trait RecordSink {
     /// # Errors
     /// When the sink can take no more; it ends the capture.
     fn record(&mut self, bytes: &[u8]) -> anyhow::Result<()>;
+
+    /// [`RecordSink::record`] with the [pool](countersign_common::tag::pool) at whose expense it was made.
+    ///
+    /// # Errors
+    /// As there.
+    fn record_of(&mut self, _pool: u8, bytes: &[u8]) -> anyhow::Result<()> {
+        self.record(bytes)
+    }
 
     /// Nothing more comes for the moment.
     fn pause(&mut self) {}
@@ -69,6 +80,8 @@ pub struct LiveSummary {
     pub ring_dropped_records: u64,
     /// Their payload bytes.
     pub ring_dropped_bytes: u64,
+    /// Times that the kernel skipped a program.
+    pub missed: u64,
 }
 
 /// A running capture thread.
@@ -135,6 +148,7 @@ pub fn run(
     let mut summary = LiveSummary::default();
     heartbeat(capture, sink, &mut summary)?;
     let mut next_heartbeat = Instant::now() + HEARTBEAT;
+    let mut beats = 0_u32;
     while !stop.load(Ordering::Acquire) {
         if drain(capture, sink, &mut summary)? == 0 {
             sink.pause();
@@ -143,7 +157,16 @@ pub fn run(
         }
         if Instant::now() >= next_heartbeat {
             capture.tell();
+            // Before the programs' misses are read: what they say of a time is held against balances from before and after it.
+            let missed = summary.missed;
             heartbeat(capture, sink, &mut summary)?;
+            beats += 1;
+            let each = beats.is_multiple_of(BEATS_TO_EACH) || summary.missed > missed;
+            capture.balance(if each {
+                Balanced::Each
+            } else {
+                Balanced::Moved
+            })?;
             next_heartbeat = Instant::now() + HEARTBEAT;
         }
     }
@@ -169,6 +192,8 @@ pub fn run(
         sink.record(&user_record(kind::CAPTURE, capture.generation(), &note)?)?;
     }
     capture.tell();
+    capture.balance(Balanced::Each)?;
+    drain(capture, sink, &mut summary)?;
     totals(capture, sink)?;
     heartbeat(capture, sink, &mut summary)?;
     summary.malformed = capture.malformed();
@@ -181,9 +206,9 @@ fn drain(
     summary: &mut LiveSummary,
 ) -> anyhow::Result<usize> {
     let mut result = Ok(());
-    let records = capture.drain_some(DRAIN_RECORDS, |record| {
+    let records = capture.drain_some(DRAIN_RECORDS, |pool, record| {
         if result.is_ok() {
-            result = sink.record(record);
+            result = sink.record_of(pool, record);
         }
     });
     summary.records += records as u64;
@@ -222,8 +247,13 @@ fn heartbeat(
     }
     summary.ring_dropped_records = dropped;
     summary.ring_dropped_bytes = counters[counter::RING_DROPPED_BYTES as usize];
+    let programs = capture.ledger();
+    summary.missed = programs
+        .iter()
+        .map(|program| program.recursion_misses)
+        .sum();
     let ledger = LedgerRecord {
-        programs: capture.ledger(),
+        programs,
         counters: CounterNames::from(&counters),
         malformed: capture.malformed(),
     };
@@ -299,6 +329,10 @@ struct CounterNames {
     compat_syscalls: u64,
     unseen_submissions: u64,
     kernel_read_failed: u64,
+    control_dropped_records: u64,
+    credit_dropped_records: u64,
+    credit_dropped_bytes: u64,
+    balance_skipped: u64,
 }
 
 impl From<&[u64; counter::COUNT as usize]> for CounterNames {
@@ -321,6 +355,10 @@ impl From<&[u64; counter::COUNT as usize]> for CounterNames {
             compat_syscalls: of(counter::COMPAT_SYSCALLS),
             unseen_submissions: of(counter::UNSEEN_SUBMISSIONS),
             kernel_read_failed: of(counter::KERNEL_READ_FAILED),
+            control_dropped_records: of(counter::CONTROL_DROPPED_RECORDS),
+            credit_dropped_records: of(counter::CREDIT_DROPPED_RECORDS),
+            credit_dropped_bytes: of(counter::CREDIT_DROPPED_BYTES),
+            balance_skipped: of(counter::BALANCE_SKIPPED),
         }
     }
 }
