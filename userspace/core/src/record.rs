@@ -26,6 +26,8 @@ pub enum Record<'a> {
     FileOpen(abi::FileOpen),
     /// A process outside the tree is watched from now on.
     Peer(abi::Peer),
+    /// What a stream's counts and its queue said at one moment.
+    Queued(abi::Queued),
     /// Written by user space: kind and JSON text.
     User(abi::RecordHeader, &'a [u8]),
     /// A kind that this version does not know; counted, not interpreted.
@@ -43,6 +45,7 @@ impl Record<'_> {
             Self::ChannelEnd(end) => &end.header,
             Self::FileOpen(open) => &open.header,
             Self::Peer(peer) => &peer.header,
+            Self::Queued(queued) => &queued.header,
             Self::User(header, _) | Self::Unknown(header) => header,
         }
     }
@@ -70,6 +73,8 @@ pub enum GapReason {
     Splice,
     /// More I/O vectors than the walker follows.
     Vectors,
+    /// Its agent had too much on its way already: a flood costs only its own.
+    Credit,
     /// Operations or parts of them never arrived; sized from the kernel's counters.
     UnseenOps,
     /// The spool says that records were lost outside the kernel.
@@ -91,6 +96,7 @@ impl GapReason {
             Self::RingFull => "ring_full",
             Self::Splice => "splice",
             Self::Vectors => "vectors",
+            Self::Credit => "credit",
             Self::UnseenOps => "unseen_ops",
             Self::SpoolLoss => "spool_loss",
             Self::Attached => "attached",
@@ -106,6 +112,7 @@ impl GapReason {
             abi::gap::RING_FULL => Self::RingFull,
             abi::gap::SPLICE => Self::Splice,
             abi::gap::VECTORS => Self::Vectors,
+            abi::gap::CREDIT => Self::Credit,
             _ => Self::Unknown,
         }
     }
@@ -198,6 +205,7 @@ pub fn parse(bytes: &[u8]) -> Result<Record<'_>, RecordError> {
         abi::kind::CHANNEL_END => Record::ChannelEnd(fixed(header.kind, bytes)?.0),
         abi::kind::FILE_OPEN => Record::FileOpen(fixed(header.kind, bytes)?.0),
         abi::kind::PEER => Record::Peer(fixed(header.kind, bytes)?.0),
+        abi::kind::QUEUED => Record::Queued(fixed(header.kind, bytes)?.0),
         abi::kind::FIRST_USER.. => {
             let (header, json) = fixed::<abi::RecordHeader>(header.kind, bytes)?;
             Record::User(header, json)

@@ -3,6 +3,7 @@
 //! Owns the stores between the stages and the limits of memory. Inputs are records, log events and losses; time is in the
 //! records. [`Correlator::finish`] runs the stages that need the whole capture and hands out rows. It judges nothing itself.
 
+mod balances;
 mod case;
 mod loss;
 mod notes;
@@ -13,6 +14,7 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 
+use crate::balance::Balances;
 use crate::channel::{ChannelTable, End, StreamIx};
 use crate::delivery::StreamFrames;
 use crate::frame::line::LineFramer;
@@ -135,6 +137,8 @@ pub struct LogIncident {
 struct EndState {
     log: EndLog,
     framer: LineFramer,
+    /// The kernel's counts at this moment are those of what had arrived.
+    confirmed: Option<BootNs>,
 }
 
 /// The state machine.
@@ -146,6 +150,8 @@ pub struct Correlator {
     channels: ChannelTable,
     ends: BTreeMap<(StreamIx, End), EndState>,
     streams: BTreeMap<StreamIx, StreamFrames>,
+    balances: Balances,
+    unnamed: loss::Unnamed,
     frames: Vec<Frame>,
     /// By hash, the last frame of these bytes: what a proxy passes on is kept once.
     texts: AHashMap<u64, FrameIx>,
@@ -180,6 +186,8 @@ impl Correlator {
             channels: ChannelTable::default(),
             ends: BTreeMap::new(),
             streams: BTreeMap::new(),
+            balances: Balances::default(),
+            unnamed: loss::Unnamed::default(),
             frames: Vec::new(),
             texts: AHashMap::new(),
             files: Vec::new(),
@@ -246,6 +254,7 @@ impl Correlator {
     /// Runs the stages that need the whole capture and hands out all rows.
     pub fn finish(mut self, out: &mut dyn FnMut(Row)) {
         self.finish_streams();
+        self.finish_balances();
         if self.notes.iter().any(|note| note.kind == "loss") {
             self.ended_in_order = false;
         } else if !self.ended_in_order {
@@ -286,6 +295,7 @@ impl Correlator {
                     .processes
                     .of_task(&end.task, BootNs(end.header.boot_ns));
                 self.channels.got_end(&end, process);
+                self.begin_balance(&end);
             }
             Record::FileOpen(open) => {
                 self.advance(open.header.boot_ns);
@@ -294,6 +304,10 @@ impl Correlator {
             Record::Peer(peer) => {
                 self.advance(peer.header.boot_ns);
                 self.processes.marked_peer(&peer);
+            }
+            Record::Queued(queued) => {
+                self.advance(queued.header.boot_ns);
+                self.queued(&queued);
             }
             Record::User(header, json) => self.user(&header, json),
             Record::Unknown(_) => self.unknown_records += 1,
@@ -329,6 +343,7 @@ impl Correlator {
         };
         if transfer.offset == 0 {
             self.streams.entry(stream).or_default().moved(side, &op);
+            self.balances.operation(stream, side, transfer.op_seq, &op);
         }
         let now = self.now;
         self.with_end(stream, side, |log, out| {
@@ -355,6 +370,7 @@ impl Correlator {
                 } else {
                     framer
                 },
+                confirmed: None,
             }
         });
         let before = state.framer.buffered();

@@ -142,11 +142,29 @@ struct ExeNote {
     inode: u64,
 }
 
+/// Programs without which an operation is neither numbered nor captured.
+const OF_OPERATIONS: [&str; 2] = ["sys_enter", "sys_exit"];
+
+/// Counters of operations that are neither numbered nor captured.
+const LOST_OPERATIONS: [&str; 1] = ["pending_failed"];
+
+/// Operations that a heartbeat says were missed since the programs were loaded.
+fn missed_operations(ledger: &LedgerNote) -> u64 {
+    let programs = ledger.programs.iter();
+    let skipped = programs
+        .filter(|program| OF_OPERATIONS.contains(&program.name.as_str()))
+        .map(|program| program.recursion_misses);
+    let counted = LOST_OPERATIONS
+        .iter()
+        .filter_map(|name| ledger.counters.get(*name).copied());
+    skipped.chain(counted).fold(0, u64::saturating_add)
+}
+
 /// Log files remembered per proxy. Stops a log that is replaced over and over from filling memory.
 const LOGS_MAX: usize = 4096;
 
 /// Counters that mean a loss when they are not 0.
-const LOSSES: [&str; 8] = [
+const LOSSES: [&str; 9] = [
     "ring_dropped_records",
     "fault_bytes",
     "tag_failed",
@@ -155,6 +173,7 @@ const LOSSES: [&str; 8] = [
     "compat_syscalls",
     "unseen_submissions",
     "kernel_read_failed",
+    "control_dropped_records",
 ];
 
 impl Correlator {
@@ -215,6 +234,7 @@ impl Correlator {
 
     /// Only what changed since the last heartbeat is worth a row.
     fn ledger(&mut self, ledger: LedgerNote, at: BootNs) {
+        self.unnamed.heartbeat(at, missed_operations(&ledger));
         for program in ledger.programs {
             let mut note = Note::new("program", program.name, at);
             note.count = Some(program.run_count);
@@ -270,6 +290,7 @@ impl Correlator {
                 return;
             };
             let (stream, side) = self.channels.stream_of(channel, end, direction);
+            self.balances.total(stream, side, ops, bytes);
             self.with_end(stream, side, |log, out| {
                 log.finish(&mut |item| out(item));
                 if log.is_of_epoch(totals.epoch) {
