@@ -11,7 +11,7 @@ use countersign::bpf::{
     object::object,
 };
 use countersign_common::{
-    ChannelEnd, Exec, Exit, FileOpen, Fork, Peer, RecordHeader, Transfer, direction, kind,
+    ChannelEnd, Exec, Exit, FileOpen, Fork, Peer, Queued, RecordHeader, Transfer, direction, kind,
 };
 use zerocopy::FromBytes;
 
@@ -277,8 +277,23 @@ impl Witness {
         self.of(kind::FILE_OPEN)
     }
 
+    pub(crate) fn balances(&self) -> Vec<Queued> {
+        self.of(kind::QUEUED)
+    }
+
     pub(crate) fn peers(&self) -> Vec<Peer> {
         self.of(kind::PEER)
+    }
+
+    /// How many operations of one direction moved exactly these bytes in one record; of very many, quickly.
+    pub(crate) fn moved_by_parts(&self, op_direction: u8, bytes: &[u8]) -> usize {
+        let records = self.records.iter().filter_map(|record| {
+            let (transfer, payload) = Transfer::read_from_prefix(record).ok()?;
+            (transfer.header.kind == kind::CHUNK).then_some((transfer, payload))
+        });
+        records
+            .filter(|(part, payload)| part.direction == op_direction && *payload == bytes)
+            .count()
     }
 
     /// Every record of an operation, alone.

@@ -6,7 +6,9 @@
     reason = "system calls on buffers and descriptors that the test owns"
 )]
 
+mod balance;
 mod calls;
+mod floods;
 mod harness;
 mod limits;
 mod mending;
