@@ -378,3 +378,7 @@ impl EndLog {
         self.last_exit = self.last_exit.max(op.exit);
     }
 }
+
+#[cfg(test)]
+#[path = "stream_tests.rs"]
+mod tests;

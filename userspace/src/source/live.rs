@@ -149,6 +149,7 @@ pub fn run(
     heartbeat(capture, sink, &mut summary)?;
     let mut next_heartbeat = Instant::now() + HEARTBEAT;
     let mut beats = 0_u32;
+    let mut balances = Balances::default();
     while !stop.load(Ordering::Acquire) {
         if drain(capture, sink, &mut summary)? == 0 {
             sink.pause();
@@ -162,11 +163,12 @@ pub fn run(
             heartbeat(capture, sink, &mut summary)?;
             beats += 1;
             let each = beats.is_multiple_of(BEATS_TO_EACH) || summary.missed > missed;
-            capture.balance(if each {
+            let which = if each {
                 Balanced::Each
             } else {
                 Balanced::Moved
-            })?;
+            };
+            balances.take(capture, sink, which)?;
             next_heartbeat = Instant::now() + HEARTBEAT;
         }
     }
@@ -192,7 +194,9 @@ pub fn run(
         sink.record(&user_record(kind::CAPTURE, capture.generation(), &note)?)?;
     }
     capture.tell();
-    capture.balance(Balanced::Each)?;
+    // Misses up to here can then be held against the balances that follow.
+    heartbeat(capture, sink, &mut summary)?;
+    balances.take(capture, sink, Balanced::Each)?;
     drain(capture, sink, &mut summary)?;
     totals(capture, sink)?;
     heartbeat(capture, sink, &mut summary)?;
@@ -213,6 +217,33 @@ fn drain(
     });
     summary.records += records as u64;
     result.map(|()| records)
+}
+
+/// The balances, as long as the kernel makes them.
+#[derive(Default)]
+struct Balances {
+    refused: bool,
+}
+
+impl Balances {
+    /// Has some made. Where the kernel refuses, the capture goes on without, and the records say so.
+    fn take(
+        &mut self,
+        capture: &Capture,
+        sink: &mut impl RecordSink,
+        which: Balanced,
+    ) -> anyhow::Result<()> {
+        if self.refused {
+            return Ok(());
+        }
+        let Err(error) = capture.balance(which) else {
+            return Ok(());
+        };
+        self.refused = true;
+        tracing::warn!(error = format!("{error:#}"), "channels cannot be balanced");
+        let note = serde_json::json!({ "what": "balance", "cause": format!("{error:#}") });
+        sink.record(&user_record(kind::LOSS, capture.generation(), &note)?)
+    }
 }
 
 /// Adds what the kernel counted per channel. Only at the end: the kernel must be left alone while it captures.

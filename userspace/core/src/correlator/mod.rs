@@ -254,6 +254,10 @@ impl Correlator {
     /// Runs the stages that need the whole capture and hands out all rows.
     pub fn finish(mut self, out: &mut dyn FnMut(Row)) {
         self.finish_streams();
+        debug_assert!(
+            self.ends.values().all(|state| state.log.adds_up()),
+            "what moved is what was captured and what is missing"
+        );
         self.finish_balances();
         if self.notes.iter().any(|note| note.kind == "loss") {
             self.ended_in_order = false;
