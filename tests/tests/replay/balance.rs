@@ -204,6 +204,34 @@ fn a_balance_clears_no_two_skipped_runs_between_two_looks() {
     );
 }
 
+#[test]
+fn a_recording_that_breaks_off_is_in_doubt_from_its_last_heartbeat_on() {
+    let (mut scene, session, mut log) = start();
+    session.tool(&mut scene, &mut log, "1", "a");
+    scene.heartbeat(0);
+    let last = scene.now();
+    scene.wait_ms(20_000);
+    scene.heartbeat(0);
+    let late = scene.now();
+    session.tool(&mut scene, &mut log, "2", "b");
+    let end = scene.now();
+    let mut play = Play::new(scene, &[&log]);
+    // The records that tell the end, and the totals before it.
+    let end_at = play.records.len() - 1;
+    play.records.truncate(end_at);
+    let outcome = play.run();
+    let rows: Vec<_> = outcome.coverage().collect();
+    let of = |name: &str| {
+        let row = rows
+            .iter()
+            .find(|row| row.name.as_deref() == Some(name))
+            .unwrap();
+        (row.from_boot_ns.0, row.to_boot_ns.0, row.weakens)
+    };
+    assert_eq!(of("late"), (last, late, false));
+    assert_eq!(of("end_missing"), (late, end, true));
+}
+
 /// End and length of every gap.
 fn gaps(outcome: &Outcome) -> Vec<(&'static str, Option<u64>)> {
     outcome

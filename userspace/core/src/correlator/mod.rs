@@ -169,6 +169,7 @@ pub struct Correlator {
     /// Up to when everything that moved has arrived, if the recording says so.
     seen_to: Option<BootNs>,
     numbers: loss::Numbers,
+    last_heartbeat: Option<BootNs>,
     retained: u64,
     partial: usize,
     first: Option<BootNs>,
@@ -202,6 +203,7 @@ impl Correlator {
             ended_in_order: false,
             seen_to: None,
             numbers: loss::Numbers::default(),
+            last_heartbeat: None,
             retained: 0,
             partial: 0,
             first: None,
@@ -262,11 +264,14 @@ impl Correlator {
         if self.notes.iter().any(|note| note.kind == "loss") {
             self.ended_in_order = false;
         } else if !self.ended_in_order {
-            self.handle_loss(
+            let mut note = Note::loss(
+                self.now,
                 "end_missing",
-                "the recording has no end: what came after its last record was not seen".to_owned(),
+                "the recording has no end: what came after its last record was not seen, and since its last heartbeat nothing says that all was".to_owned(),
                 0,
             );
+            note.since = self.last_heartbeat;
+            self.note(note);
         }
         rows::write(self, out);
     }

@@ -21,8 +21,10 @@ pub struct Note {
     pub kind: &'static str,
     /// Name of the thing.
     pub name: String,
-    /// When.
+    /// When; of a time, its end.
     pub at: BootNs,
+    /// Of a time, its beginning.
+    pub since: Option<BootNs>,
     /// It takes something from the evidence.
     pub weakens: bool,
     /// For people.
@@ -43,6 +45,7 @@ impl Note {
             kind,
             name: name.into(),
             at,
+            since: None,
             weakens: false,
             detail: None,
             count: None,
@@ -160,6 +163,9 @@ fn missed_operations(ledger: &LedgerNote) -> u64 {
     skipped.chain(counted).fold(0, u64::saturating_add)
 }
 
+/// Time between heartbeats, nanoseconds, from which on the later one was late; they come each second.
+const HEARTBEAT_LATE_NS: u64 = 5_000_000_000;
+
 /// Log files remembered per proxy. Stops a log that is replaced over and over from filling memory.
 const LOGS_MAX: usize = 4096;
 
@@ -232,9 +238,22 @@ impl Correlator {
         }
     }
 
+    /// A heartbeat that was long in coming says that nobody was at work meanwhile; what that cost is counted elsewhere.
+    fn heartbeat(&mut self, at: BootNs) {
+        if let Some(last) = self.last_heartbeat
+            && at.0.saturating_sub(last.0) > HEARTBEAT_LATE_NS
+        {
+            let mut note = Note::new("heartbeat", "late", at);
+            note.since = Some(last);
+            self.note(note);
+        }
+        self.last_heartbeat = self.last_heartbeat.max(Some(at));
+    }
+
     /// Only what changed since the last heartbeat is worth a row.
     fn ledger(&mut self, ledger: LedgerNote, at: BootNs) {
         self.unnamed.heartbeat(at, missed_operations(&ledger));
+        self.heartbeat(at);
         for program in ledger.programs {
             let mut note = Note::new("program", program.name, at);
             note.count = Some(program.run_count);
