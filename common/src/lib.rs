@@ -9,6 +9,7 @@
 #![no_std]
 #![forbid(unsafe_code)]
 
+pub mod evasion;
 pub mod load;
 
 use core::mem::{offset_of, size_of};
@@ -19,7 +20,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 pub const ABI_VERSION: u32 = 2;
 
 /// Oldest version whose records are read: version 2 added kinds, flags and reasons, and changed no layout.
-pub const ABI_OLDEST: u32 = 1;
+pub const ABI_VERSION_OLDEST: u32 = 1;
 
 /// Largest payload of one [`Transfer`] record, in bytes. Longer operations are sent as several records.
 pub const CHUNK_MAX_BYTES: usize = 64 * 1024;
@@ -36,6 +37,9 @@ pub const PROXY_OP_MAX_BYTES: u64 = 16 * 1024 * 1024;
 
 /// Longest file name or argument string in an [`Exec`] record, in bytes.
 pub const EXEC_TEXT_MAX_BYTES: usize = 256;
+
+/// [`Transfer::syscall`] when it is not known: an `io_uring` worker is in none.
+pub const SYSCALL_UNKNOWN: u16 = u16::MAX;
 
 /// Values of [`RecordHeader::kind`]. Below [`kind::FIRST_USER`]: from the kernel. From there on: written into the spool by
 /// user space, a [`RecordHeader`] followed by one JSON object.
@@ -58,6 +62,12 @@ pub mod kind {
     pub const PEER: u16 = 8;
     /// [`Queued`](super::Queued): what a channel's counts and its queue said at one moment.
     pub const QUEUED: u16 = 12;
+    /// [`Transfer`](super::Transfer) followed by `len` bytes that the kernel was about to copy to a reader, taken from the kernel's own
+    /// buffer while the channel was locked. `op_seq`, `stream_before`, `exit_ns` and `returned` are 0: none is known by then. The operation's other
+    /// records have the same channel, thread and `enter_ns` and come later; bytes past what it returned never reached the reader.
+    pub const KERNEL_COPY: u16 = 11;
+    /// [`Evasion`](super::evasion::Evasion): a watched process tried something that can get round the witness.
+    pub const EVASION: u16 = 10;
 
     /// First kind that user space writes.
     pub const FIRST_USER: u16 = 256;
@@ -111,6 +121,20 @@ pub mod transfer_flags {
     pub const OOB: u16 = 1 << 5;
     /// More than the walker's limit of I/O vectors or messages; a gap record with [`gap::VECTORS`](super::gap::VECTORS) covers the rest.
     pub const TRUNCATED_VECTOR: u16 = 1 << 6;
+    /// A call of the 32-bit ABI: `syscall` is the number of the same call in the 64-bit one. What `socketcall` was asked to do is read from user memory.
+    pub const COMPAT: u16 = 1 << 7;
+    /// By `io_uring`: `syscall` holds the opcode (`IORING_OP_*`), `enter_ns` the submission and `exit_ns` the completion.
+    pub const IO_URING: u16 = 1 << 8;
+    /// By legacy AIO (`io_submit`).
+    pub const AIO: u16 = 1 << 9;
+    /// The bytes were looked up in the kernel's buffers by a call that has no user buffer. Another process may have changed them since or
+    /// before: what is read later is exact, this is not.
+    pub const SNAPSHOT: u16 = 1 << 10;
+    /// Captured where a kernel function returned: the file is the one that the function was given, whatever the descriptor names.
+    /// The times are those of the function, not those of the system call.
+    pub const BY_FUNCTION: u16 = 1 << 11;
+    /// [`kind::KERNEL_COPY`](super::kind::KERNEL_COPY) records were made for every byte of the operation.
+    pub const KERNEL_COPY: u16 = 1 << 12;
 }
 
 /// Values of [`Transfer::reason`] in a [`kind::GAP`] record.
@@ -127,6 +151,15 @@ pub mod gap {
     pub const SPLICE: u16 = 4;
     /// More I/O vectors than the walker follows.
     pub const VECTORS: u16 = 5;
+    /// An `io_uring` request that takes its buffers from a group and completes more than once, or takes several at a time.
+    pub const MULTISHOT: u16 = 6;
+    /// A legacy AIO operation whose result is not in its completion ring.
+    pub const AIO: u16 = 7;
+    /// Vectors of the 32-bit ABI where they are not followed.
+    pub const COMPAT: u16 = 8;
+    /// The kernel moved the bytes by an iterator that is not followed: one of another kind, pages whose address is not
+    /// known, or bytes that it did not copy to the reader.
+    pub const ITERATOR: u16 = 10;
     /// The agent had more on its way to the consumer than one may: its own flood, which costs nobody else.
     pub const CREDIT: u16 = 9;
 }
@@ -215,12 +248,31 @@ pub mod counter {
     pub const SPLICE_BYTES: u32 = 11;
     /// Processes marked as peers.
     pub const PEERS_MARKED: u32 = 12;
-    /// System calls in the 32-bit ABI by tagged tasks, which are not decoded.
+    /// System calls by tagged tasks in an ABI, or of a kind in the 32-bit ABI, that is not decoded.
     pub const COMPAT_SYSCALLS: u32 = 13;
-    /// `io_uring` and legacy AIO submissions by tagged tasks, which are not decoded.
+    /// `io_uring` and legacy AIO submissions by tagged tasks whose operations cannot be accounted for.
     pub const UNSEEN_SUBMISSIONS: u32 = 14;
     /// Kernel memory that could not be read where the layout says it must be.
     pub const KERNEL_READ_FAILED: u32 = 15;
+    /// Entries of a watched kernel function whose return was not seen before the thread's next entry: the program on the return was
+    /// skipped.
+    pub const FUNCTION_UNPAIRED: u32 = 16;
+    /// Operations on watched channels that the programs on kernel functions did not see, and the system call's did.
+    pub const FUNCTION_MISSED: u32 = 17;
+    /// `io_uring` operations by watched tasks that moved bytes.
+    pub const URING_OPS: u32 = 21;
+    /// Bytes moved by `io_uring` requests that take their buffers from a group, which are not captured.
+    pub const MULTISHOT_BYTES: u32 = 22;
+    /// Bytes of the kernel's own copies.
+    pub const KERNEL_COPY_BYTES: u32 = 23;
+    /// Bytes of which a copy from the kernel's buffers was wanted and failed; the reader's memory stands for them.
+    pub const KERNEL_COPY_FAILED: u32 = 24;
+    /// Bytes found in pipes by [`SNAPSHOT`](super::transfer_flags::SNAPSHOT).
+    pub const SNAPSHOT_BYTES: u32 = 25;
+    /// Attempts to get round the witness, reported or not.
+    pub const EVASIONS: u32 = 26;
+    /// Of those, the ones that were folded into the count of an earlier report.
+    pub const EVASIONS_FOLDED: u32 = 27;
     /// Of the records dropped: those that were to say who did what (process, end, peer).
     pub const CONTROL_DROPPED_RECORDS: u32 = 28;
     /// Of the records dropped: those for which their agent had no credit left.
@@ -311,9 +363,9 @@ pub struct Transfer {
     pub op_seq: u64,
     /// Bytes moved in this direction at this end by the operations numbered before. Sized by the kernel even for lost ones.
     pub stream_before: u64,
-    /// `CLOCK_BOOTTIME` nanoseconds at `sys_enter`.
+    /// `CLOCK_BOOTTIME` nanoseconds at `sys_enter`, or at the entry of the kernel function.
     pub enter_ns: u64,
-    /// `CLOCK_BOOTTIME` nanoseconds at `sys_exit`.
+    /// `CLOCK_BOOTTIME` nanoseconds at `sys_exit`, or at the return of the kernel function.
     pub exit_ns: u64,
     /// Bytes that the operation moved.
     pub returned: u64,

@@ -76,8 +76,88 @@ pub struct Offsets {
     pub skb_list_next: u32,
     pub skb_list_qlen: u32,
     pub skb_next: u32,
+    // Capture at kernel functions. `Offsets::UNKNOWN` where the kernel has none.
+    pub kiocb_filp: u32,
+    pub iter_type: u32,
+    pub iter_offset: u32,
+    pub iter_pointer: u32,
+    pub iter_count: u32,
+    pub iter_segments: u32,
+    pub msghdr_iter: u32,
+    pub msghdr_flags: u32,
+    pub socket_file: u32,
+    pub task_flags: u32,
+    pub bvec_page: u32,
+    pub bvec_len: u32,
+    pub bvec_offset: u32,
+    pub kind_ubuf: u32,
+    pub kind_iovec: u32,
+    pub kind_kvec: u32,
+    pub kind_bvec: u32,
+    pub page_shift: u32,
+    // io_uring. [`Offsets::UNKNOWN`] where the kernel has no such member.
+    /// Arguments of the tracepoint `io_uring_complete`; 0 when there is none.
+    pub uring_complete_args: u32,
+    pub kiocb_opcode: u32,
+    pub kiocb_flags: u32,
+    pub kiocb_cqe: u32,
+    pub kiocb_ctx: u32,
+    pub kiocb_tctx: u32,
+    pub kiocb_task: u32,
+    pub tctx_task: u32,
+    /// In bits.
+    pub ring_compat_bit: u32,
+    pub rw_addr: u32,
+    pub rw_len: u32,
+    pub sr_buf: u32,
+    pub sr_len: u32,
+    pub sr_done: u32,
+    pub sr_msg_flags: u32,
+    pub sr_flags: u32,
+    pub uring_splice_fd_in: u32,
+    pub uring_splice_flags: u32,
+    // The kernel's own copy.
+    pub skb_cb: u32,
     pub skb_len: u32,
-    pub skb_unix_consumed: u32,
+    pub skb_data_len: u32,
+    pub skb_data: u32,
+    pub skb_head: u32,
+    pub skb_end: u32,
+    pub skb_sk: u32,
+    pub unixcb_consumed: u32,
+    pub shinfo_nr_frags: u32,
+    pub shinfo_frags: u32,
+    pub shinfo_frag_list: u32,
+    // Evasion.
+    pub task_ptrace: u32,
+    pub task_parent: u32,
+    pub task_pid_links: u32,
+    pub cred_cap_effective: u32,
+    pub cred_user_ns: u32,
+    pub user_namespace_level: u32,
+    pub mm_env_start: u32,
+    pub mm_env_end: u32,
+    pub upid_ns: u32,
+    pub pid_namespace_tree: u32,
+    pub xa_node_shift: u32,
+    pub xa_node_slots: u32,
+    pub pid_tasks: u32,
+    pub inode_private: u32,
+    pub inode_nlink: u32,
+    pub inode_size: u32,
+    pub file_dentry: u32,
+    pub dentry_parent: u32,
+    pub dentry_inode: u32,
+    pub dentry_name: u32,
+    pub dentry_name_len: u32,
+    pub proc_inode_pid: u32,
+    pub proc_inode_inode: u32,
+    pub sock_peer_pid: u32,
+}
+
+impl Offsets {
+    /// Of an optional member, or value of an enumerator, that the running kernel lacks.
+    pub const UNKNOWN: u32 = u32::MAX;
 }
 
 /// Key of the kernel's channel table.
@@ -162,8 +242,46 @@ pub struct CpuState {
     pub counters: [u64; super::counter::COUNT as usize],
 }
 
+/// Key of the kernel's table of attempts that were reported: an attempt like an earlier one is counted there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct AttemptKey {
+    /// Start of who did it, `CLOCK_BOOTTIME` nanoseconds.
+    pub actor_start: u64,
+    /// Start of the target process, or the inode.
+    pub subject: u64,
+    /// Process id of who did it.
+    pub actor_tgid: u32,
+    /// Process id of the target, or the device.
+    pub subject_part: u32,
+    /// One of [`what`](super::evasion::what).
+    pub what: u32,
+    /// Lower half of [`Evasion::number`](super::evasion::Evasion::number).
+    pub number: u32,
+}
+
+/// Value of the table of files that are watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct WatchedFile {
+    /// One of [`file_class`](super::evasion::file_class).
+    pub class: u32,
+    /// Links to it when the present system call began.
+    pub links: u32,
+    /// Kernel address of its inode; 0 when it is not known.
+    pub object: u64,
+    /// Kernel address of the directory entry that it was opened by.
+    pub entry: u64,
+    /// Where that entry was when the present system call began: its directory and the hash of its name in one.
+    pub place: u64,
+    /// Its length then, bytes.
+    pub size: u64,
+}
+
 const _: () = {
-    assert!(size_of::<Offsets>() == (47 + 13) * 4);
+    assert!(size_of::<AttemptKey>() == 32);
+    assert!(size_of::<WatchedFile>() == 40);
+    assert!(size_of::<Offsets>() == (47 + 11 + 18 + 18 + 11 + 24) * 4);
     assert!(size_of::<ChannelKey>() == 16);
     assert!(size_of::<ChannelState>() == 88);
     assert!(size_of::<Credit>() == 128);

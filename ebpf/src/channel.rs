@@ -34,6 +34,19 @@ pub enum Enrolled {
     No,
 }
 
+impl From<u64> for Enrolled {
+    #[inline(always)]
+    fn from(how: u64) -> Self {
+        if how == Self::Known as u64 {
+            Self::Known
+        } else if how == Self::New as u64 {
+            Self::New
+        } else {
+            Self::No
+        }
+    }
+}
+
 /// What [`enrol`] may do: add the channel to the table.
 pub const MAY_ADD: u64 = 1;
 /// What [`enrol`] must do: move the channel to the proxies' table.
@@ -54,16 +67,28 @@ pub const fn leave(bits: u32) -> u64 {
 
 /// Finds the channel in the tables, adding it with [`MAY_ADD`] or when its other end is there. Completes the channel's id with
 /// device, kind, epoch and the last peer known.
-#[inline(never)]
+#[inline(always)]
 pub fn enrol(held: &mut Held, leave: u64) -> Enrolled {
-    find(held, leave).0
+    // SAFETY: a reference.
+    Enrolled::from(unsafe { enrol_channel(held, leave) })
+}
+
+/// [`enrol`], verified once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn enrol_channel(held: *mut Held, leave: u64) -> u64 {
+    if held.is_null() {
+        return Enrolled::No as u64;
+    }
+    // SAFETY: the caller's.
+    find(unsafe { &mut *held }, leave).0 as u64
 }
 
 /// [`enrol`], and numbers an operation of `bytes` in `transfer`, all with one look-up. Without bytes nothing is numbered.
 ///
 /// # Safety
 /// `transfer` is the record under construction.
-#[inline(never)]
+#[inline(always)]
 pub unsafe fn enrol_operation(
     held: &mut Held,
     leave: u64,
@@ -71,6 +96,25 @@ pub unsafe fn enrol_operation(
     bytes: u64,
     transfer: *mut Transfer,
 ) -> Enrolled {
+    // SAFETY: the caller's.
+    Enrolled::from(unsafe { enrol_transfer(held, leave, op_direction, bytes, transfer) })
+}
+
+/// [`enrol_operation`], verified once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn enrol_transfer(
+    held: *mut Held,
+    leave: u64,
+    op_direction: u64,
+    bytes: u64,
+    transfer: *mut Transfer,
+) -> u64 {
+    if held.is_null() || transfer.is_null() {
+        return Enrolled::No as u64;
+    }
+    // SAFETY: the caller's.
+    let held = unsafe { &mut *held };
     let (how, state) = find(held, leave);
     let mut place = (0, 0);
     if let Some(state) = state
@@ -82,7 +126,7 @@ pub unsafe fn enrol_operation(
     }
     // SAFETY: the caller's.
     unsafe { ((*transfer).op_seq, (*transfer).stream_before) = place };
-    how
+    how as u64
 }
 
 #[inline(always)]

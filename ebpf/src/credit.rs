@@ -42,7 +42,11 @@ pub fn take<const RING: u32>(pool: u32, bytes: u64, small: bool) -> bool {
     unsafe {
         let produced = &raw mut (*credit).produced[RING as usize];
         let taken = read_volatile(&raw const (*credit).consumed[RING as usize]);
-        let waiting = read_volatile(produced).wrapping_sub(taken);
+        let mut waiting = read_volatile(produced).wrapping_sub(taken);
+        if waiting >> 63 != 0 {
+            // More was given back than taken: user space counted anew meanwhile.
+            waiting = 0;
+        }
         let free = size::<RING>().wrapping_sub(bpf_ringbuf_query(
             place_of::<RING>(),
             u64::from(BPF_RB_AVAIL_DATA),

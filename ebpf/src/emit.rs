@@ -1,4 +1,4 @@
-//! Records into the ring, counters, and the capture walker: user memory straight into ring reservations.
+//! Records into the ring, counters, and the capture walker: memory straight into ring reservations.
 //!
 //! A reservation's size must be a constant to the verifier: pieces go into classes of 64 B to 64 KiB of payload *plus* the
 //! header, doubling. Nothing is staged: a per-CPU buffer can be overwritten where programs are preemptible.
@@ -6,7 +6,7 @@
 use core::{
     ffi::c_void,
     intrinsics::{AtomicOrdering, atomic_xadd},
-    ptr::copy_nonoverlapping,
+    ptr::{copy_nonoverlapping, read_volatile},
 };
 
 use aya_ebpf::{
@@ -14,8 +14,8 @@ use aya_ebpf::{
     helpers::{
         bpf_probe_read_user,
         generated::{
-            bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, bpf_loop, bpf_ringbuf_discard,
-            bpf_ringbuf_reserve, bpf_ringbuf_submit,
+            self, bpf_get_smp_processor_id, bpf_ktime_get_boot_ns, bpf_loop, bpf_probe_read_kernel,
+            bpf_ringbuf_discard, bpf_ringbuf_reserve, bpf_ringbuf_submit,
         },
     },
 };
@@ -27,9 +27,10 @@ use countersign_ebpf::{STEPS_MAX, piece};
 
 use crate::{
     credit::{CONTROL_RING, DATA_RING, give_back, place_of, pool_now, take},
+    iterator::{next_segment, vectors_in},
     maps::CPUS,
-    offsets::GENERATION,
-    scope::Thread,
+    offsets::{GENERATION, functions_carry},
+    scope::{KEPT_MAX, Thread},
 };
 
 /// The consumer is woken when a CPU has put another so many bytes into the ring; else it polls.
@@ -185,7 +186,7 @@ fn next_number() -> u64 {
 /// # Safety
 /// `thread` is the current thread's state.
 #[inline(always)]
-unsafe fn number_for(thread: *mut Thread) -> u64 {
+pub unsafe fn number_for(thread: *mut Thread) -> u64 {
     // SAFETY: the caller's.
     unsafe {
         let spare = (*thread).spare_seq;
@@ -199,7 +200,7 @@ unsafe fn number_for(thread: *mut Thread) -> u64 {
 
 /// [`header`] with a number, and a time, that are there already: reading the clock costs as much as looking up a channel.
 #[inline(always)]
-fn header_of(cpu_seq: u64, boot_ns: u64, record_kind: u16, size: u32) -> RecordHeader {
+pub fn header_of(cpu_seq: u64, boot_ns: u64, record_kind: u16, size: u32) -> RecordHeader {
     // SAFETY: no arguments; a static of this object, volatile because the loader sets it.
     unsafe {
         RecordHeader {
@@ -208,7 +209,7 @@ fn header_of(cpu_seq: u64, boot_ns: u64, record_kind: u16, size: u32) -> RecordH
             size,
             cpu_seq,
             boot_ns,
-            generation: core::ptr::read_volatile(&raw const GENERATION),
+            generation: read_volatile(&raw const GENERATION),
         }
     }
 }
@@ -217,8 +218,12 @@ fn header_of(cpu_seq: u64, boot_ns: u64, record_kind: u16, size: u32) -> RecordH
 ///
 /// # Safety
 /// `thread` is the current thread's state.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub unsafe fn walk(thread: *mut Thread) -> i64 {
+pub unsafe extern "C" fn walk(thread: *mut Thread) -> u64 {
+    if thread.is_null() {
+        return 0;
+    }
     let mut context = thread;
     // SAFETY: the callback gets the address of `context`, which lives until the helper returns.
     unsafe {
@@ -255,9 +260,9 @@ pub unsafe fn capture_buffer(thread: *mut Thread, address: u64) -> bool {
         let len = (*thread).op_left;
         if len <= CHUNK_MAX_BYTES as u64 && len <= (*thread).limit_left {
             match chunk(thread, address, len) {
-                Outcome::Captured => return true,
+                CAPTURED => return true,
                 // What the walker would do after its own attempt: page by page.
-                Outcome::Fault => (*thread).fault_until = address + len,
+                FAULT => (*thread).fault_until = address + len,
                 outcome => {
                     no_room(thread, len, outcome);
                     return false;
@@ -276,8 +281,19 @@ pub unsafe fn capture_buffer(thread: *mut Thread, address: u64) -> bool {
 ///
 /// # Safety
 /// `thread` is the current thread's state.
+#[inline(always)]
+pub unsafe fn missing(thread: *mut Thread, len: u64, reason: u16) {
+    // SAFETY: the caller's.
+    unsafe { emit_gap(thread, len, u64::from(reason)) };
+}
+
+/// [`missing`], verified once.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub unsafe fn missing(thread: *mut Thread, len: u64, reason: u16) -> i64 {
+unsafe extern "C" fn emit_gap(thread: *mut Thread, len: u64, reason: u64) -> u64 {
+    if thread.is_null() {
+        return 0;
+    }
     // SAFETY: the current thread's state.
     let (number, pool) = unsafe { (number_for(thread), tag::pool((*thread).bits)) };
     numbered::<Transfer, DATA_RING>(number, pool, kind::GAP, |place| {
@@ -285,7 +301,7 @@ pub unsafe fn missing(thread: *mut Thread, len: u64, reason: u16) -> i64 {
         unsafe {
             copy_nonoverlapping(&raw const (*thread).transfer, place, 1);
             (*place).len = len as u32;
-            (*place).reason = reason;
+            (*place).reason = reason as u16;
         }
     });
     // SAFETY: the current thread's state.
@@ -310,15 +326,13 @@ unsafe extern "C" fn step(_index: u64, context: *mut c_void) -> i64 {
             if (*thread).vectors_left == 0 {
                 return 1;
             }
-            let Ok(vector) = bpf_probe_read_user((*thread).vector as *const [u64; 2]) else {
-                (*thread).vectors_left = 0;
-                return 1;
-            };
-            (*thread).vector += 16;
-            (*thread).vectors_left -= 1;
-            (*thread).segment = vector[0];
-            (*thread).segment_left = vector[1];
-            return 0;
+            if functions_carry()
+                && (*thread).vectors_in != vectors_in::USER
+                && (*thread).vectors_in < vectors_in::COMPAT
+            {
+                return next_segment(thread);
+            }
+            return next_vector(thread);
         }
         let limit_left = (*thread).limit_left;
         if limit_left == 0 {
@@ -339,7 +353,7 @@ unsafe extern "C" fn step(_index: u64, context: *mut c_void) -> i64 {
             (*thread).fault_until,
         );
         match chunk(thread, address, len) {
-            Outcome::Captured => {
+            CAPTURED => {
                 if len == op_left {
                     (*thread).op_left = 0;
                     return 1;
@@ -347,12 +361,12 @@ unsafe extern "C" fn step(_index: u64, context: *mut c_void) -> i64 {
                 (*thread).transfer.offset += len;
                 (*thread).op_left -= len;
             }
-            Outcome::Fault if address >= (*thread).fault_until => {
+            FAULT if address >= (*thread).fault_until => {
                 // One page is enough to fail the whole piece: take it again page by page.
                 (*thread).fault_until = address + len;
                 return 0;
             }
-            Outcome::Fault => {
+            FAULT => {
                 count(counter::FAULT_BYTES, len);
                 missing(thread, len, gap::FAULT);
             }
@@ -371,33 +385,71 @@ unsafe extern "C" fn step(_index: u64, context: *mut c_void) -> i64 {
 ///
 /// # Safety
 /// `thread` is the current thread's state.
-#[inline(never)]
-unsafe fn no_room(thread: *mut Thread, len: u64, outcome: Outcome) -> i64 {
+#[inline(always)]
+unsafe fn no_room(thread: *mut Thread, len: u64, outcome: u64) {
     count(counter::RING_DROPPED_BYTES, len);
     let mut reason = gap::RING_FULL;
-    if matches!(outcome, Outcome::NoCredit) {
+    if outcome == NO_CREDIT {
         count(counter::CREDIT_DROPPED_BYTES, len);
         reason = gap::CREDIT;
     }
     // SAFETY: the caller's.
-    unsafe { missing(thread, len, reason) }
+    unsafe { missing(thread, len, reason) };
 }
 
-#[derive(Clone, Copy)]
-#[repr(u32)]
-enum Outcome {
-    Captured,
-    Fault,
-    RingFull,
-    NoCredit,
+/// What became of a piece.
+const CAPTURED: u64 = 0;
+const FAULT: u64 = 1;
+const RING_FULL: u64 = 2;
+const NO_CREDIT: u64 = 3;
+
+/// Takes the next vector as the segment; 1 when it cannot be read.
+#[inline(always)]
+unsafe fn next_vector(thread: *mut Thread) -> i64 {
+    // SAFETY: the current thread's state; the helper checks addresses.
+    unsafe {
+        let place = (*thread).vector;
+        match (*thread).vectors_in {
+            vectors_in::KEPT => {
+                let vector = &raw const (*thread).request.kept[place as usize & (KEPT_MAX - 1)];
+                (*thread).segment = (*vector)[0];
+                (*thread).segment_left = (*vector)[1];
+                (*thread).vector = place + 1;
+            }
+            vectors_in::COMPAT => {
+                let Ok(vector) = bpf_probe_read_user(place as *const [u32; 2]) else {
+                    (*thread).vectors_left = 0;
+                    return 1;
+                };
+                (*thread).segment = u64::from(vector[0]);
+                (*thread).segment_left = u64::from(vector[1]);
+                (*thread).vector = place + 8;
+            }
+            _ => {
+                let Ok(vector) = bpf_probe_read_user(place as *const [u64; 2]) else {
+                    (*thread).vectors_left = 0;
+                    return 1;
+                };
+                (*thread).segment = vector[0];
+                (*thread).segment_left = vector[1];
+                (*thread).vector = place + 16;
+            }
+        }
+        (*thread).vectors_left -= 1;
+    }
+    0
 }
 
 /// One piece into one record, in the smallest class that holds it.
 ///
 /// # Safety
 /// `thread` is the current thread's state.
+#[unsafe(no_mangle)]
 #[inline(never)]
-unsafe fn chunk(thread: *mut Thread, address: u64, len: u64) -> Outcome {
+pub unsafe extern "C" fn chunk(thread: *mut Thread, address: u64, len: u64) -> u64 {
+    if thread.is_null() {
+        return FAULT;
+    }
     // SAFETY: the caller's.
     unsafe {
         if len <= 1 << 6 {
@@ -427,7 +479,7 @@ unsafe fn chunk(thread: *mut Thread, address: u64, len: u64) -> Outcome {
 }
 
 #[inline(always)]
-unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64) -> Outcome {
+unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64) -> u64 {
     const HEADER: u64 = size_of::<Transfer>() as u64;
     // SAFETY: reserve, fill, submit or discard; the verifier checks that `len` stays within the class.
     unsafe {
@@ -438,25 +490,29 @@ unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64
         if !take::<DATA_RING>(pool, whole, PAYLOAD) {
             count(counter::RING_DROPPED_RECORDS, 1);
             count(counter::CREDIT_DROPPED_RECORDS, 1);
-            return Outcome::NoCredit;
+            return NO_CREDIT;
         }
         let place = bpf_ringbuf_reserve(place_of::<DATA_RING>(), whole, 0).cast::<u8>();
         if place.is_null() {
             give_back::<DATA_RING>(pool, whole);
             count(counter::RING_DROPPED_RECORDS, 1);
-            return Outcome::RingFull;
+            return RING_FULL;
         }
         let len = if len > CLASS { CLASS } else { len };
-        if aya_ebpf::helpers::generated::bpf_probe_read_user(
-            place.add(HEADER as usize).cast(),
-            len as u32,
-            address as *const c_void,
-        ) != 0
+        let to: *mut c_void = place.add(HEADER as usize).cast();
+        let failed = if functions_carry()
+            && ((*thread).vectors_in == vectors_in::MAPPED
+                || (*thread).vectors_in == vectors_in::PAGES)
         {
+            bpf_probe_read_kernel(to, len as u32, address as *const c_void)
+        } else {
+            generated::bpf_probe_read_user(to, len as u32, address as *const c_void)
+        };
+        if failed != 0 {
             bpf_ringbuf_discard(place.cast(), u64::from(BPF_RB_NO_WAKEUP));
             give_back::<DATA_RING>(pool, whole);
             (*thread).spare_seq = seq + 1;
-            return Outcome::Fault;
+            return FAULT;
         }
         let record = place.cast::<Transfer>();
         copy_nonoverlapping(&raw const (*thread).transfer, record, 1);
@@ -473,7 +529,7 @@ unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64
             .write(u64::from(pool));
         submit(place.cast(), whole);
     }
-    Outcome::Captured
+    CAPTURED
 }
 
 /// Adds atomically; the value before. `AtomicU64::fetch_add` does not exist for this target, which has no compare-and-swap

@@ -14,10 +14,12 @@ pub mod nr {
     pub const WRITE: u64 = 1;
     pub const OPEN: u64 = 2;
     pub const CLOSE: u64 = 3;
+    pub const MMAP: u64 = 9;
     pub const PWRITE64: u64 = 18;
     pub const READV: u64 = 19;
     pub const WRITEV: u64 = 20;
     pub const PIPE: u64 = 22;
+    pub const SHMAT: u64 = 30;
     pub const SENDFILE: u64 = 40;
     pub const CONNECT: u64 = 42;
     pub const ACCEPT: u64 = 43;
@@ -27,10 +29,27 @@ pub mod nr {
     pub const RECVMSG: u64 = 47;
     pub const LISTEN: u64 = 50;
     pub const SOCKETPAIR: u64 = 53;
+    pub const CLONE: u64 = 56;
     pub const EXECVE: u64 = 59;
+    pub const KILL: u64 = 62;
+    pub const TRUNCATE: u64 = 76;
+    pub const FTRUNCATE: u64 = 77;
+    pub const RENAME: u64 = 82;
     pub const CREAT: u64 = 85;
+    pub const UNLINK: u64 = 87;
+    pub const PTRACE: u64 = 101;
+    pub const SETUID: u64 = 105;
+    pub const SETREUID: u64 = 113;
+    pub const SETRESUID: u64 = 117;
+    pub const CAPSET: u64 = 126;
+    pub const RT_SIGQUEUEINFO: u64 = 129;
+    pub const TKILL: u64 = 200;
     pub const IO_SUBMIT: u64 = 209;
+    pub const TGKILL: u64 = 234;
     pub const OPENAT: u64 = 257;
+    pub const UNLINKAT: u64 = 263;
+    pub const RENAMEAT: u64 = 264;
+    pub const UNSHARE: u64 = 272;
     pub const SPLICE: u64 = 275;
     pub const TEE: u64 = 276;
     pub const VMSPLICE: u64 = 278;
@@ -38,16 +57,27 @@ pub mod nr {
     pub const PIPE2: u64 = 293;
     pub const PREADV: u64 = 295;
     pub const PWRITEV: u64 = 296;
+    pub const RT_TGSIGQUEUEINFO: u64 = 297;
+    pub const PERF_EVENT_OPEN: u64 = 298;
     pub const RECVMMSG: u64 = 299;
+    pub const PRLIMIT64: u64 = 302;
     pub const OPEN_BY_HANDLE_AT: u64 = 304;
     pub const SENDMMSG: u64 = 307;
+    pub const PROCESS_VM_READV: u64 = 310;
+    pub const PROCESS_VM_WRITEV: u64 = 311;
+    pub const RENAMEAT2: u64 = 316;
+    pub const SECCOMP: u64 = 317;
+    pub const BPF: u64 = 321;
     pub const EXECVEAT: u64 = 322;
     pub const PREADV2: u64 = 327;
     pub const PWRITEV2: u64 = 328;
+    pub const PIDFD_SEND_SIGNAL: u64 = 424;
     pub const IO_URING_SETUP: u64 = 425;
     pub const IO_URING_ENTER: u64 = 426;
+    pub const CLONE3: u64 = 435;
     pub const OPENAT2: u64 = 437;
     pub const PIDFD_GETFD: u64 = 438;
+    pub const PROCESS_MADVISE: u64 = 440;
 }
 
 /// What a system call is to the capture.
@@ -70,6 +100,8 @@ pub enum Class {
     Unseen,
     /// Gives up a descriptor.
     Close,
+    /// Can get round the witness; looked at for watched tasks.
+    Attempt,
 }
 
 /// Sorts a system call.
@@ -105,7 +137,54 @@ pub const fn classify(number: u64) -> Class {
         nr::EXECVE | nr::EXECVEAT => Class::Exec,
         nr::CLOSE => Class::Close,
         nr::IO_SUBMIT | nr::IO_URING_SETUP | nr::IO_URING_ENTER => Class::Unseen,
+        nr::PTRACE
+        | nr::PROCESS_VM_READV
+        | nr::PROCESS_VM_WRITEV
+        | nr::PROCESS_MADVISE
+        | nr::KILL
+        | nr::TKILL
+        | nr::TGKILL
+        | nr::RT_SIGQUEUEINFO
+        | nr::RT_TGSIGQUEUEINFO
+        | nr::PIDFD_SEND_SIGNAL
+        | nr::PRLIMIT64
+        | nr::MMAP
+        | nr::SHMAT
+        | nr::SETUID
+        | nr::SETREUID
+        | nr::SETRESUID
+        | nr::CAPSET
+        | nr::UNSHARE
+        | nr::CLONE
+        | nr::CLONE3
+        | nr::SECCOMP
+        | nr::BPF
+        | nr::PERF_EVENT_OPEN
+        | nr::TRUNCATE
+        | nr::FTRUNCATE
+        | nr::UNLINK
+        | nr::UNLINKAT
+        | nr::RENAME
+        | nr::RENAMEAT
+        | nr::RENAMEAT2 => Class::Attempt,
         _ => Class::Other,
+    }
+}
+
+/// Whether the state before an attempt must be known to tell what it did: who the target was, which rights there were, where
+/// files lay.
+#[inline(always)]
+pub const fn is_noted(number: u64) -> bool {
+    match number {
+        nr::MMAP
+        | nr::SHMAT
+        | nr::UNSHARE
+        | nr::CLONE
+        | nr::CLONE3
+        | nr::SECCOMP
+        | nr::BPF
+        | nr::PERF_EVENT_OPEN => false,
+        _ => matches!(classify(number), Class::Attempt),
     }
 }
 
@@ -137,6 +216,7 @@ const fn numbers(enter: bool) -> Numbers {
             Class::Transfer | Class::Splice => true,
             Class::End | Class::OwnEnd => !enter,
             Class::Exec | Class::Unseen | Class::Close => enter,
+            Class::Attempt => !enter || is_noted(number),
         };
         if wanted {
             set[(number / 64) as usize] |= 1 << (number % 64);
@@ -144,6 +224,118 @@ const fn numbers(enter: bool) -> Numbers {
         number += 1;
     }
     set
+}
+
+/// `socketcall` of the 32-bit ABI: which call it is and where its arguments are is in its own.
+pub const COMPAT_SOCKETCALL: u64 = 102;
+
+/// [`AT_EXIT`] by the numbers of the 32-bit ABI.
+pub static AT_EXIT_COMPAT: Numbers = compat_numbers();
+
+const fn compat_numbers() -> Numbers {
+    let mut set = [0; (NUMBERS / 64) as usize];
+    let mut number = 0;
+    while number < NUMBERS {
+        let wanted = number == COMPAT_SOCKETCALL
+            || match classify(compat_number(number)) {
+                Class::Other | Class::Exec | Class::Unseen | Class::Attempt | Class::Close => false,
+                Class::Transfer | Class::Splice | Class::End | Class::OwnEnd => true,
+            };
+        if wanted {
+            set[(number / 64) as usize] |= 1 << (number % 64);
+        }
+        number += 1;
+    }
+    set
+}
+
+/// A number that no call has.
+pub const NO_CALL: u64 = NUMBERS;
+
+/// The 64-bit number of a call of the 32-bit ABI (`arch/x86/entry/syscalls/syscall_32.tbl`), for calls that matter and take the same
+/// arguments up to those that are looked at; else [`NO_CALL`].
+pub const fn compat_number(number: u64) -> u64 {
+    match number {
+        3 => nr::READ,
+        4 => nr::WRITE,
+        5 => nr::OPEN,
+        6 => nr::CLOSE,
+        8 => nr::CREAT,
+        11 => nr::EXECVE,
+        42 => nr::PIPE,
+        145 => nr::READV,
+        146 => nr::WRITEV,
+        181 => nr::PWRITE64,
+        187 | 239 => nr::SENDFILE,
+        248 => nr::IO_SUBMIT,
+        295 => nr::OPENAT,
+        313 => nr::SPLICE,
+        315 => nr::TEE,
+        316 => nr::VMSPLICE,
+        331 => nr::PIPE2,
+        333 => nr::PREADV,
+        334 => nr::PWRITEV,
+        337 | 417 => nr::RECVMMSG,
+        342 => nr::OPEN_BY_HANDLE_AT,
+        345 => nr::SENDMMSG,
+        358 => nr::EXECVEAT,
+        360 => nr::SOCKETPAIR,
+        362 => nr::CONNECT,
+        363 => nr::LISTEN,
+        364 => nr::ACCEPT4,
+        369 => nr::SENDTO,
+        370 => nr::SENDMSG,
+        371 => nr::RECVFROM,
+        372 => nr::RECVMSG,
+        378 => nr::PREADV2,
+        379 => nr::PWRITEV2,
+        nr::IO_URING_SETUP | nr::IO_URING_ENTER | nr::OPENAT2 | nr::PIDFD_GETFD => number,
+        _ => NO_CALL,
+    }
+}
+
+/// [`compat_number`] as a table. The verifier follows each constant of a `match` through all that comes after; what it loads from
+/// a table it does not know.
+pub static COMPAT_NUMBERS: [u16; NUMBERS as usize] = {
+    let mut table = [0; NUMBERS as usize];
+    let mut number = 0;
+    while number < NUMBERS {
+        table[number as usize] = compat_number(number) as u16;
+        number += 1;
+    }
+    table
+};
+
+/// Calls of `socketcall` are below. A power of two, as [`NUMBERS`].
+pub const SOCKETCALLS: u64 = 32;
+
+/// [`socketcall_number`] as a table.
+pub static SOCKETCALL_NUMBERS: [u16; SOCKETCALLS as usize] = {
+    let mut table = [0; SOCKETCALLS as usize];
+    let mut call = 0;
+    while call < SOCKETCALLS {
+        table[call as usize] = socketcall_number(call) as u16;
+        call += 1;
+    }
+    table
+};
+
+/// The 64-bit number of what `socketcall` is asked to do (`include/uapi/linux/net.h`); else [`NO_CALL`].
+pub const fn socketcall_number(call: u64) -> u64 {
+    match call {
+        3 => nr::CONNECT,
+        4 => nr::LISTEN,
+        5 => nr::ACCEPT,
+        8 => nr::SOCKETPAIR,
+        9 | 11 => nr::SENDTO,
+        10 | 12 => nr::RECVFROM,
+        16 => nr::SENDMSG,
+        17 => nr::RECVMSG,
+        18 => nr::ACCEPT4,
+        19 => nr::RECVMMSG,
+        20 => nr::SENDMMSG,
+        _ => NO_CALL,
+    }
 }
 
 /// `IORING_SETUP_SQPOLL` (`include/uapi/linux/io_uring.h`): the kernel takes submissions by itself, without a system call.
@@ -167,6 +359,81 @@ pub const fn direction_of(number: u64) -> u8 {
     }
 }
 
+/// Opcodes of `io_uring` (`include/uapi/linux/io_uring.h`).
+pub mod op {
+    #![expect(missing_docs, reason = "each name is the opcode's")]
+    pub const READV: u8 = 1;
+    pub const WRITEV: u8 = 2;
+    pub const READ_FIXED: u8 = 4;
+    pub const WRITE_FIXED: u8 = 5;
+    pub const SENDMSG: u8 = 9;
+    pub const RECVMSG: u8 = 10;
+    pub const READ: u8 = 22;
+    pub const WRITE: u8 = 23;
+    pub const SEND: u8 = 26;
+    pub const RECV: u8 = 27;
+    pub const SPLICE: u8 = 30;
+    pub const TEE: u8 = 33;
+    pub const SEND_ZC: u8 = 47;
+    pub const SENDMSG_ZC: u8 = 48;
+    pub const READ_MULTISHOT: u8 = 49;
+    pub const RECV_ZC: u8 = 58;
+    pub const READV_FIXED: u8 = 60;
+    pub const WRITEV_FIXED: u8 = 61;
+}
+
+/// Where an `io_uring` request says which bytes it moves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Form {
+    /// It moves none.
+    None,
+    /// `struct io_rw`: address and length.
+    Buffer,
+    /// `struct io_rw`: address and number of vectors.
+    Vectors,
+    /// `struct io_sr_msg`: address and length, both moved on by a part that was sent or received.
+    Socket,
+    /// `struct io_sr_msg`: address of a message.
+    Message,
+    /// `struct io_splice`: two files.
+    Splice,
+    /// Nowhere: bytes of the receiver's memory that the network card wrote to.
+    Elsewhere,
+}
+
+/// Sorts an opcode.
+#[inline(always)]
+pub const fn form_of(opcode: u8) -> Form {
+    match opcode {
+        op::READ | op::WRITE | op::READ_FIXED | op::WRITE_FIXED | op::READ_MULTISHOT => {
+            Form::Buffer
+        }
+        op::READV | op::WRITEV | op::READV_FIXED | op::WRITEV_FIXED => Form::Vectors,
+        op::SEND | op::RECV | op::SEND_ZC => Form::Socket,
+        op::SENDMSG | op::RECVMSG | op::SENDMSG_ZC => Form::Message,
+        op::SPLICE | op::TEE => Form::Splice,
+        op::RECV_ZC => Form::Elsewhere,
+        _ => Form::None,
+    }
+}
+
+/// Direction of a request that moves bytes.
+#[inline(always)]
+pub const fn direction_of_request(opcode: u8) -> u8 {
+    match opcode {
+        op::READ
+        | op::READV
+        | op::READ_FIXED
+        | op::READV_FIXED
+        | op::READ_MULTISHOT
+        | op::RECV
+        | op::RECVMSG
+        | op::RECV_ZC => direction::READ,
+        _ => direction::WRITE,
+    }
+}
+
 /// Bytes captured of one operation.
 #[inline(always)]
 pub const fn op_limit(tag_bits: u32, op_direction: u8) -> u64 {
@@ -181,6 +448,10 @@ pub const fn op_limit(tag_bits: u32, op_direction: u8) -> u64 {
 
 /// I/O vectors followed in one operation (`UIO_MAXIOV`: the kernel refuses more).
 pub const VECTORS_MAX: u64 = 1024;
+
+/// Vectors of pages followed in one operation: as many as the largest captured operation has pages, each in a vector of its own, and one that it
+/// begins in.
+pub const VECTOR_PAGES_MAX: u64 = PROXY_OP_MAX_BYTES / PAGE_BYTES + 1;
 
 /// Messages followed in one `recvmmsg` or `sendmmsg` (the kernel caps them at `UIO_MAXIOV`).
 pub const MESSAGES_MAX: u32 = 1024;
@@ -273,9 +544,9 @@ mod tests {
     fn each_program_looks_at_its_calls_and_at_no_other() {
         for number in (0..2 * NUMBERS).chain([u64::MAX, 1 << 32, 0x4000_0000]) {
             let class = classify(number);
-            let both = matches!(class, Class::Transfer | Class::Splice);
+            let both = matches!(class, Class::Transfer | Class::Splice) || is_noted(number);
             let enter = both || matches!(class, Class::Exec | Class::Unseen | Class::Close);
-            let exit = both || matches!(class, Class::End | Class::OwnEnd);
+            let exit = both || matches!(class, Class::End | Class::OwnEnd | Class::Attempt);
             assert_eq!(is_in(&AT_ENTER, number), enter, "{number}");
             assert_eq!(is_in(&AT_EXIT, number), exit, "{number}");
         }

@@ -35,8 +35,9 @@ pub const SUBJECTS: usize = Subject::Channel as usize + 1;
 const TARGET: &str = "countersign::kernel";
 
 /// Bytes found no room in the ring.
+#[unsafe(export_name = "log_ring_full")]
 #[inline(never)]
-pub fn ring_full(bytes: u64) -> i64 {
+pub extern "C" fn ring_full(bytes: u64) -> u64 {
     if may_speak(Subject::RingFull) {
         warn!(&(), target: TARGET, "the ring is full: of an operation of {} bytes by process {} some are not captured", bytes, tgid());
     }
@@ -44,8 +45,9 @@ pub fn ring_full(bytes: u64) -> i64 {
 }
 
 /// Bytes could not be read from user memory.
+#[unsafe(export_name = "log_fault")]
 #[inline(never)]
-pub fn fault(bytes: u64) -> i64 {
+pub extern "C" fn fault(bytes: u64) -> u64 {
     if may_speak(Subject::Fault) {
         warn!(&(), target: TARGET, "of an operation of {} bytes by process {} some could not be read back from its memory", bytes, tgid());
     }
@@ -53,8 +55,9 @@ pub fn fault(bytes: u64) -> i64 {
 }
 
 /// A watched task makes system calls of the 32-bit or x32 ABI.
+#[unsafe(export_name = "log_compat")]
 #[inline(never)]
-pub fn compat(number: u64) -> i64 {
+pub extern "C" fn compat(number: u64) -> u64 {
     if may_speak(Subject::Compat) {
         warn!(&(), target: TARGET, "process {} makes system calls of another ABI, which are not captured: number {}", tgid(), number);
     }
@@ -62,17 +65,19 @@ pub fn compat(number: u64) -> i64 {
 }
 
 /// A watched task submits work that is not decoded.
+#[unsafe(export_name = "log_unseen")]
 #[inline(never)]
-pub fn unseen(number: u64) -> i64 {
+pub extern "C" fn unseen(number: u64) -> u64 {
     if may_speak(Subject::Unseen) {
-        warn!(&(), target: TARGET, "process {} moves bytes through io_uring or aio, which is not captured: system call {}", tgid(), number);
+        warn!(&(), target: TARGET, "process {} moves bytes through io_uring or aio in a way that is not captured: system call or opcode {}", tgid(), number);
     }
     0
 }
 
 /// A watched task moves bytes past user memory.
+#[unsafe(export_name = "log_spliced")]
 #[inline(never)]
-pub fn spliced(number: u64) -> i64 {
+pub extern "C" fn spliced(number: u64) -> u64 {
     if may_speak(Subject::Splice) {
         warn!(&(), target: TARGET, "process {} moves bytes past its memory, which are counted and not captured: system call {}", tgid(), number);
     }
@@ -80,8 +85,9 @@ pub fn spliced(number: u64) -> i64 {
 }
 
 /// A process could not be tagged.
+#[unsafe(export_name = "log_untagged")]
 #[inline(never)]
-pub fn untagged(child: u64) -> i64 {
+pub extern "C" fn untagged(child: u64) -> u64 {
     if may_speak(Subject::Tag) {
         error!(&(), target: TARGET, "process {} could not be tagged for lack of memory", child);
     }
@@ -89,8 +95,9 @@ pub fn untagged(child: u64) -> i64 {
 }
 
 /// The state of a system call could not be kept.
+#[unsafe(export_name = "log_no_thread_state")]
 #[inline(never)]
-pub fn no_thread_state() -> i64 {
+pub extern "C" fn no_thread_state() -> u64 {
     if may_speak(Subject::Thread) {
         error!(&(), target: TARGET, "no memory for the state of a thread of process {}: its operations are not captured", tgid());
     }
@@ -98,8 +105,9 @@ pub fn no_thread_state() -> i64 {
 }
 
 /// A channel found no place in the table.
+#[unsafe(export_name = "log_no_channel")]
 #[inline(never)]
-pub fn no_channel(inode: u64) -> i64 {
+pub extern "C" fn no_channel(inode: u64) -> u64 {
     if may_speak(Subject::Channel) {
         error!(&(), target: TARGET, "the table of channels has no place for inode {} of process {}", inode, tgid());
     }

@@ -1,7 +1,14 @@
-//! Countersign's kernel programs, tier T: BTF tracepoints (Linux >= 5.17 for `bpf_loop`).
+//! Countersign's kernel programs (Linux >= 5.17 for `bpf_loop`): tier T, BTF tracepoints, here; tiers K and F, kernel functions, in
+//! [`functions`].
 //!
 //! The programs report facts and judge nothing. Here are only the entry points: each takes a tracepoint's arguments and
 //! decides who is looked at. `tp_btf` gives typed pointers, which task storage needs.
+//!
+//! Two limits of verifiers shape what is below. A function that keeps its symbol (`extern "C"`, "verified once") is global
+//! to the verifier, which looks at it once for all arguments and not once for each way that leads there: without that, Linux 6.1
+//! gives up after a million instructions. Its arguments are plain numbers and pointers to sized structures that it compares
+//! with null. And up to Linux 6.12 all frames of a chain of calls, each rounded up to 32 bytes, share 512: what is large in one
+//! branch is a function of its own (`inline(never)`), so that the other branches do not pay for it.
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
@@ -15,9 +22,13 @@
 )]
 
 mod arch;
+mod attempt;
 mod channel;
 mod credit;
 mod emit;
+mod functions;
+mod iterator;
+mod kernel_chunk;
 mod log;
 mod maps;
 mod offsets;
@@ -25,6 +36,7 @@ mod probes;
 mod queue;
 mod resolve;
 mod scope;
+mod target;
 
 use aya_ebpf::{
     bindings::task_struct,
@@ -34,14 +46,20 @@ use aya_ebpf::{
 };
 use countersign_common::{counter, tag};
 use countersign_ebpf::{
-    AT_ENTER, AT_EXIT, Class, SETUP_FLAGS_OFFSET, SETUP_SQPOLL, classify, is_in, nr,
+    AT_ENTER, AT_EXIT, AT_EXIT_COMPAT, COMPAT_SOCKETCALL, Class, SETUP_FLAGS_OFFSET, SETUP_SQPOLL,
+    classify, is_in, nr,
 };
 
 use crate::{
-    arch::{PtRegs, TS_COMPAT, X32_BIT, syscall_args, syscall_number},
+    arch::{Abi, PtRegs, abi_of, syscall_args, syscall_number},
     emit::count,
-    offsets::{group_leader, has_storage, off},
-    probes::{balance, ends, process, splice, transfer},
+    maps::{COMPAT_ENTER, COMPAT_EXIT, EVASION_AT_ENTER, EVASION_AT_EXIT},
+    offsets::{functions_carry, group_leader, has_storage, kernel, off},
+    probes::{
+        balance,
+        compat::{self, arguments},
+        delivery, ends, evasion, process, splice, transfer, uring,
+    },
     scope::tag_of,
 };
 
@@ -53,32 +71,110 @@ pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
         let regs: *const PtRegs = ctx.arg(0);
         let number: u64 = ctx.arg(1);
         let task = bpf_get_current_task_btf();
-        let compat = in_compat(task, number);
-        if !compat && !is_in(&AT_ENTER, number) {
+        let abi = abi_of(task, number);
+        if abi == Abi::Native && !is_in(&AT_ENTER, number) {
             return 0;
         }
         let leader = group_leader(task);
         let Some(bits) = tag_of(leader) else { return 0 };
-        if compat {
-            count(counter::COMPAT_SYSCALLS, 1);
-            log::compat(number);
-            // It may be an `execve`, and a tag lost there is lost for good.
-            process::before_exec(task, leader, bits);
+        if abi == Abi::Native {
+            if entered::<false>(task, leader, bits, regs, number) {
+                EVASION_AT_ENTER.tail_call(&ctx, 0);
+            }
             return 0;
         }
-        match classify(number) {
-            Class::Transfer => transfer::enter(task, bits, regs, number),
-            Class::Splice => splice::enter(task, regs, number),
-            Class::Exec => process::before_exec(task, leader, bits),
-            Class::Close => balance::closing(task, bits, syscall_args(regs)[0]),
-            Class::Unseen if number != nr::IO_URING_SETUP || polls(regs) => {
-                count(counter::UNSEEN_SUBMISSIONS, 1);
-                log::unseen(number);
-            }
-            Class::Other | Class::End | Class::OwnEnd | Class::Unseen => {}
+        // It may be an `execve`, and a tag lost there is lost for good.
+        process::before_exec(task, leader, bits);
+        if abi == Abi::Compat {
+            // A program of its own: with both in one the verifier would give up.
+            COMPAT_ENTER.tail_call(&ctx, 0);
         }
+        count(counter::COMPAT_SYSCALLS, 1);
+        log::compat(number);
+        EVASION_AT_ENTER.tail_call(&ctx, 0);
     }
     0
+}
+
+/// The rest of [`sys_enter`] for a watched task in the 32-bit ABI.
+#[btf_tracepoint(function = "sys_enter")]
+pub fn sys_enter_compat(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: as above.
+    unsafe {
+        let regs: *const PtRegs = ctx.arg(0);
+        let task = bpf_get_current_task_btf();
+        let leader = group_leader(task);
+        let Some(bits) = tag_of(leader) else { return 0 };
+        let number = compat::translate(regs, ctx.arg(1));
+        entered::<true>(task, leader, bits, regs, number);
+        EVASION_AT_ENTER.tail_call(&ctx, 0);
+    }
+    0
+}
+
+/// At `sys_enter` of a watched task; whether it may be an attempt to get round the witness.
+///
+/// # Safety
+/// `task` is the current task, `leader` its leader.
+#[inline(always)]
+unsafe fn entered<const COMPAT: bool>(
+    task: *mut task_struct,
+    leader: *mut task_struct,
+    bits: u32,
+    regs: *const PtRegs,
+    number: u64,
+) -> bool {
+    // SAFETY: the caller's.
+    unsafe {
+        match classify(number) {
+            Class::Transfer => transfer::enter::<COMPAT>(task, bits, regs, number),
+            Class::Splice => splice::enter::<COMPAT>(task, regs, number),
+            Class::Exec => {
+                process::before_exec(task, leader, bits);
+                return true;
+            }
+            Class::Attempt => return true,
+            Class::Close => balance::closing(task, bits, close_fd::<COMPAT>(regs)),
+            Class::Unseen => {
+                // Where functions carry transfers they see what moves; not so what a proxy writes to files.
+                let seen = functions_carry() && bits & tag::PROXY == 0;
+                if !seen && unseen::<COMPAT>(number, regs) {
+                    count(counter::UNSEEN_SUBMISSIONS, 1);
+                    log::unseen(number);
+                }
+                return true;
+            }
+            Class::Other | Class::End | Class::OwnEnd => {}
+        }
+    }
+    false
+}
+
+/// The descriptor that `close` is called with.
+///
+/// # Safety
+/// `regs` are the tracepoint's.
+#[inline(always)]
+unsafe fn close_fd<const COMPAT: bool>(regs: *const PtRegs) -> u64 {
+    let abi = if COMPAT { Abi::Compat } else { Abi::Native };
+    // SAFETY: the caller's.
+    unsafe { syscall_args(regs, abi)[0] & 0xffff_ffff }
+}
+
+/// Whether a call submits work that no program here sees. Where the kernel tells of requests, those of rings are; else each call
+/// counts, and so does a ring that is being set up to take submissions without calls.
+///
+/// # Safety
+/// As [`polls`].
+#[inline(always)]
+unsafe fn unseen<const COMPAT: bool>(number: u64, regs: *const PtRegs) -> bool {
+    match number {
+        nr::IO_SUBMIT => true,
+        _ if off!(uring_complete_args) != 0 => false,
+        // SAFETY: the caller's.
+        nr::IO_URING_SETUP => unsafe { polls::<COMPAT>(regs) },
+        _ => true,
+    }
 }
 
 /// Whether a ring that is being set up takes submissions without system calls: then none of them can be counted, and the
@@ -87,10 +183,10 @@ pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
 /// # Safety
 /// `regs` are the tracepoint's.
 #[inline(always)]
-unsafe fn polls(regs: *const PtRegs) -> bool {
+unsafe fn polls<const COMPAT: bool>(regs: *const PtRegs) -> bool {
     // SAFETY: the caller's; the helper checks the address.
     let flags = unsafe {
-        let place = syscall_args(regs)[1] + SETUP_FLAGS_OFFSET;
+        let place = arguments::<COMPAT>(regs)[1] + SETUP_FLAGS_OFFSET;
         bpf_probe_read_user(place as *const u32)
     };
     flags.is_ok_and(|flags| flags & SETUP_SQPOLL != 0)
@@ -104,33 +200,171 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         let regs: *const PtRegs = ctx.arg(0);
         let returned: i64 = ctx.arg(1);
         let number = syscall_number(regs);
-        if !is_in(&AT_EXIT, number) {
+        if !is_in(&AT_EXIT, number) && !is_in(&AT_EXIT_COMPAT, number) {
             return 0;
         }
         let task = bpf_get_current_task_btf();
-        let leader = group_leader(task);
-        let class = classify(number);
-        if class == Class::Transfer {
-            if has_storage(leader) && !in_compat(task, number) {
-                transfer::exit(task, leader, regs, number, returned);
+        let abi = abi_of(task, number);
+        if abi == Abi::Compat {
+            if is_in(&AT_EXIT_COMPAT, number) {
+                // Without it there is nothing to go by: its `sys_enter` was counted.
+                COMPAT_EXIT.tail_call(&ctx, 0);
             }
             return 0;
+        }
+        if abi == Abi::X32 || !is_in(&AT_EXIT, number) {
+            return 0;
+        }
+        if exited::<false>(task, group_leader(task), regs, number, returned) {
+            EVASION_AT_EXIT.tail_call(&ctx, 0);
+        }
+    }
+    0
+}
+
+/// The rest of [`sys_exit`] for a task in the 32-bit ABI.
+#[btf_tracepoint(function = "sys_exit")]
+pub fn sys_exit_compat(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: as above.
+    unsafe {
+        let regs: *const PtRegs = ctx.arg(0);
+        let number = syscall_number(regs);
+        let task = bpf_get_current_task_btf();
+        let leader = group_leader(task);
+        if number == COMPAT_SOCKETCALL && !has_storage(leader) {
+            // Whether it yields an end of a watched channel is in its memory: read for the watched only. What it moves through such an
+            // end is missing at the other one.
+            return 0;
+        }
+        let number = compat::translate_at_exit(task, regs, number);
+        exited::<true>(task, leader, regs, number, ctx.arg(1));
+    }
+    0
+}
+
+/// At `sys_exit` of a call that may matter; whether it may have been an attempt to get round the witness.
+///
+/// # Safety
+/// `task` is the current task, `leader` its leader.
+#[inline(always)]
+unsafe fn exited<const COMPAT: bool>(
+    task: *mut task_struct,
+    leader: *mut task_struct,
+    regs: *const PtRegs,
+    number: u64,
+    returned: i64,
+) -> bool {
+    // SAFETY: the caller's.
+    unsafe {
+        let class = classify(number);
+        if class == Class::Transfer {
+            if has_storage(leader) {
+                transfer::exit::<COMPAT>(task, leader, regs, number, returned);
+            }
+            return false;
         }
         // Not an `Option` any more: LLVM 22 spills the payload of `None`, which the verifier refuses ("R2 !read_ok").
         let bits = tag_of(leader).unwrap_or(0);
-        if in_compat(task, number) {
+        match class {
+            Class::Splice if bits != 0 => {
+                splice::exit::<COMPAT>(leader, bits, regs, number, returned);
+            }
+            Class::End if bits != 0 => {
+                ends::tagged_exit::<COMPAT>(leader, bits, regs, number, returned);
+                return true;
+            }
+            Class::Attempt if bits != 0 => return true,
+            Class::OwnEnd if bits & tag::TREE != 0 => {
+                ends::tagged_exit::<COMPAT>(leader, bits, regs, number, returned);
+            }
+            Class::End => ends::untagged_exit::<COMPAT>(task, leader, regs, number, returned),
+            _ => {}
+        }
+    }
+    false
+}
+
+/// `skb_copy_datagram_iovec(const struct sk_buff *skb, int len)`, `net/core/datagram.c`: in the reader's context, before the copy.
+#[btf_tracepoint(function = "skb_copy_datagram_iovec")]
+pub fn skb_copy_datagram_iovec(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: as above.
+    unsafe { delivery::delivers(bpf_get_current_task_btf(), ctx.arg(0), ctx.arg(1)) };
+    0
+}
+
+/// `io_uring_submit_req(struct io_kiocb *req)`; before Linux 6.4 `io_uring_submit_sqe` with one more, `io_uring/io_uring.c`.
+#[btf_tracepoint(function = "io_uring_submit_req")]
+pub fn io_uring_submit(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: as above.
+    unsafe { uring::submitted(bpf_get_current_task_btf(), ctx.arg(0)) };
+    0
+}
+
+/// `io_uring_complete(struct io_ring_ctx *ctx, void *req, struct io_uring_cqe *cqe)`; before Linux 6.11 the entry's members one by one,
+/// `io_uring/io_uring.h`.
+#[btf_tracepoint(function = "io_uring_complete")]
+pub fn io_uring_complete(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: as above.
+    unsafe {
+        let task = bpf_get_current_task_btf();
+        if !has_storage(group_leader(task)) {
             return 0;
         }
-        match class {
-            Class::Splice if bits != 0 => splice::exit(task, leader, bits, regs, number, returned),
-            Class::End if bits != 0 => {
-                ends::tagged_exit(task, leader, bits, regs, number, returned)
-            }
-            Class::OwnEnd if bits & tag::TREE != 0 => {
-                ends::tagged_exit(task, leader, bits, regs, number, returned);
-            }
-            Class::End => ends::untagged_exit(task, leader, regs, number, returned),
-            _ => {}
+        let request: u64 = ctx.arg(1);
+        if request != 0 {
+            uring::completed(task, request);
+            return 0;
+        }
+        let ring: u64 = ctx.arg(0);
+        let (user_data, result) = if off!(uring_complete_args) > 3 {
+            let (user_data, result): (u64, u64) = (ctx.arg(2), ctx.arg(3));
+            (user_data, result as i32)
+        } else {
+            // The entry lies in memory that the program can write to. The kernel has just written it, and has not published it yet.
+            let entry: u64 = ctx.arg(2);
+            (
+                kernel(entry, 0).unwrap_or(0),
+                kernel::<i32>(entry, 8).unwrap_or(0),
+            )
+        };
+        uring::completed_again(task, ring, user_data, result);
+    }
+    0
+}
+
+/// Where `sys_enter` goes on for calls that can get round the witness: a program of its own, for the verifier's limits.
+#[btf_tracepoint(function = "sys_enter")]
+pub fn evasion_enter(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: as above.
+    unsafe {
+        let regs: *const PtRegs = ctx.arg(0);
+        let number: u64 = ctx.arg(1);
+        let task = bpf_get_current_task_btf();
+        if abi_of(task, number) != Abi::Native {
+            evasion::other_abi(task, number);
+        } else if number == nr::IO_URING_SETUP {
+            evasion::ring(task, regs);
+        } else {
+            evasion::note(task, regs, number);
+        }
+    }
+    0
+}
+
+/// The same for `sys_exit`.
+#[btf_tracepoint(function = "sys_exit")]
+pub fn evasion_exit(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: as above.
+    unsafe {
+        let regs: *const PtRegs = ctx.arg(0);
+        let returned: i64 = ctx.arg(1);
+        let number = syscall_number(regs);
+        let task = bpf_get_current_task_btf();
+        if classify(number) == Class::Attempt {
+            evasion::exit(task, regs, number, returned);
+        } else {
+            let bits = tag_of(group_leader(task)).unwrap_or(0);
+            evasion::yielded(task, bits, regs, number, returned);
         }
     }
     0
@@ -167,23 +401,6 @@ pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
 #[raw_tracepoint]
 pub fn balances(ctx: RawTracePointContext) -> i32 {
     balance::all(ctx.arg(0))
-}
-
-/// Whether the call is of the 32-bit or the x32 ABI, whose numbers mean something else.
-///
-/// # Safety
-/// `task` is a trusted pointer.
-#[inline(always)]
-unsafe fn in_compat(task: *mut task_struct, number: u64) -> bool {
-    // SAFETY: a typed load inside `struct task_struct`.
-    let status = unsafe {
-        task.cast::<u8>()
-            .add(off!(task_thread_info_status) as usize)
-            .cast::<u32>()
-            .read()
-    };
-    // A number that is not one (a tracer's -1, or a stray bit) has the x32 bit too; nothing is lost by counting it.
-    status & TS_COMPAT != 0 || number & X32_BIT != 0
 }
 
 #[cfg(not(test))]

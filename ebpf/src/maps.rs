@@ -5,16 +5,20 @@ use aya_ebpf::{
         BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE,
         bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE, task_struct,
     },
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, RingBuf},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
     helpers::generated::bpf_task_storage_get,
     macros::btf_map,
 };
 use countersign_common::{
-    load::{ChannelKey, ChannelState, CpuState, Credit, ExeKey},
+    load::{AttemptKey, ChannelKey, ChannelState, CpuState, Credit, ExeKey, WatchedFile},
     tag::POOLS,
 };
 
-use crate::{log::SUBJECTS, scope::Thread};
+use crate::{
+    attempt::Attempt,
+    log::SUBJECTS,
+    scope::{Request, Thread},
+};
 
 /// The data ring. The size here is the default; user space may set another power of two.
 #[btf_map]
@@ -58,6 +62,43 @@ pub static LISTENERS: LruHashMap<u64, u64, 1024> = LruHashMap::new();
 /// Executables that are proxies.
 #[btf_map]
 pub static PROXY_EXES: HashMap<ExeKey, u32, 256> = HashMap::new();
+
+/// `io_uring` requests of watched tasks between submission and completion, by the address of `struct io_kiocb`. One that had to make
+/// room is captured with the time of its completion only, and its vectors are a gap.
+#[btf_map]
+pub static REQUESTS: LruHashMap<u64, Request, 16384> = LruHashMap::new();
+
+/// Requests that complete more than once, by ring and user data: their completions name no request. The value is the request's
+/// address, or [`AMBIGUOUS`](crate::probes::uring::AMBIGUOUS).
+#[btf_map]
+pub static MULTISHOTS: LruHashMap<[u64; 2], u64, 4096> = LruHashMap::new();
+
+/// The program that goes on at `sys_enter` in the 32-bit ABI.
+#[btf_map]
+pub static COMPAT_ENTER: ProgramArray<1> = ProgramArray::new();
+
+/// The program that goes on at `sys_exit` in the 32-bit ABI.
+#[btf_map]
+pub static COMPAT_EXIT: ProgramArray<1> = ProgramArray::new();
+/// The program that goes on at `sys_enter` for calls that can get round the witness.
+#[btf_map]
+pub static EVASION_AT_ENTER: ProgramArray<1> = ProgramArray::new();
+
+/// The same for `sys_exit`.
+#[btf_map]
+pub static EVASION_AT_EXIT: ProgramArray<1> = ProgramArray::new();
+
+/// The attempt to get round the witness that a thread is at, in the storage of that thread.
+#[btf_map]
+pub static ATTEMPTS: TaskStorage<Attempt> = TaskStorage::new();
+
+/// How often each attempt was made. One that made room here is reported again, so that no flood of others hides it.
+#[btf_map]
+pub static ATTEMPT_COUNTS: LruHashMap<AttemptKey, u64, 16384> = LruHashMap::new();
+
+/// Files whose opening, cutting or renaming is an attempt.
+#[btf_map]
+pub static WATCHED_FILES: HashMap<ExeKey, WatchedFile, 512> = HashMap::new();
 
 /// Record numbers and counters.
 #[btf_map]

@@ -19,6 +19,26 @@ pub static OFFSETS: Offsets = ZERO;
 #[unsafe(no_mangle)]
 pub static GENERATION: u64 = 0;
 
+/// Not 0 when programs on kernel functions capture transfers (tiers K and F). Set at load.
+#[unsafe(no_mangle)]
+pub static FUNCTIONS: u32 = 0;
+
+/// Kernel address of the variable `page_offset_base`; 0 when it is not known. Set at load.
+#[unsafe(no_mangle)]
+pub static PAGE_OFFSET_BASE: u64 = 0;
+
+/// Kernel address of the variable `vmemmap_base`; 0 when it is not known. Set at load.
+#[unsafe(no_mangle)]
+pub static VMEMMAP_BASE: u64 = 0;
+
+/// Whether programs on kernel functions capture transfers: then those on system calls capture what was left. A constant to the
+/// verifier, which removes the way that is not taken.
+#[inline(always)]
+pub fn functions_carry() -> bool {
+    // SAFETY: a static of this object, volatile because the loader sets it.
+    unsafe { core::ptr::read_volatile(&raw const FUNCTIONS) != 0 }
+}
+
 const ZERO: Offsets = {
     // SAFETY: `Offsets` is `FromBytes`: all zeroes is a value of it.
     unsafe { core::mem::zeroed() }

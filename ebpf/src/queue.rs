@@ -146,7 +146,7 @@ unsafe extern "C" fn packet_step(_index: u64, context: *mut c_void) -> i64 {
     let Some(len) = kernel::<u32>(walk.next, off!(skb_len)) else {
         return 1;
     };
-    let Some(consumed) = kernel::<u32>(walk.next, off!(skb_unix_consumed)) else {
+    let Some(consumed) = kernel::<u32>(walk.next, off!(skb_cb) + off!(unixcb_consumed)) else {
         return 1;
     };
     let Some(next) = kernel::<u64>(walk.next, off!(skb_next)) else {

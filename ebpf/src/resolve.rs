@@ -5,10 +5,13 @@
 //! kernel's own; comparing `sys_enter` with `sys_exit` shows all but a swap there and back, which the channel's byte
 //! balance shows.
 
-use aya_ebpf::bindings::task_struct;
-use countersign_common::channel_kind;
+use core::{ffi::c_void, mem::MaybeUninit};
+
+use aya_ebpf::{bindings::task_struct, helpers::generated::bpf_probe_read_kernel};
+use countersign_common::{channel_kind, counter};
 
 use crate::{
+    emit::count,
     offsets::{kernel, off},
     scope::Held,
 };
@@ -66,8 +69,21 @@ pub const FILES: u64 = 1;
 pub const WHOLE: u64 = 2;
 
 /// Fills `held` with what `file` is. The kind stays 0 for what is not watched.
-#[inline(never)]
+#[inline(always)]
 pub fn resolve(held: &mut Held, file: u64, how: u64) {
+    // SAFETY: a place for the answer.
+    unsafe { resolve_file(held, file, how) };
+}
+
+/// [`resolve`], verified once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+unsafe extern "C" fn resolve_file(held: *mut Held, file: u64, how: u64) -> u64 {
+    if held.is_null() {
+        return 0;
+    }
+    // SAFETY: the caller's.
+    let held = unsafe { &mut *held };
     clear(held);
     held.file = file;
     if file != 0 {
@@ -76,6 +92,7 @@ pub fn resolve(held: &mut Held, file: u64, how: u64) {
             let _ = identify(held);
         }
     }
+    0
 }
 
 /// Zeroes in words: for a plain assignment LLVM calls a `memset` that goes byte by byte.
@@ -93,33 +110,49 @@ fn clear(held: &mut Held) {
 /// Bytes of a structure that are read at once: one call of a helper instead of one for each member.
 const WINDOW_BYTES: usize = 64;
 
-/// A part of a kernel structure.
-struct Window {
+/// Room for a part of a kernel structure.
+pub type Room = MaybeUninit<[u64; WINDOW_BYTES / 8]>;
+
+/// A part of a kernel structure, in room that the caller owns: two structures that are needed one after the other share it, for
+/// all frames of a program share 512 bytes of stack.
+pub struct Window<'a> {
     base: u64,
     start: u64,
-    bytes: [u64; WINDOW_BYTES / 8],
+    bytes: &'a Room,
 }
 
-impl Window {
+impl<'a> Window<'a> {
     /// Reads the part from `start` on.
     #[inline(always)]
-    fn read(base: u64, start: u64) -> Option<Self> {
+    pub fn read(room: &'a mut Room, base: u64, start: u64) -> Option<Self> {
         let start = start & !7;
+        // SAFETY: the room's address and size; the helper checks the other address, and writes zeroes where it fails.
+        let failed = unsafe {
+            bpf_probe_read_kernel(
+                room.as_mut_ptr().cast(),
+                WINDOW_BYTES as u32,
+                (base + start) as *const c_void,
+            )
+        };
+        if failed != 0 {
+            count(counter::KERNEL_READ_FAILED, 1);
+            return None;
+        }
         Some(Self {
             base,
             start,
-            bytes: kernel(base, start)?,
+            bytes: room,
         })
     }
 
     /// A member; read from the kernel where it lies outside. Offsets are constants to the verifier, which removes the way
     /// that is not taken.
     #[inline(always)]
-    fn member<T>(&self, offset: u64) -> Option<T> {
+    pub fn member<T>(&self, offset: u64) -> Option<T> {
         let at = offset.wrapping_sub(self.start);
         if at <= (WINDOW_BYTES - size_of::<T>()) as u64 {
             let bytes = self.bytes.as_ptr().cast::<u8>();
-            // SAFETY: inside of the window; members are aligned in the kernel, and so is the window.
+            // SAFETY: inside of the window, which was filled; members are aligned in the kernel, and so is the window.
             Some(unsafe { bytes.add(at as usize).cast::<T>().read_volatile() })
         } else {
             kernel(self.base, offset)
@@ -134,9 +167,10 @@ fn min(a: u64, b: u64) -> u64 {
 
 #[inline(always)]
 fn try_resolve(held: &mut Held, file: u64, with_files: bool) -> Option<()> {
-    let file = Window::read(file, min(off!(file_inode), off!(file_mode)))?;
+    let (mut room, mut second_room) = (Room::uninit(), Room::uninit());
+    let file = Window::read(&mut room, file, min(off!(file_inode), off!(file_mode)))?;
     let address: u64 = file.member(off!(file_inode))?;
-    let inode = Window::read(address, off!(inode_sb))?;
+    let inode = Window::read(&mut second_room, address, off!(inode_sb))?;
     // The mode is the first member, the number follows the super block: two lines of the cache.
     let mode: u16 = kernel(address, off!(inode_mode))?;
     let format = mode & S_IFMT;
@@ -152,8 +186,10 @@ fn try_resolve(held: &mut Held, file: u64, with_files: bool) -> Option<()> {
             channel_kind::FILE
         };
     } else if format == S_IFSOCK {
+        held.channel.inode = inode.member(off!(inode_ino))?;
         let socket: u64 = file.member(off!(file_private_data))?;
-        let socket = Window::read(socket, min(off!(socket_type), off!(socket_sk)))?;
+        let start = min(off!(socket_type), off!(socket_sk));
+        let socket = Window::read(&mut second_room, socket, start)?;
         if socket.member::<u16>(off!(socket_type))? != SOCK_STREAM {
             return None;
         }
@@ -162,7 +198,6 @@ fn try_resolve(held: &mut Held, file: u64, with_files: bool) -> Option<()> {
             return None;
         }
         held.channel.object = sock;
-        held.channel.inode = inode.member(off!(inode_ino))?;
         held.mode = 3;
         let peer: u64 = kernel(sock, off!(unix_peer))?;
         if peer != 0 {

@@ -23,8 +23,8 @@ pub struct Thread {
     pub open_call: u64,
     /// The tag of its process at that time.
     pub bits: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Not 0 for a call of the 32-bit ABI.
+    pub compat: u32,
     /// Its arguments: those that the kernel took, whatever a tracer writes into the registers later.
     pub args: [u64; 6],
     /// `CLOCK_BOOTTIME` at `sys_enter`.
@@ -55,6 +55,67 @@ pub struct Thread {
     pub spare_seq: u64,
     /// Start of the message array (`struct mmsghdr`).
     pub messages: u64,
+    /// Where the vectors lie and what they describe: one of [`vectors_in`](crate::iterator::vectors_in).
+    pub vectors_in: u64,
+    /// Bytes of the next vector that lie before the operation.
+    pub vector_skip: u64,
+    /// The kernel functions that the thread is in, by direction.
+    pub calls: [Call; 2],
+    /// Operations of the present system call that programs on functions have accounted for.
+    pub carried_ops: u64,
+    /// Bytes of them, but for those that were not consumed.
+    pub carried_bytes: u64,
+    /// The `io_uring` request that is looked at.
+    pub request: Request,
+    /// Bytes that the kernel set out to copy to the reader in the present system call.
+    pub delivered: u64,
+    /// Not 0 when some of them are in no record.
+    pub delivery_failed: u64,
+}
+
+/// A kernel function that moves bytes, as its entry found it.
+#[repr(C)]
+pub struct Call {
+    /// Not 0 between entry and return.
+    pub open: u64,
+    /// Tag of the process at entry.
+    pub bits: u64,
+    /// `CLOCK_BOOTTIME` at entry.
+    pub enter_ns: u64,
+    /// Bits of [`transfer_flags`](countersign_common::transfer_flags) from the message's flags.
+    pub flags: u64,
+    /// What the bytes go through.
+    pub held: Held,
+    /// Address of the `struct iov_iter`.
+    pub iter: u64,
+    /// Its kind.
+    pub kind: u64,
+    /// Its pointer.
+    pub pointer: u64,
+    /// Bytes of the first segment before the operation.
+    pub skip: u64,
+    /// Segments.
+    pub segments: u64,
+    /// Bytes that it describes.
+    pub count: u64,
+}
+
+/// Vectors of an `io_uring` request that are kept from its submission on. Until its completion a program may put something else into
+/// the memory where they were; a request with more that completes later is a gap.
+pub const KEPT_MAX: usize = 8;
+
+/// What is known of an `io_uring` request since its submission.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Request {
+    /// Address of its `struct io_kiocb`, once more: a table that makes room can hand a value to another request while it is read.
+    pub address: u64,
+    /// `CLOCK_BOOTTIME` at its submission.
+    pub submitted_ns: u64,
+    /// Vectors that it has.
+    pub vectors: u64,
+    /// The first of them.
+    pub kept: [[u64; 2]; KEPT_MAX],
 }
 
 /// A descriptor's file as `sys_enter` found it.
@@ -68,6 +129,29 @@ pub struct Held {
     pub mode: u64,
     /// Address of the inode's super block; 0 for sockets.
     pub super_block: u64,
+}
+
+impl Held {
+    /// A descriptor that names nothing.
+    #[inline(always)]
+    pub const fn empty() -> Self {
+        Self {
+            file: 0,
+            channel: ChannelId {
+                object: 0,
+                inode: 0,
+                peer_object: 0,
+                peer_inode: 0,
+                epoch: 0,
+                dev: 0,
+                kind: 0,
+                reserved: [0; 3],
+                reserved2: 0,
+            },
+            mode: 0,
+            super_block: 0,
+        }
+    }
 }
 
 /// The tag of a process, by its leader.

@@ -1,4 +1,5 @@
 //! Test support.
 
 pub mod evidence;
+pub mod exercise;
 pub mod scene;

@@ -13,7 +13,7 @@ use crate::source::proxylog::LogEvent;
 use crate::spool::{Damage, SegmentHeader, SpoolItem, SpoolReader};
 
 /// What a finished pairing says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub struct Outcome {
     /// At least one finding.
     pub findings: bool,

@@ -9,7 +9,9 @@ use std::fmt;
 use std::process::ExitCode;
 
 /// Every exit code that the command returns.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize, serde::Deserialize,
+)]
 #[repr(u8)]
 pub enum Code {
     /// Everything was seen and every call matched (or was expected).

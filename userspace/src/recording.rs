@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::bpf::Place;
 use crate::bpf::load::Capture;
 use crate::bpf::tag::Tagger;
 use crate::clock::Moment;
@@ -17,7 +18,9 @@ use crate::source::keptlog::KeptLogWriter;
 use crate::source::live::{Live, LiveSummary, RecordSink};
 use crate::source::proxylog::{Follower, LogError, LogEvent};
 use crate::source::user_record::user_record;
-use crate::spool::{Inlet, Limits, SegmentHeader, SpoolStats, SpoolThread, SpoolWriter};
+use crate::spool::{
+    self, Inlet, Limits, Recent, SegmentHeader, SpoolStats, SpoolThread, SpoolWriter,
+};
 use crate::tree::{Missed, Tree, Untagged};
 use crate::witness::{ProxyExe, Request};
 use countersign_common::{kind, tag};
@@ -73,21 +76,42 @@ impl Recorded {
 struct Inflow {
     inlet: Inlet,
     untagged: Arc<Untagged>,
+    /// What a process that died had written down already, and the place up to which the rings can hold it.
+    written: Option<(Recent, Place)>,
 }
 
 impl RecordSink for Inflow {
     fn record(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
-        self.untagged.look(bytes);
-        self.inlet.record(bytes)
+        self.record_of(0, bytes)
     }
 
     fn record_of(&mut self, pool: u8, bytes: &[u8]) -> anyhow::Result<()> {
         self.untagged.look(bytes);
+        if let Some((recent, _)) = &self.written
+            && recent.has(bytes)
+        {
+            return Ok(());
+        }
         self.inlet.record_of(pool, bytes)
     }
 
     fn pause(&mut self) {
         self.inlet.pause();
+    }
+
+    fn mark(&mut self, place: Place) {
+        if self
+            .written
+            .as_ref()
+            .is_some_and(|(_, until)| place.is_past(*until))
+        {
+            self.written = None;
+        }
+        self.inlet.mark(place);
+    }
+
+    fn safe(&self) -> Option<Place> {
+        self.inlet.safe()
     }
 }
 
@@ -154,15 +178,85 @@ impl Recording {
         for log in &mut logs {
             log.ignore_old_rotations();
         }
+        let recording = Self::start(writer, kept, None, request, capture, logs)?;
+        recording.note(kind::CAPTURE, &serde_json::json!({ "event": "start", "version": env!("CARGO_PKG_VERSION"), "settings": config }));
+        Ok(recording)
+    }
+
+    /// Goes on with the recording of a process that died: the capture is one that it pinned, the directory its own. What it had
+    /// written down and not told the kernel is not written twice. Block signals first.
+    ///
+    /// # Errors
+    /// When the spool is not there, or is that of another capture.
+    pub fn resume(
+        config: &Config,
+        out: &OutDir,
+        request: &Request,
+        mut capture: Capture,
+        mut logs: Vec<Follower>,
+    ) -> Result<Self, Failure> {
+        let dir = out
+            .dir()
+            .open_dir(SPOOL.as_ref())
+            .map_err(anyhow::Error::from)
+            .map_err(|error| error.context("open the spool to go on with"))
+            .or_exit(Code::NoInput)?;
+        let produced = capture.produced();
+        let next = capture.next_headers();
+        let resumed = spool::resume(&dir, capture.ring_bytes(), next).or_exit(Code::NoInput)?;
+        if resumed.identity.capture != request.capture
+            || resumed.identity.generation != capture.generation()
+        {
+            return Err(Failure::new(
+                Code::NoInput,
+                format!(
+                    "the spool in {} is of capture {}, the pinned programs are of {}: pass the directory of the latter to -o",
+                    out.path().display(),
+                    resumed.identity.capture,
+                    request.capture
+                ),
+            ));
+        }
+        let kept = KeptLogWriter::resume(&dir).or_exit(Code::NoInput)?;
+        let limits = Limits {
+            max_disk_bytes: config.capture.max_disk_bytes,
+            ..Limits::default()
+        };
+        let writer = SpoolWriter::resume(dir, &resumed, limits).or_exit(Code::CantCreate)?;
+        for (index, log) in logs.iter_mut().enumerate() {
+            log.ignore_old_rotations_but(&kept.earlier_files(index));
+        }
+        let note = serde_json::json!({
+            "event": "resumed",
+            "last_boot_ns": resumed.last_boot_ns,
+            "torn_bytes": resumed.torn_bytes,
+            "recent_records": resumed.recent.len(),
+        });
+        let written = Some((resumed.recent, produced));
+        let recording = Self::start(writer, kept, written, request, capture, logs)?;
+        recording.note(kind::CAPTURE, &note);
+        Ok(recording)
+    }
+
+    fn start(
+        writer: SpoolWriter,
+        kept: KeptLogWriter,
+        written: Option<(Recent, Place)>,
+        request: &Request,
+        capture: Capture,
+        logs: Vec<Follower>,
+    ) -> Result<Self, Failure> {
+        let generation = capture.generation();
         let spool = SpoolThread::start(writer).or_exit(Code::Internal)?;
         let tagger = capture.tagger().clone();
         let untagged = Arc::new(Untagged::default());
         let inflow = Inflow {
             inlet: spool.backlog().inlet(),
             untagged: Arc::clone(&untagged),
+            written,
         };
         let live = Live::start(capture, inflow).or_exit(Code::Internal)?;
-        let recording = Self {
+        Ok(Self {
             live,
             spool,
             tree: Tree::new(tagger.clone(), &request.proxy_exes, untagged),
@@ -170,9 +264,7 @@ impl Recording {
             generation,
             logs,
             kept,
-        };
-        recording.note(kind::CAPTURE, &serde_json::json!({ "event": "start", "version": env!("CARGO_PKG_VERSION"), "settings": config }));
-        Ok(recording)
+        })
     }
 
     /// Tags a process so that it and what it starts from now on are captured, and reads the tag back.
@@ -238,6 +330,18 @@ impl Recording {
             kind::CAPTURE,
             &serde_json::json!({ "event": "proxy_exes", "exes": proxy_exes }),
         );
+        // What is done to this process is done to the witness.
+        if let Some(own) = crate::bpf::scan::process(std::process::id())? {
+            self.note(
+                kind::CAPTURE,
+                &serde_json::json!({
+                    "event": "recorder",
+                    "pid": own.pid,
+                    "start_boot_ns": own.start_boot_ns,
+                    "tick_ns": own.tick_ns,
+                }),
+            );
+        }
         Ok(())
     }
 

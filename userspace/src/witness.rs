@@ -8,7 +8,9 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::bpf::load::{Capture, LoadOptions, load};
+use crate::bpf::load::{Capture, LoadOptions, WatchedId, load, resume};
+use crate::bpf::pin::{Note, PinDir};
+use crate::bpf::tier::Tier;
 use crate::device::kernel_dev;
 use crate::exit::{Code, Failure};
 
@@ -25,6 +27,12 @@ pub struct Request {
     pub capture: String,
     /// Executables of proxies.
     pub proxy_exes: Vec<ProxyExe>,
+    /// Where the capture is pinned, so that it outlives this process.
+    pub pin: Option<PinDir>,
+    /// Size of the ring in bytes, a power of two.
+    pub ring_bytes: u32,
+    /// Files whose opening by the watched is told: keys, logs, the output.
+    pub watched_files: Vec<WatchedId>,
 }
 
 /// The executable of a proxy, by path and as it is now.
@@ -81,7 +89,7 @@ pub struct Requirement {
 
 /// What recording needs on this machine, in the order in which it is needed.
 pub fn requirements() -> Vec<Requirement> {
-    vec![architecture(), privileges(), btf(), programs()]
+    vec![architecture(), privileges(), btf(), features(), programs()]
 }
 
 /// Loads the programs and moves a token through a pipe and a socket pair: the tier counts only if it comes back, exact, from
@@ -135,12 +143,42 @@ pub fn attach(request: &Request) -> Result<Capture, Failure> {
     let generation = request.capture.bytes().fold(0_u64, |sum, byte| {
         sum.wrapping_mul(31).wrapping_add(u64::from(byte))
     });
+    let unavailable = |error| Failure {
+        code: Code::Unavailable,
+        error,
+    };
     let options = LoadOptions {
         generation,
         proxy_exes,
+        ring_bytes: request.ring_bytes,
+        tier: Tier::default(),
+        pin: request
+            .pin
+            .clone()
+            .map(|dir| (dir, request.capture.clone())),
+        watched_files: request.watched_files.clone(),
         ..LoadOptions::default()
     };
-    load(&options).map_err(|error| Failure {
+    if let Some(dir) = &request.pin {
+        dir.make().map_err(unavailable)?;
+    }
+    load(&options).map_err(|error| {
+        // Half of a capture must not go on by itself.
+        if let Some(dir) = &request.pin
+            && let Err(error) = dir.remove()
+        {
+            tracing::warn!(%error, "what was pinned could not be removed");
+        }
+        unavailable(error)
+    })
+}
+
+/// Opens a capture that a process before this one has pinned; loads nothing.
+///
+/// # Errors
+/// The first [`Requirement`] that is not met, or what is missing of the capture.
+pub fn go_on(dir: &PinDir, note: &Note) -> Result<Capture, Failure> {
+    resume(dir.clone(), note).map_err(|error| Failure {
         code: Code::Unavailable,
         error,
     })
@@ -203,6 +241,26 @@ fn btf() -> Requirement {
                 "this kernel has no type information in {KERNEL_BTF} ({error}): use one built with \
                  CONFIG_DEBUG_INFO_BTF, as distributions' kernels are"
             ),
+        },
+        code: Code::Unavailable,
+    }
+}
+
+fn features() -> Requirement {
+    let missing = crate::bpf::features::missing();
+    Requirement {
+        name: "kernel features",
+        met: missing.as_ref().is_ok_and(Vec::is_empty),
+        detail: match missing {
+            Ok(missing) if missing.is_empty() => {
+                "all that the kernel programs use are there".to_owned()
+            }
+            Ok(missing) => format!(
+                "this kernel lacks {}: recording needs a newer one, Linux 6.1 is the oldest that is tested; \
+                 `countersign pair` runs on any",
+                missing.join(", ")
+            ),
+            Err(_) => "not known without the kernel's types".to_owned(),
         },
         code: Code::Unavailable,
     }

@@ -9,7 +9,7 @@ use std::time::Instant;
 use anyhow::bail;
 
 use crate::workspace::{cargo, is_root, root, run, run_keeping, say};
-use crate::{demo, kernel_programs, setup};
+use crate::{demo, kernel_programs, setup, vm};
 
 /// Seeds of the demos that end the checks.
 const DEMO_SEEDS: [u64; 2] = [1, 20];
@@ -87,6 +87,13 @@ pub(crate) fn all(strictness: Strictness) -> anyhow::Result<()> {
         report
             .lines
             .push("SKIP  live tests, peer tests and demo: they need root".to_owned());
+    }
+    match setup::for_guests() {
+        Ok(()) => report.check("guests: doctor and live tests on other kernels", || {
+            vm::both_ends()
+        }),
+        Err(error) if strictness == Strictness::Ci => report.check("guests", || Err(error)),
+        Err(error) => report.lines.push(format!("SKIP  guests: {error:#}")),
     }
     report.end(&kept)
 }

@@ -7,11 +7,13 @@ mod seed;
 
 mod bench;
 mod checks;
+mod coverage;
 mod demo;
 mod ebpf;
 mod setup;
 mod tamper;
 mod verify;
+mod vm;
 mod workspace;
 
 use clap::{Parser, Subcommand};
@@ -49,6 +51,15 @@ enum Command {
         #[arg(last = true)]
         rest: Vec<String>,
     },
+    /// Run a command on another kernel, in QEMU; ends with its exit code
+    Vm(vm::VmArgs),
+    /// Move bytes by every method through every kind of channel under a capture, and rewrite this kernel's table in
+    /// docs/coverage (root)
+    Coverage {
+        /// Also put cells that are missed now on the list of those that may be
+        #[arg(long)]
+        allow_missed: bool,
+    },
     /// Run every check: formatting, lints, tests and, as root, the live tests, the peers and the demo
     Test,
     /// The same as in CI: whatever cannot run is a failure
@@ -59,11 +70,19 @@ fn main() -> anyhow::Result<()> {
     match Arguments::parse().command {
         Command::Setup => {
             setup::all()?;
+            if let Err(error) = setup::for_guests() {
+                workspace::say(&format!("no guests: {error:#}"))?;
+            }
             ebpf::ensure_toolchain(&workspace::root()).map(drop)
         }
         Command::BuildEbpf => kernel_programs(),
         Command::Demo { seed } => demo::demo(seed),
         Command::Bench { which, bless, rest } => bench::bench(&which, bless, &rest),
+        Command::Vm(arguments) => {
+            let code = vm::vm(&arguments)?;
+            std::process::exit(i32::from(code));
+        }
+        Command::Coverage { allow_missed } => coverage::coverage(allow_missed),
         Command::Test => checks::all(Strictness::Developer),
         Command::Ci => checks::all(Strictness::Ci),
     }

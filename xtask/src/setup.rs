@@ -10,6 +10,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context as _, bail, ensure};
 
+use crate::vm;
 use crate::workspace::{is_root, output, peers, run, say};
 
 /// Oldest Node.js that all the npm packages accept.
@@ -53,6 +54,22 @@ pub(crate) fn for_demo() -> anyhow::Result<()> {
     npm_packages(&peers(), "npm")?;
     node()?;
     python_environment(&ENVIRONMENTS[0])
+}
+
+/// What guests need: QEMU and a static busybox.
+///
+/// # Errors
+/// It is missing and cannot be installed.
+pub(crate) fn for_guests() -> anyhow::Result<()> {
+    ensure!(
+        std::env::consts::ARCH == "x86_64",
+        "guests are x86-64 machines, and so must this be, for it brings its libraries along"
+    );
+    let missing = vm::missing();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    install(&missing)
 }
 
 /// A Node.js that is new enough: the system's, or else a pinned one from npm.

@@ -4,7 +4,10 @@ use core::ffi::c_void;
 
 use aya_ebpf::{
     bindings::task_struct,
-    helpers::{bpf_get_current_uid_gid, bpf_probe_read_user, generated::bpf_loop},
+    helpers::{
+        bpf_get_current_uid_gid, bpf_probe_read_user,
+        generated::{bpf_get_current_task_btf, bpf_loop},
+    },
 };
 use countersign_common::{
     ChannelEnd, ChannelId, FileOpen, Peer, Task, channel_kind, counter, end_how, kind, tag,
@@ -12,8 +15,9 @@ use countersign_common::{
 };
 use countersign_ebpf::nr;
 
+use super::compat::arguments;
 use crate::{
-    arch::{PtRegs, syscall_args},
+    arch::PtRegs,
     channel::{Enrolled, MAY_ADD, enrol, is_known, leave, other_end_known},
     emit::{count, record},
     maps::LISTENERS,
@@ -29,17 +33,28 @@ const SCM_RIGHTS: u32 = 1;
 const CONTROL_STEPS_MAX: u32 = 300;
 
 /// Reports that `who` holds an end.
+#[inline(always)]
+pub fn report(held: &Held, who: &Task, how: u8, fd: u32) {
+    // SAFETY: references.
+    unsafe { report_end(held, who, u64::from(how), u64::from(fd)) };
+}
+
+/// [`report`], verified once.
+#[unsafe(no_mangle)]
 #[inline(never)]
-pub fn report(held: &Held, who: &Task, how: u8, fd: u32) -> i64 {
+unsafe extern "C" fn report_end(held: *const Held, who: *const Task, how: u64, fd: u64) -> u64 {
+    if held.is_null() || who.is_null() {
+        return 0;
+    }
     record::<ChannelEnd>(kind::CHANNEL_END, |place| {
         // SAFETY: a fresh reservation of that size.
         unsafe {
             (*place).task = *who;
-            (*place).channel = held.channel;
-            (*place).mode = held.mode as u8 & 3;
-            (*place).how = how;
+            (*place).channel = (*held).channel;
+            (*place).mode = (*held).mode as u8 & 3;
+            (*place).how = how as u8;
             (*place).reserved = [0; 2];
-            (*place).fd = fd;
+            (*place).fd = fd as u32;
         }
     });
     0
@@ -49,9 +64,8 @@ pub fn report(held: &Held, who: &Task, how: u8, fd: u32) -> i64 {
 ///
 /// # Safety
 /// The arguments are the tracepoint's; `leader` is the task's.
-#[inline(always)]
-pub unsafe fn tagged_exit(
-    task: *mut task_struct,
+#[inline(never)]
+pub unsafe fn tagged_exit<const COMPAT: bool>(
     leader: *mut task_struct,
     bits: u32,
     regs: *const PtRegs,
@@ -61,8 +75,8 @@ pub unsafe fn tagged_exit(
     if returned < 0 {
         return;
     }
-    // SAFETY: the caller's.
-    let args = unsafe { syscall_args(regs) };
+    // SAFETY: the caller's; no arguments.
+    let (task, args) = unsafe { (bpf_get_current_task_btf(), arguments::<COMPAT>(regs)) };
     let who = current(leader);
     match number {
         nr::PIPE | nr::PIPE2 | nr::SOCKETPAIR => {
@@ -90,8 +104,8 @@ pub unsafe fn tagged_exit(
 ///
 /// # Safety
 /// The arguments are the tracepoint's; `leader` is the task's.
-#[inline(always)]
-pub unsafe fn untagged_exit(
+#[inline(never)]
+pub unsafe fn untagged_exit<const COMPAT: bool>(
     task: *mut task_struct,
     leader: *mut task_struct,
     regs: *const PtRegs,
@@ -103,26 +117,45 @@ pub unsafe fn untagged_exit(
     }
     let (fd, how) = match number {
         // SAFETY: the caller's.
-        nr::CONNECT => (unsafe { syscall_args(regs) }[0] as u32, end_how::CONNECTED),
+        nr::CONNECT => (
+            unsafe { arguments::<COMPAT>(regs) }[0] as u32,
+            end_how::CONNECTED,
+        ),
         nr::ACCEPT | nr::ACCEPT4 => (returned as u32, end_how::ACCEPTED),
         nr::PIDFD_GETFD => (returned as u32, end_how::PIDFD_GETFD),
         _ => (returned as u32, end_how::OPENED),
     };
-    let mut held = empty();
+    // SAFETY: the caller's.
+    unsafe { untagged_end(task, leader, number, fd, how) };
+}
+
+/// An end that an untagged task has got. A function of its own for the sake of the stack, which messages need most of.
+///
+/// # Safety
+/// As [`untagged_exit`].
+#[inline(never)]
+unsafe fn untagged_end(
+    task: *mut task_struct,
+    leader: *mut task_struct,
+    number: u64,
+    fd: u32,
+    how: u8,
+) -> i64 {
+    let mut held = Held::empty();
     resolve(&mut held, file_of(task, u64::from(fd)), WHOLE);
     if held.channel.kind == 0 {
-        return;
+        return 0;
     }
     let watched = is_known(&held.channel)
         || other_end_known(&held.channel)
         || (number == nr::CONNECT && to_listener_of_tree(&held.channel));
     if !watched {
-        return;
+        return 0;
     }
     let who = current(leader);
     // SAFETY: the caller's.
     if !unsafe { set_tag(leader, tag::PEER) } {
-        return;
+        return 0;
     }
     count(counter::PEERS_MARKED, 1);
     enrol(&mut held, MAY_ADD);
@@ -136,6 +169,7 @@ pub unsafe fn untagged_exit(
         }
     });
     report(&held, &who, how, fd);
+    0
 }
 
 /// At `sys_exit` of a `recvmsg` by a watched task: reports the descriptors that came with it. Best effort: the control
@@ -189,7 +223,7 @@ unsafe extern "C" fn control_step(_index: u64, context: *mut c_void) -> i64 {
             };
             (*thread).vector = place + step;
             (*thread).vectors_left = if left > step { left - step } else { 0 };
-            let task = aya_ebpf::helpers::generated::bpf_get_current_task_btf();
+            let task = bpf_get_current_task_btf();
             let who = (*thread).transfer.task;
             let bits = if (*thread).transfer.flags & transfer_flags::BY_PEER == 0 {
                 tag::TREE
@@ -224,7 +258,7 @@ unsafe extern "C" fn control_step(_index: u64, context: *mut c_void) -> i64 {
 /// Puts the channel behind `fd` into the table (if it is one that counts) and reports the end.
 #[inline(never)]
 fn hold(task: *mut task_struct, bits: u32, who: &Task, how: u8, fd: u32) {
-    let mut held = empty();
+    let mut held = Held::empty();
     let proxy_open = bits & tag::PROXY != 0 && how == end_how::OPENED;
     resolve(
         &mut held,
@@ -266,9 +300,9 @@ fn file_opened(held: &Held, who: &Task) {
 
 /// Remembers the address that the tree listens on. What connects gets a peer socket that nobody has accepted yet, without
 /// an inode; it shares the listener's `struct unix_address`, though.
-#[inline(always)]
+#[inline(never)]
 fn listening(task: *mut task_struct, fd: u64) {
-    let mut held = empty();
+    let mut held = Held::empty();
     resolve(&mut held, file_of(task, fd), WHOLE);
     if held.channel.kind != channel_kind::UNIX_STREAM {
         return;
@@ -290,24 +324,4 @@ fn to_listener_of_tree(id: &ChannelId) -> bool {
         return false;
     };
     address != 0 && LISTENERS.get_ptr(&address).is_some()
-}
-
-#[inline(always)]
-fn empty() -> Held {
-    Held {
-        file: 0,
-        channel: ChannelId {
-            object: 0,
-            inode: 0,
-            peer_object: 0,
-            peer_inode: 0,
-            epoch: 0,
-            dev: 0,
-            kind: 0,
-            reserved: [0; 3],
-            reserved2: 0,
-        },
-        mode: 0,
-        super_block: 0,
-    }
 }

@@ -8,6 +8,7 @@ use countersign_common::{
     EXEC_TEXT_MAX_BYTES, Exec, Exit, Fork, RecordHeader, Task, counter, kind, load::ExeKey, tag,
 };
 
+use super::evasion;
 use crate::{
     emit::{count, header, record, reserve, submit},
     log,
@@ -105,6 +106,7 @@ pub unsafe fn exec(task: *mut task_struct, bprm: u64) {
             bits & !tag::PROXY
         };
         set_tag(task, bits);
+        evasion::executed(task, bits);
         let who = current(task);
         let (uid, euid, gid) = ids(task);
         const SIZE: usize = size_of::<Exec>() + 2 * EXEC_TEXT_MAX_BYTES;

@@ -3,20 +3,24 @@
 //! The bytes are not captured, their number is: a gap at each watched end. Bytes that are later read are captured at the
 //! reader.
 
-use aya_ebpf::{bindings::task_struct, helpers::generated::bpf_ktime_get_boot_ns};
+use aya_ebpf::{
+    bindings::task_struct,
+    helpers::generated::{bpf_get_current_task_btf, bpf_ktime_get_boot_ns},
+};
 use countersign_common::{counter, direction, end_how, gap, transfer_flags};
 use countersign_ebpf::nr;
 
 use super::{
+    compat::arguments,
     ends,
     transfer::{self, describe, whose},
 };
 use crate::{
-    arch::{PtRegs, syscall_args},
+    arch::PtRegs,
     channel::{Enrolled, enrol, leave},
     emit::{count, missing},
     log,
-    offsets::current,
+    offsets::{current, functions_carry},
     resolve::{WHOLE, file_of, resolve},
     scope::{Held, Thread, thread},
 };
@@ -29,13 +33,14 @@ const NONE: u64 = u64::MAX;
 /// # Safety
 /// The arguments are the tracepoint's.
 #[inline(always)]
-pub unsafe fn enter(task: *mut task_struct, regs: *const PtRegs, number: u64) {
+pub unsafe fn enter<const COMPAT: bool>(task: *mut task_struct, regs: *const PtRegs, number: u64) {
     // SAFETY: the caller's.
     unsafe {
         let Some(thread) = thread(task) else { return };
-        (*thread).args = syscall_args(regs);
+        (*thread).args = arguments::<COMPAT>(regs);
         (*thread).enter_ns = bpf_ktime_get_boot_ns();
         (*thread).open_call = number + 1;
+        (*thread).carried_bytes = 0;
         let (source, sink) = descriptors(number, &(*thread).args);
         resolve(&mut (*thread).first, file_of(task, source), WHOLE);
         let file = if sink == NONE { 0 } else { file_of(task, sink) };
@@ -47,9 +52,8 @@ pub unsafe fn enter(task: *mut task_struct, regs: *const PtRegs, number: u64) {
 ///
 /// # Safety
 /// The arguments are the tracepoint's; `leader` is the task's.
-#[inline(always)]
-pub unsafe fn exit(
-    task: *mut task_struct,
+#[inline(never)]
+pub unsafe fn exit<const COMPAT: bool>(
     leader: *mut task_struct,
     bits: u32,
     regs: *const PtRegs,
@@ -58,14 +62,17 @@ pub unsafe fn exit(
 ) {
     // SAFETY: the caller's.
     unsafe {
+        let task = bpf_get_current_task_btf();
         let Some(thread) = thread(task) else { return };
         let entered = (*thread).open_call == number + 1;
         (*thread).open_call = 0;
+        let carried = (*thread).carried_bytes;
+        (*thread).carried_bytes = 0;
         if returned <= 0 {
             return;
         }
         if !entered {
-            (*thread).args = syscall_args(regs);
+            (*thread).args = arguments::<COMPAT>(regs);
             (*thread).enter_ns = bpf_ktime_get_boot_ns();
             let (source, sink) = descriptors(number, &(*thread).args);
             resolve(&mut (*thread).first, file_of(task, source), WHOLE);
@@ -79,6 +86,9 @@ pub unsafe fn exit(
         count(counter::SPLICE_BYTES, returned as u64);
         log::spliced(number);
         let mut flags = whose(bits);
+        if COMPAT {
+            flags |= transfer_flags::COMPAT;
+        }
         if !entered {
             flags |= transfer_flags::NO_ENTER;
             count(counter::NO_ENTER, 1);
@@ -110,13 +120,21 @@ pub unsafe fn exit(
         );
         // The second end takes the first one's place: what follows is written for `first`.
         copy_second(thread);
+        // What a socket sends goes through a function (Linux >= 6.5), and was captured there.
+        let mut left = returned as u64;
+        if functions_carry() {
+            if carried >= left {
+                return;
+            }
+            left -= carried;
+        }
         end(
             task,
             leader,
             thread,
             bits,
             number,
-            returned as u64,
+            left,
             flags,
             direction::WRITE,
             sink,

@@ -6,44 +6,132 @@ use aya_ebpf::{
     bindings::task_struct,
     helpers::{
         bpf_probe_read_user,
-        generated::{bpf_ktime_get_boot_ns, bpf_loop},
+        generated::{bpf_get_current_task_btf, bpf_ktime_get_boot_ns, bpf_loop},
     },
 };
-use countersign_common::{Task, counter, end_how, gap, tag, transfer_flags};
+use countersign_common::{Task, channel_kind, counter, end_how, gap, tag, transfer_flags};
 use countersign_ebpf::{MESSAGES_MAX, VECTORS_MAX, direction_of, nr, op_limit};
 
-use super::ends;
+use super::{compat::arguments, ends};
 use crate::{
-    arch::{PtRegs, syscall_args},
+    arch::PtRegs,
     channel::{Enrolled, advance, enrol_operation, leave},
     emit::{capture_buffer, count, walk},
+    iterator::vectors_in,
     log,
-    offsets::current,
+    offsets::{current, functions_carry, group_leader},
     resolve::{FILES, file_of, resolve},
     scope::{Thread, entered, tag_of, thread},
 };
 
-const MSG_OOB: u64 = 1;
-const MSG_PEEK: u64 = 2;
+pub const MSG_OOB: u64 = 1;
+pub const MSG_PEEK: u64 = 2;
 /// Size of `struct mmsghdr`: a `struct user_msghdr` of 56 bytes, `msg_len`, padding (`include/linux/socket.h`).
 const MMSGHDR_BYTES: u64 = 64;
 const MSG_LEN_OFFSET: u64 = 56;
+/// Size of `struct compat_mmsghdr`: a `struct compat_msghdr` of 28 bytes, `msg_len`.
+const COMPAT_MMSGHDR_BYTES: u64 = 32;
+const COMPAT_MSG_LEN_OFFSET: u64 = 28;
 
 /// At `sys_enter` of a watched task: notes what the descriptor names now and when.
 ///
 /// # Safety
 /// The arguments are the tracepoint's.
 #[inline(always)]
-pub unsafe fn enter(task: *mut task_struct, bits: u32, regs: *const PtRegs, number: u64) {
+pub unsafe fn enter<const COMPAT: bool>(
+    task: *mut task_struct,
+    bits: u32,
+    regs: *const PtRegs,
+    number: u64,
+) {
     // SAFETY: the caller's.
     unsafe {
         let Some(thread) = thread(task) else { return };
-        (*thread).args = syscall_args(regs);
+        note::<COMPAT>(thread, bits, regs, number);
+        let file = file_of(task, (*thread).args[0]);
+        let files = wants_files(bits, number);
+        if functions_carry() {
+            (*thread).carried_ops = 0;
+            (*thread).carried_bytes = 0;
+            if files == 0 {
+                // Most likely the functions look at it. If not, there is time for it at the end.
+                (*thread).first.file = file;
+                (*thread).first.channel.kind = 0;
+                return;
+            }
+        }
+        resolve(&mut (*thread).first, file, files);
+    }
+}
+
+#[inline(always)]
+unsafe fn note<const COMPAT: bool>(
+    thread: *mut Thread,
+    bits: u32,
+    regs: *const PtRegs,
+    number: u64,
+) {
+    // SAFETY: the caller's.
+    unsafe {
+        (*thread).args = arguments::<COMPAT>(regs);
         (*thread).enter_ns = bpf_ktime_get_boot_ns();
         (*thread).open_call = number + 1;
+        (*thread).compat = COMPAT as u32;
         (*thread).bits = bits;
+        (*thread).delivered = 0;
+        (*thread).delivery_failed = 0;
+    }
+}
+
+/// Whether an operation is left to capture where programs on functions capture as well. What those have accounted for is not; what
+/// they have not is looked at now, if the descriptor still names what it named before. A swapped one names nothing: to
+/// attribute bytes to what has come to its place would be a lie that the watched process can order.
+///
+/// # Safety
+/// `thread` is the current thread's state, of a call whose `sys_enter` was seen.
+#[inline(always)]
+unsafe fn is_left(task: *mut task_struct, thread: *mut Thread, number: u64, returned: i64) -> bool {
+    // SAFETY: the caller's.
+    unsafe {
+        if (*thread).first.channel.kind == channel_kind::FILE {
+            return true;
+        }
+        if is_carried(thread, number, returned) {
+            return false;
+        }
         let file = file_of(task, (*thread).args[0]);
-        resolve(&mut (*thread).first, file, wants_files(bits, number));
+        if file != (*thread).first.file {
+            return false;
+        }
+        resolve(&mut (*thread).first, file, 0);
+        if (*thread).first.channel.kind == 0 {
+            return false;
+        }
+        count(counter::FUNCTION_MISSED, 1);
+        true
+    }
+}
+
+/// Whether the programs on functions have accounted for all of the present system call.
+///
+/// # Safety
+/// `thread` is the current thread's state.
+#[inline(always)]
+unsafe fn is_carried(thread: *mut Thread, number: u64, returned: i64) -> bool {
+    // SAFETY: the caller's.
+    unsafe {
+        let carried = (*thread).carried_ops;
+        (*thread).carried_ops = 0;
+        if carried == 0 || returned <= 0 {
+            return false;
+        }
+        if number == nr::RECVMSG && (*thread).compat == 0 {
+            // Descriptors that came with it are no bytes.
+            (*thread).transfer.task = current(group_leader(bpf_get_current_task_btf()));
+            (*thread).transfer.flags = whose((*thread).bits);
+            ends::received(thread, (*thread).args[1]);
+        }
+        true
     }
 }
 
@@ -51,8 +139,8 @@ pub unsafe fn enter(task: *mut task_struct, bits: u32, regs: *const PtRegs, numb
 ///
 /// # Safety
 /// The arguments are the tracepoint's; `leader` is the task's.
-#[inline(always)]
-pub unsafe fn exit(
+#[inline(never)]
+pub unsafe fn exit<const COMPAT: bool>(
     task: *mut task_struct,
     leader: *mut task_struct,
     regs: *const PtRegs,
@@ -65,11 +153,20 @@ pub unsafe fn exit(
         let thread = match entered(task, number) {
             Some(thread) => {
                 (*thread).open_call = 0;
-                if returned <= 0 || (*thread).first.channel.kind == 0 {
+                if returned <= 0 {
+                    return;
+                }
+                if functions_carry() && !is_left(task, thread, number, returned) {
+                    return;
+                }
+                if (*thread).first.channel.kind == 0 {
                     return;
                 }
                 if file_of(task, (*thread).args[0]) != (*thread).first.file {
                     flags |= transfer_flags::FD_SWAPPED;
+                }
+                if (*thread).delivered >= returned as u64 && (*thread).delivery_failed == 0 {
+                    flags |= transfer_flags::KERNEL_COPY;
                 }
                 thread
             }
@@ -80,8 +177,13 @@ pub unsafe fn exit(
                     return;
                 }
                 let Some(thread) = thread(task) else { return };
-                enter(task, bits, regs, number);
+                note::<COMPAT>(thread, bits, regs, number);
                 (*thread).open_call = 0;
+                if functions_carry() && is_carried(thread, number, returned) {
+                    return;
+                }
+                let file = file_of(task, (*thread).args[0]);
+                resolve(&mut (*thread).first, file, wants_files(bits, number));
                 if (*thread).first.channel.kind == 0 {
                     return;
                 }
@@ -95,6 +197,9 @@ pub unsafe fn exit(
             exit_ns = bpf_ktime_get_boot_ns();
         }
         let op_direction = direction_of(number);
+        if COMPAT {
+            flags |= transfer_flags::COMPAT;
+        }
         flags |= message_flags(number, &(*thread).args) | whose(bits);
         let bytes = if numbers_itself(number) || flags & transfer_flags::PEEK != 0 {
             0
@@ -136,7 +241,7 @@ pub unsafe fn exit(
 
 /// Messages about what an operation lacks.
 #[inline(always)]
-fn tell_missed(missed: u64, bytes: u64) {
+pub fn tell_missed(missed: u64, bytes: u64) {
     if missed & (1 << gap::RING_FULL | 1 << gap::CREDIT) != 0 {
         log::ring_full(bytes);
     }
@@ -210,13 +315,18 @@ pub unsafe fn number(thread: *mut Thread, returned: u64) {
 /// # Safety
 /// `thread` is the current thread's state.
 #[inline(always)]
-unsafe fn begin(thread: *mut Thread, returned: u64) {
+pub unsafe fn begin(thread: *mut Thread, returned: u64) {
     // SAFETY: the caller's.
     unsafe {
         (*thread).transfer.returned = returned;
         (*thread).transfer.offset = 0;
         (*thread).op_left = returned;
         (*thread).fault_until = 0;
+        (*thread).vectors_in = if (*thread).compat != 0 {
+            vectors_in::COMPAT
+        } else {
+            vectors_in::USER
+        };
     }
 }
 
@@ -241,7 +351,8 @@ unsafe fn capture(thread: *mut Thread, number: u64, returned: u64) -> bool {
                 begin(thread, returned);
                 let message = (*thread).args[1];
                 from_message(thread, message);
-                if number == nr::RECVMSG {
+                // The control data of the 32-bit ABI is not followed: an end that came with it is reported when it is used.
+                if number == nr::RECVMSG && (*thread).compat == 0 {
                     ends::received(thread, message);
                 }
             }
@@ -272,7 +383,7 @@ unsafe fn capture(thread: *mut Thread, number: u64, returned: u64) -> bool {
 }
 
 #[inline(always)]
-unsafe fn from_vectors(thread: *mut Thread, vector: u64, vectors: u64) {
+pub unsafe fn from_vectors(thread: *mut Thread, vector: u64, vectors: u64) {
     // SAFETY: the caller's.
     unsafe {
         (*thread).vector = vector;
@@ -286,14 +397,21 @@ unsafe fn from_vectors(thread: *mut Thread, vector: u64, vectors: u64) {
     }
 }
 
-/// `struct user_msghdr`: the vectors' address at 16, their number at 24.
+/// `struct user_msghdr`: the vectors' address at 16, their number at 24. `struct compat_msghdr`: both in half the room at 8.
 #[inline(always)]
-unsafe fn from_message(thread: *mut Thread, message: u64) {
-    // SAFETY: the helper checks the address.
-    let [vector, vectors] =
-        unsafe { bpf_probe_read_user((message + 16) as *const [u64; 2]) }.unwrap_or([0, 0]);
-    // SAFETY: the caller's.
-    unsafe { from_vectors(thread, vector, vectors) };
+pub unsafe fn from_message(thread: *mut Thread, message: u64) {
+    // SAFETY: the caller's; the helper checks the address.
+    unsafe {
+        if (*thread).compat != 0 {
+            let [vector, vectors] =
+                bpf_probe_read_user((message + 8) as *const [u32; 2]).unwrap_or([0, 0]);
+            from_vectors(thread, u64::from(vector), u64::from(vectors));
+        } else {
+            let [vector, vectors] =
+                bpf_probe_read_user((message + 16) as *const [u64; 2]).unwrap_or([0, 0]);
+            from_vectors(thread, vector, vectors);
+        }
+    }
 }
 
 /// One message of `sendmmsg` or `recvmmsg`; 1 ends the loop.
@@ -302,8 +420,13 @@ unsafe extern "C" fn message_step(_index: u64, context: *mut c_void) -> i64 {
     unsafe {
         let thread = *context.cast::<*mut Thread>();
         let message = (*thread).messages;
-        (*thread).messages = message + MMSGHDR_BYTES;
-        let Ok(len) = bpf_probe_read_user((message + MSG_LEN_OFFSET) as *const u32) else {
+        let (bytes, len_at) = if (*thread).compat != 0 {
+            (COMPAT_MMSGHDR_BYTES, COMPAT_MSG_LEN_OFFSET)
+        } else {
+            (MMSGHDR_BYTES, MSG_LEN_OFFSET)
+        };
+        (*thread).messages = message + bytes;
+        let Ok(len) = bpf_probe_read_user((message + len_at) as *const u32) else {
             count(counter::FAULT_BYTES, 1);
             return 1;
         };
@@ -318,7 +441,7 @@ unsafe extern "C" fn message_step(_index: u64, context: *mut c_void) -> i64 {
 }
 
 #[inline(always)]
-fn message_flags(number: u64, args: &[u64; 6]) -> u16 {
+pub fn message_flags(number: u64, args: &[u64; 6]) -> u16 {
     let given = match number {
         nr::SENDTO | nr::RECVFROM | nr::SENDMMSG | nr::RECVMMSG => args[3],
         nr::SENDMSG | nr::RECVMSG => args[2],

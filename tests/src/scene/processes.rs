@@ -1,9 +1,9 @@
 //! Processes of a scene: their creation, the programs that they execute, their end.
 
 use countersign_common as abi;
-use zerocopy::IntoBytes;
+use zerocopy::{FromZeros, IntoBytes};
 
-use super::{DISK, Proc, Scene, program, task};
+use super::{DISK, End, Proc, Scene, program, task};
 
 impl Scene {
     /// A process that the capture was told to watch.
@@ -69,6 +69,71 @@ impl Scene {
         child
     }
 
+    /// A process outside of what is watched.
+    pub fn outsider(&mut self) -> Proc {
+        self.new_process()
+    }
+
+    /// A process notes that it is the one that records.
+    pub fn records(&mut self, process: Proc) {
+        let note = format!(
+            r#"{{"event":"recorder","pid":{},"start_boot_ns":{},"tick_ns":10}}"#,
+            process.pid, process.start
+        );
+        self.user(abi::kind::CAPTURE, note.as_bytes());
+    }
+
+    /// A process tries something: `what` is one of [`abi::evasion::what`], `number` as there.
+    pub fn tries(&mut self, process: Proc, what: u16, number: u64, target: Option<Proc>) {
+        self.tries_in_vain(process, what, number, target, 0);
+    }
+
+    /// A process tries something, and this is what the call returns.
+    pub fn tries_in_vain(
+        &mut self,
+        process: Proc,
+        what: u16,
+        number: u64,
+        target: Option<Proc>,
+        returned: i64,
+    ) {
+        let nobody = abi::Task {
+            tgid: 0,
+            tid: 0,
+            start_boot_ns: 0,
+        };
+        self.attempt(abi::evasion::Evasion {
+            task: task(process),
+            target: target.map_or(nobody, task),
+            number,
+            returned,
+            what,
+            ..blank()
+        });
+    }
+
+    /// A process does something with a file or memory object: `number` is as in [`abi::evasion::what`].
+    pub fn tries_file(&mut self, process: Proc, what: u16, number: u64, file: End) {
+        let (dev, inode) = self.file_id(file);
+        self.attempt(abi::evasion::Evasion {
+            task: task(process),
+            number,
+            what,
+            inode,
+            dev,
+            ..blank()
+        });
+    }
+
+    fn attempt(&mut self, record: abi::evasion::Evasion) {
+        let size = size_of::<abi::evasion::Evasion>();
+        let record = abi::evasion::Evasion {
+            header: self.header(abi::kind::EVASION, size),
+            ..record
+        };
+        self.emit(record.as_bytes(), &[]);
+    }
+
     /// A process ends.
     pub fn exit(&mut self, process: Proc) {
         let exit = abi::Exit {
@@ -78,5 +143,12 @@ impl Scene {
             reserved: 0,
         };
         self.emit(exit.as_bytes(), &[]);
+    }
+}
+
+fn blank() -> abi::evasion::Evasion {
+    abi::evasion::Evasion {
+        nth: 1,
+        ..abi::evasion::Evasion::new_zeroed()
     }
 }

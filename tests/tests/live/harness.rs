@@ -9,14 +9,25 @@ use std::{
 use countersign::bpf::{
     load::{Capture, LoadOptions, load},
     object::object,
+    tier::Tier,
 };
 use countersign_common::{
-    ChannelEnd, Exec, Exit, FileOpen, Fork, Peer, Queued, RecordHeader, Transfer, direction, kind,
+    ChannelEnd, Exec, Exit, FileOpen, Fork, Peer, Queued, RecordHeader, Transfer, direction,
+    evasion::Evasion, kind, transfer_flags,
 };
 use zerocopy::FromBytes;
 
 /// Longest wait for a record that must come.
 const DEADLINE: Duration = Duration::from_secs(5);
+
+/// `limit`, longer by the factor in `COUNTERSIGN_PATIENCE`: on an emulated machine everything takes longer.
+pub(crate) fn patiently(limit: Duration) -> Duration {
+    let factor = std::env::var("COUNTERSIGN_PATIENCE");
+    limit
+        * factor.map_or(1, |factor| {
+            factor.parse().expect("COUNTERSIGN_PATIENCE is a number")
+        })
+}
 
 /// One capture at a time: two would double each other's work, and a test must not depend on the other's time.
 static ONE: Mutex<()> = Mutex::new(());
@@ -68,7 +79,11 @@ pub(crate) fn witness_with(options: &LoadOptions) -> Option<Witness> {
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner);
         crate::messages::listen();
-        let capture = load(options).expect("the programs load");
+        let options = LoadOptions {
+            tier: tier(),
+            ..options.clone()
+        };
+        let capture = load(&options).expect("the programs load");
         return Some(Witness {
             capture,
             records: Vec::new(),
@@ -88,6 +103,23 @@ pub(crate) fn witness_with(options: &LoadOptions) -> Option<Witness> {
         format!("skipped: {reason}\n").as_bytes(),
     );
     None
+}
+
+/// The tier under test: `COUNTERSIGN_TIER`, else tier T.
+pub(crate) fn tier() -> Tier {
+    match std::env::var("COUNTERSIGN_TIER") {
+        Ok(name) => name.parse().expect("COUNTERSIGN_TIER names a tier"),
+        Err(_) => Tier::default(),
+    }
+}
+
+/// The flags of an operation in the tier under test: at a kernel function no descriptor is looked up, so none can have been swapped.
+pub(crate) fn carried(flags: u16) -> u16 {
+    if tier() == Tier::Tracepoints {
+        flags
+    } else {
+        flags & !transfer_flags::FD_SWAPPED | transfer_flags::BY_FUNCTION
+    }
 }
 
 /// [`witness_with`] the defaults and a small ring.
@@ -142,7 +174,7 @@ impl Witness {
 
     /// Drains until `found` says so.
     pub(crate) fn until(&mut self, mut found: impl FnMut(&Self) -> bool) {
-        let deadline = Instant::now() + DEADLINE;
+        let deadline = Instant::now() + patiently(DEADLINE);
         loop {
             self.drain();
             if found(self) {
@@ -296,6 +328,21 @@ impl Witness {
             .count()
     }
 
+    /// Every chunk with its bytes.
+    pub(crate) fn chunks(&self) -> impl Iterator<Item = (Transfer, Vec<u8>)> {
+        let transfers = self
+            .records
+            .iter()
+            .filter_map(|record| Transfer::read_from_prefix(record).ok());
+        transfers
+            .filter(|(transfer, _)| transfer.header.kind == kind::CHUNK)
+            .map(|(transfer, payload)| (transfer, payload.to_vec()))
+    }
+
+    pub(crate) fn evasions(&self) -> Vec<Evasion> {
+        self.of(kind::EVASION)
+    }
+
     /// Every record of an operation, alone.
     pub(crate) fn parts(&self) -> Vec<Transfer> {
         let transfers = self
@@ -305,6 +352,18 @@ impl Witness {
         let transfers = transfers.map(|(transfer, _)| transfer);
         transfers
             .filter(|part| matches!(part.header.kind, kind::CHUNK | kind::GAP))
+            .collect()
+    }
+
+    /// The kernel's own copies, as they came.
+    pub(crate) fn copies(&self) -> Vec<(Transfer, Vec<u8>)> {
+        let of_kind = |record: &&Vec<u8>| record[..2] == kind::KERNEL_COPY.to_le_bytes();
+        let records = self.records.iter().filter(of_kind);
+        records
+            .map(|record| {
+                let (transfer, data) = Transfer::read_from_prefix(record).unwrap();
+                (transfer, data[..transfer.len as usize].to_vec())
+            })
             .collect()
     }
 

@@ -8,12 +8,21 @@
 
 mod balance;
 mod calls;
+mod compat;
+mod coverage;
+mod delivery;
+mod evasion;
 mod floods;
+mod functions;
 mod harness;
 mod limits;
 mod mending;
 mod messages;
 mod moves;
 mod peers;
+mod preemption;
 mod processes;
+mod ring;
 mod source;
+mod torture;
+mod uring;

@@ -9,7 +9,7 @@ use countersign::tree::{Missed, Tree, Untagged};
 use countersign_common::{Fork, direction, kind, tag};
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::harness::{open, pipe, read, spawn, token, witness, write};
+use crate::harness::{open, patiently, pipe, read, spawn, token, witness, write};
 
 /// Longest wait for a comparison with `/proc`; there is one a second.
 const DEADLINE: Duration = Duration::from_secs(10);
@@ -50,7 +50,7 @@ fn a_child_that_lost_its_tag_is_found_in_proc_and_watched_from_then_on() {
 
     let mut tree = Tree::new(tagger.clone(), &[], Arc::new(Untagged::default()));
     assert_eq!(tree.members().unwrap(), [root]);
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + patiently(DEADLINE);
     let missed: Vec<Missed> = loop {
         let missed = tree.mend();
         if !missed.is_empty() {
@@ -115,7 +115,7 @@ fn who_has_ended_and_was_not_waited_for_is_no_member_whatever_its_tag() {
     let tree = Tree::new(capture.tagger().clone(), &[], untagged);
     assert!(tree.members().unwrap().contains(&child));
     open(gate);
-    let deadline = Instant::now() + DEADLINE;
+    let deadline = Instant::now() + patiently(DEADLINE);
     while !countersign::bpf::scan::is_zombie(child) {
         assert!(Instant::now() < deadline, "the child did not end");
         std::thread::sleep(Duration::from_millis(1));

@@ -8,7 +8,7 @@ use std::{
 
 use countersign_common::{channel_kind, direction, end_how, tag, transfer_flags};
 
-use crate::harness::{open, pipe, read, socket_pair, spawn, token, witness, write};
+use crate::harness::{carried, open, pipe, read, socket_pair, spawn, token, witness, write};
 
 #[test]
 fn a_process_outside_that_opens_a_watched_pipe_through_proc_becomes_a_peer() {
@@ -50,7 +50,7 @@ fn a_process_outside_that_opens_a_watched_pipe_through_proc_becomes_a_peer() {
     assert_eq!(writes.len(), 1);
     assert_eq!(
         (writes[0].first.task.tgid, writes[0].first.flags),
-        (outsider, transfer_flags::BY_PEER)
+        (outsider, carried(transfer_flags::BY_PEER))
     );
     assert_eq!(
         writes[0].first.channel,
@@ -221,7 +221,7 @@ fn a_process_outside_that_takes_a_descriptor_becomes_a_peer() {
     assert_eq!(reads.len(), 1, "{:?}", witness.ops());
     assert_eq!(
         (reads[0].first.task.tgid, reads[0].first.flags),
-        (outsider, transfer_flags::BY_PEER)
+        (outsider, carried(transfer_flags::BY_PEER))
     );
     let end = witness
         .ends()

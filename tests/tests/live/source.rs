@@ -71,7 +71,7 @@ fn a_stopped_source_has_delivered_everything_and_the_totals() {
     };
     let ledger: serde_json::Value = serde_json::from_slice(json).unwrap();
     assert_eq!(ledger["counters"]["ring_dropped_records"], 0);
-    assert_eq!(ledger["programs"].as_array().unwrap().len(), 5);
+    assert_eq!(ledger["programs"].as_array().unwrap().len(), 8);
     assert!(
         ledger["programs"]
             .as_array()

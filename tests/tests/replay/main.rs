@@ -5,6 +5,7 @@
 mod balance;
 mod between;
 mod ended;
+mod evasion;
 mod forgery;
 mod framing;
 mod honest;

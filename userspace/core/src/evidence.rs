@@ -1,6 +1,6 @@
 //! Evidence of record: which end's bytes are believed for each delivery.
 //!
-//! The kernel's own copy comes first where there is one (not on this path yet); then the proxy's end, because the proxy is
+//! The kernel's own copy comes first where there is one; then the proxy's end, because the proxy is
 //! trusted to forward; then the reader's end, marked untrusted; the writer's end serves attribution and is the record only
 //! where nothing else was seen.
 
@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::channel::StreamIx;
 use crate::delivery::{Delivery, StreamFrames};
-use crate::frame::{Frame, FrameIx};
+use crate::frame::{Frame, FrameFlags, FrameIx};
 use crate::record::GapReason;
 use crate::role::{InstanceIx, Leg, Roles};
 use crate::stream::Gap;
@@ -19,6 +19,8 @@ use crate::channel::End;
 /// Why an end is believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Source {
+    /// The kernel's own copy of what it delivered to the reader.
+    KernelCopy,
     /// Taken at the proxy's end of the leg.
     ProxyEnd,
     /// Taken from the reader's memory at return.
@@ -31,6 +33,7 @@ impl Source {
     /// Name as stored in the evidence.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::KernelCopy => "kernel_copy",
             Self::ProxyEnd => "proxy_end",
             Self::ReaderEnd => "reader_end",
             Self::WriterEnd => "writer_end",
@@ -152,7 +155,14 @@ pub fn self_inflicted(gap: &Gap, roles: &Roles) -> bool {
     gap.process.is_some_and(untrusted)
         && matches!(
             gap.reason,
-            GapReason::Limit | GapReason::Fault | GapReason::Splice | GapReason::Vectors
+            GapReason::Limit
+                | GapReason::Fault
+                | GapReason::Splice
+                | GapReason::Vectors
+                | GapReason::Iterator
+                | GapReason::Multishot
+                | GapReason::Aio
+                | GapReason::Compat
         )
 }
 
@@ -211,6 +221,13 @@ fn place_one(
         (_, None, None) => return None,
     };
     let record_frame = frame(record)?;
+    // At the same end as the reader's memory, and better than it.
+    let source =
+        if source == Source::ReaderEnd && record_frame.flags.contains(FrameFlags::KERNEL_COPY) {
+            Source::KernelCopy
+        } else {
+            source
+        };
     let tied = delivery.written.is_some() && delivery.read.is_some();
     let complete = record_frame.is_complete();
     Some(Placed {
@@ -219,7 +236,7 @@ fn place_one(
         delivery,
         record,
         source,
-        untrusted: source != Source::ProxyEnd,
+        untrusted: !matches!(source, Source::ProxyEnd | Source::KernelCopy),
         author,
         proved: (record_frame.is_whole()
             && !(record_frame.end == End::Writer && contended(record_frame)))

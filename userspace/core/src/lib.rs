@@ -8,6 +8,7 @@ pub mod call;
 pub mod channel;
 pub mod correlator;
 pub mod delivery;
+pub mod evasion;
 pub mod evidence;
 pub mod frame;
 pub mod hex;

@@ -144,6 +144,22 @@ impl ProcessTable {
         self.by_incarnation.get(&incarnation).copied()
     }
 
+    /// Finds a process by incarnation, also one whose start was told by `/proc` only, cut to a clock tick.
+    pub fn known(&self, incarnation: Incarnation) -> Option<ProcessIx> {
+        self.find(incarnation).or_else(|| {
+            let ix = self.last_of.get(&incarnation.tgid).copied()?;
+            let row = self.process(ix);
+            let late = incarnation.start.0.checked_sub(row.incarnation.start.0)?;
+            (row.known == Known::Scanned && late < row.tick_ns).then_some(ix)
+        })
+    }
+
+    /// A process and its ancestors, as far as known.
+    pub fn ancestry(&self, process: ProcessIx) -> impl Iterator<Item = ProcessIx> {
+        let parent = |ix: &ProcessIx| self.process(*ix).parent;
+        std::iter::successors(Some(process), parent).take(ANCESTORS_MAX)
+    }
+
     /// The row of a task's process, made when it is new.
     pub fn of_task(&mut self, task: &abi::Task, at: BootNs) -> ProcessIx {
         self.row(incarnation(task), Known::Used, at)

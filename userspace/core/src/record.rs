@@ -14,6 +14,8 @@ pub enum Record<'a> {
     Chunk(abi::Transfer, Direction, &'a [u8]),
     /// Part of an operation that was not captured.
     Gap(abi::Transfer, Direction, GapReason),
+    /// Bytes that the kernel was about to copy to a reader.
+    KernelCopy(abi::Transfer, &'a [u8]),
     /// A process was created.
     Fork(abi::Fork),
     /// A program was executed: record, file name, NUL-separated arguments.
@@ -28,6 +30,8 @@ pub enum Record<'a> {
     Peer(abi::Peer),
     /// What a stream's counts and its queue said at one moment.
     Queued(abi::Queued),
+    /// A watched process tried something that can get round the witness.
+    Evasion(abi::evasion::Evasion),
     /// Written by user space: kind and JSON text.
     User(abi::RecordHeader, &'a [u8]),
     /// A kind that this version does not know; counted, not interpreted.
@@ -39,6 +43,7 @@ impl Record<'_> {
     pub fn header(&self) -> &abi::RecordHeader {
         match self {
             Self::Chunk(transfer, ..) | Self::Gap(transfer, ..) => &transfer.header,
+            Self::KernelCopy(transfer, _) => &transfer.header,
             Self::Fork(fork) => &fork.header,
             Self::Exec(exec, ..) => &exec.header,
             Self::Exit(exit) => &exit.header,
@@ -46,6 +51,7 @@ impl Record<'_> {
             Self::FileOpen(open) => &open.header,
             Self::Peer(peer) => &peer.header,
             Self::Queued(queued) => &queued.header,
+            Self::Evasion(evasion) => &evasion.header,
             Self::User(header, _) | Self::Unknown(header) => header,
         }
     }
@@ -73,6 +79,14 @@ pub enum GapReason {
     Splice,
     /// More I/O vectors than the walker follows.
     Vectors,
+    /// The kernel moved the bytes in a way that the capture does not follow.
+    Iterator,
+    /// An `io_uring` request took its buffers from a group.
+    Multishot,
+    /// A legacy AIO operation left no result.
+    Aio,
+    /// Vectors of the 32-bit ABI were not followed.
+    Compat,
     /// Its agent had too much on its way already: a flood costs only its own.
     Credit,
     /// Operations or parts of them never arrived; sized from the kernel's counters.
@@ -96,6 +110,10 @@ impl GapReason {
             Self::RingFull => "ring_full",
             Self::Splice => "splice",
             Self::Vectors => "vectors",
+            Self::Iterator => "iterator",
+            Self::Multishot => "multishot",
+            Self::Aio => "aio",
+            Self::Compat => "compat",
             Self::Credit => "credit",
             Self::UnseenOps => "unseen_ops",
             Self::SpoolLoss => "spool_loss",
@@ -112,6 +130,10 @@ impl GapReason {
             abi::gap::RING_FULL => Self::RingFull,
             abi::gap::SPLICE => Self::Splice,
             abi::gap::VECTORS => Self::Vectors,
+            abi::gap::ITERATOR => Self::Iterator,
+            abi::gap::MULTISHOT => Self::Multishot,
+            abi::gap::AIO => Self::Aio,
+            abi::gap::COMPAT => Self::Compat,
             abi::gap::CREDIT => Self::Credit,
             _ => Self::Unknown,
         }
@@ -193,6 +215,16 @@ pub fn parse(bytes: &[u8]) -> Result<Record<'_>, RecordError> {
             let direction = transfer_direction(&transfer)?;
             Record::Gap(transfer, direction, GapReason::from_abi(transfer.reason))
         }
+        abi::kind::KERNEL_COPY => {
+            let (transfer, rest) = fixed::<abi::Transfer>(header.kind, bytes)?;
+            let len = transfer.len as usize;
+            let payload = rest.get(..len).ok_or(RecordError::Short {
+                kind: header.kind,
+                needed: size_of::<abi::Transfer>() + len,
+                actual: bytes.len(),
+            })?;
+            Record::KernelCopy(transfer, payload)
+        }
         abi::kind::FORK => Record::Fork(fixed(header.kind, bytes)?.0),
         abi::kind::EXEC => {
             let (exec, rest) = fixed::<abi::Exec>(header.kind, bytes)?;
@@ -206,6 +238,7 @@ pub fn parse(bytes: &[u8]) -> Result<Record<'_>, RecordError> {
         abi::kind::FILE_OPEN => Record::FileOpen(fixed(header.kind, bytes)?.0),
         abi::kind::PEER => Record::Peer(fixed(header.kind, bytes)?.0),
         abi::kind::QUEUED => Record::Queued(fixed(header.kind, bytes)?.0),
+        abi::kind::EVASION => Record::Evasion(fixed(header.kind, bytes)?.0),
         abi::kind::FIRST_USER.. => {
             let (header, json) = fixed::<abi::RecordHeader>(header.kind, bytes)?;
             Record::User(header, json)

@@ -62,6 +62,14 @@ pub(crate) enum BtfError {
         /// The structure.
         name: String,
     },
+    /// No such enumerator.
+    #[error("`enum {name}` has no `{enumerator}` in the kernel's btf")]
+    NoEnumerator {
+        /// The enumeration.
+        name: String,
+        /// The enumerator.
+        enumerator: String,
+    },
     /// No such member.
     #[error("`struct {name}` has no member `{member}` in the kernel's btf")]
     NoMember {
@@ -80,6 +88,7 @@ pub(crate) struct Btf<'a> {
     /// Where each type starts in `types`; type ids count from 1.
     starts: Vec<u32>,
     structs: HashMap<&'a [u8], u32>,
+    enums: HashMap<&'a [u8], u32>,
 }
 
 impl<'a> Btf<'a> {
@@ -97,6 +106,7 @@ impl<'a> Btf<'a> {
             types,
             starts: Vec::new(),
             structs: HashMap::new(),
+            enums: HashMap::new(),
         };
         btf.index()?;
         Ok(btf)
@@ -105,6 +115,11 @@ impl<'a> Btf<'a> {
     /// Byte offset of `member` in `struct name`. `member` may be a path, `a.b`; anonymous structures and unions are looked
     /// through.
     pub(crate) fn offset(&self, name: &str, member: &str) -> Result<u32, BtfError> {
+        Ok(self.bit_offset(name, member)? / 8)
+    }
+
+    /// [`Btf::offset`] in bits: for a member that is a bit field.
+    pub(crate) fn bit_offset(&self, name: &str, member: &str) -> Result<u32, BtfError> {
         let mut id = *self
             .structs
             .get(name.as_bytes())
@@ -122,19 +137,60 @@ impl<'a> Btf<'a> {
             bits = bits.saturating_add(offset);
             id = self.strip(of_type)?;
         }
-        Ok(bits / 8)
+        Ok(bits)
+    }
+
+    /// Number of arguments of a tracepoint; `None` when the kernel has none of that name.
+    pub(crate) fn tracepoint_args(&self, tracepoint: &str) -> Result<Option<u32>, BtfError> {
+        let wanted = format!("btf_trace_{tracepoint}");
+        for start in &self.starts {
+            let at = *start as usize;
+            if kind_of(word(self.types, at + 4)?) != KIND_TYPEDEF
+                || self.string(word(self.types, at)?) != wanted.as_bytes()
+            {
+                continue;
+            }
+            // A pointer to the prototype of what is called, whose first argument is the caller's own.
+            let Some(pointer) = self.start(word(self.types, at + 8)?) else {
+                return Ok(None);
+            };
+            let Some(prototype) = self.start(word(self.types, pointer + 8)?) else {
+                return Ok(None);
+            };
+            let info = word(self.types, prototype + 4)?;
+            return Ok(
+                (kind_of(info) == KIND_FUNC_PROTO).then(|| (info & 0xffff).saturating_sub(1))
+            );
+        }
+        Ok(None)
     }
 
     /// Size of `struct name` in bytes.
     pub(crate) fn size(&self, name: &str) -> Result<u32, BtfError> {
-        let at = self
-            .structs
-            .get(name.as_bytes())
-            .and_then(|id| self.start(*id))
-            .ok_or_else(|| BtfError::NoStruct {
-                name: name.to_owned(),
-            })?;
+        let at = self.structs.get(name.as_bytes());
+        let at = at.and_then(|id| self.start(*id));
+        let at = at.ok_or_else(|| BtfError::NoStruct {
+            name: name.to_owned(),
+        })?;
         word(self.types, at + 8)
+    }
+
+    /// Value of an enumerator of `enum name`, of 32 bits.
+    pub(crate) fn enumerator(&self, name: &str, enumerator: &str) -> Result<u32, BtfError> {
+        let none = || BtfError::NoEnumerator {
+            name: name.to_owned(),
+            enumerator: enumerator.to_owned(),
+        };
+        let at = self.enums.get(name.as_bytes());
+        let at = at.and_then(|id| self.start(*id)).ok_or_else(none)?;
+        let count = (word(self.types, at + 4)? & 0xffff) as usize;
+        for index in 0..count {
+            let place = at + 12 + index * 8;
+            if self.string(word(self.types, place)?) == enumerator.as_bytes() {
+                return word(self.types, place + 4);
+            }
+        }
+        Err(none())
     }
 
     fn index(&mut self) -> Result<(), BtfError> {
@@ -155,11 +211,16 @@ impl<'a> Btf<'a> {
             };
             let start = u32::try_from(at).map_err(|_overflow| BtfError::TooMany)?;
             self.starts.push(start);
-            if kind == KIND_STRUCT {
+            if matches!(kind, KIND_STRUCT | KIND_ENUM) {
                 let id = u32::try_from(self.starts.len()).map_err(|_overflow| BtfError::TooMany)?;
                 let name = self.string(word(self.types, at)?);
+                let names = if kind == KIND_STRUCT {
+                    &mut self.structs
+                } else {
+                    &mut self.enums
+                };
                 if !name.is_empty() {
-                    self.structs.entry(name).or_insert(id);
+                    names.entry(name).or_insert(id);
                 }
             }
             at += 12 + tail;
@@ -260,7 +321,7 @@ mod tests {
 
     use super::*;
 
-    /// `struct s { int a; union { int b; struct { int c; int d; }; }; }`
+    /// `struct s { int a; union { int b; struct { int c; int d; }; }; }` and `enum s { a, b = 7 }`.
     fn sample() -> Vec<u8> {
         let strings = b"\0s\0a\0b\0c\0d\0int\0";
         let mut types = Vec::new();
@@ -269,6 +330,7 @@ mod tests {
         push(&[0, 4 << 24 | 2, 8, 7, 1, 0, 9, 1, 32]);
         push(&[0, 5 << 24 | 2, 8, 5, 1, 0, 0, 2, 0]);
         push(&[1, 4 << 24 | 2, 12, 3, 1, 0, 0, 3, 32]);
+        push(&[1, 6 << 24 | 2, 4, 3, 0, 5, 7]);
         let mut file = Vec::new();
         file.extend(MAGIC.to_le_bytes());
         file.extend([1, 0]);
@@ -297,9 +359,19 @@ mod tests {
         ));
     }
 
+    #[test]
+    fn enumerators_have_their_values_and_structures_their_size() {
+        let file = sample();
+        let btf = Btf::parse(&file).unwrap();
+        assert_eq!(btf.enumerator("s", "b"), Ok(7));
+        assert!(btf.enumerator("s", "c").is_err() && btf.enumerator("t", "a").is_err());
+        assert_eq!(btf.size("s"), Ok(12));
+        assert!(btf.size("t").is_err());
+    }
+
     proptest! {
         #[test]
-        fn no_input_makes_it_panic(mut at in 0_usize..200, byte: u8, cut in 0_usize..300) {
+        fn no_input_makes_it_panic(mut at in 0_usize..230, byte: u8, cut in 0_usize..330) {
             let mut file = sample();
             at %= file.len();
             file[at] = byte;
@@ -307,6 +379,7 @@ mod tests {
             if let Ok(btf) = Btf::parse(&file) {
                 let _ = btf.offset("s", "d");
                 let _ = btf.offset("s", "a.b.c");
+                let _ = (btf.size("s"), btf.enumerator("s", "b"));
             }
         }
     }

@@ -2,19 +2,19 @@
 
 use std::{
     fmt, fs,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     time::Duration,
 };
 
 use anyhow::Context;
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{HashMap, Map, MapData, PerCpuArray, RingBuf},
-    programs::{BtfTracePoint, RawTracePoint, RawTracePointRunOptions, TestRun},
+    maps::{HashMap, Map, MapData, PerCpuArray, ProgramArray},
+    programs::{BtfTracePoint, RawTracePoint, links::FdLink},
 };
 use countersign_common::{
-    Transfer, counter, kind,
-    load::{ChannelKey, ChannelState, CpuState, ExeKey, MOVED, Offsets},
+    RecordHeader, Transfer, counter, kind,
+    load::{ChannelKey, ChannelState, CpuState, ExeKey, MOVED, Offsets, WatchedFile},
 };
 use countersign_core::hex::hex;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -22,10 +22,15 @@ use sha2::{Digest, Sha256};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
+    functions::{FunctionStatus, Functions, LinearMap},
     messages::{self, Messages},
     object, offsets,
-    rings::{Credits, Rings},
+    pin::{Note, PinDir},
+    ring::Ring,
+    rings::{Credits, Place, Rings},
+    run::run_program,
     tag::Tagger,
+    tier::Tier,
 };
 
 /// Default size of the data ring, in bytes. A longer one makes each record of the watched dearer, since its memory has left the
@@ -38,6 +43,9 @@ pub const CONTROL_BYTES_DEFAULT: u32 = 16 << 20;
 /// The program that is attached to nothing and makes the balances when it is run.
 const BALANCES: &str = "balances";
 
+/// Time between two looks at a ring with records that were read and not given back yet.
+const RELEASE_PAUSE: Duration = Duration::from_millis(1);
+
 /// The programs of tier T; each has the name of its tracepoint. Fork comes first and `sys_exit` before `sys_enter`: what is
 /// attached half-way can only miss, never misattribute.
 const PROGRAMS: [&str; 5] = [
@@ -46,6 +54,25 @@ const PROGRAMS: [&str; 5] = [
     "sched_process_exit",
     "sys_exit",
     "sys_enter",
+];
+
+/// Programs for tracepoints that a kernel may lack, with the names that the tracepoint has had. Without them nothing of the kind is
+/// captured, which the programs for system calls know from the offsets. Completions come first, as above.
+const OPTIONAL: [(&str, &[&str]); 3] = [
+    ("skb_copy_datagram_iovec", &["skb_copy_datagram_iovec"]),
+    ("io_uring_complete", &["io_uring_complete"]),
+    (
+        "io_uring_submit",
+        &["io_uring_submit_req", "io_uring_submit_sqe"],
+    ),
+];
+
+/// Programs that others go on with, each with the tracepoint and the table that it is found by.
+const CONTINUED: [(&str, &str, &str); 4] = [
+    ("sys_exit_compat", "sys_exit", "COMPAT_EXIT"),
+    ("sys_enter_compat", "sys_enter", "COMPAT_ENTER"),
+    ("evasion_exit", "sys_exit", "EVASION_AT_EXIT"),
+    ("evasion_enter", "sys_enter", "EVASION_AT_ENTER"),
 ];
 
 /// What a capture is loaded with.
@@ -57,8 +84,25 @@ pub struct LoadOptions {
     pub control_bytes: u32,
     /// Which load this is: copied into every record's header.
     pub generation: u64,
+    /// How transfers are captured. This tier or none: the choice is made elsewhere.
+    pub tier: Tier,
     /// Executables of proxies: kernel `dev_t` (`major << 20 | minor`) and inode number.
     pub proxy_exes: Vec<(u32, u64)>,
+    /// Where programs, maps and links are pinned so that they outlive this process, with the ULID of the capture.
+    pub pin: Option<(PinDir, String)>,
+    /// Files whose opening is an attempt to get round the witness.
+    pub watched_files: Vec<WatchedId>,
+}
+
+/// A file that is watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WatchedId {
+    /// Kernel `dev_t`.
+    pub dev: u32,
+    /// Inode number.
+    pub inode: u64,
+    /// One of [`file_class`](countersign_common::evasion::file_class).
+    pub class: u32,
 }
 
 impl Default for LoadOptions {
@@ -67,7 +111,10 @@ impl Default for LoadOptions {
             ring_bytes: RING_BYTES_DEFAULT,
             control_bytes: CONTROL_BYTES_DEFAULT,
             generation: 1,
+            tier: Tier::default(),
             proxy_exes: Vec::new(),
+            pin: None,
+            watched_files: Vec::new(),
         }
     }
 }
@@ -75,20 +122,40 @@ impl Default for LoadOptions {
 /// A table of channels.
 type ChannelMap = HashMap<MapData, [u8; size_of::<ChannelKey>()], [u8; size_of::<ChannelState>()]>;
 
-/// Loaded and attached programs. Dropping it detaches them.
+/// Maps that a later process needs of a capture.
+const PINNED_MAPS: [&str; 7] = [
+    "RING",
+    "CONTROL",
+    "CREDITS",
+    "CPUS",
+    "CHANNELS",
+    "PROXY_CHANNELS",
+    "TAGS",
+];
+
+/// Loaded and attached programs. Dropping it detaches them, unless they are pinned.
 pub struct Capture {
-    /// Holds the programs and their links.
-    ebpf: Ebpf,
+    /// First, so that the events on functions go before the programs.
+    functions: Functions,
+    tier: Tier,
+    /// Holds the programs and their links; nothing where they are pinned and another process loaded them.
+    _ebpf: Option<Ebpf>,
+    _continued: Vec<ProgramArray<MapData>>,
     rings: Rings,
+    /// Programs stay in the kernel without this process: what was read is given back only when the caller says so.
+    pinned: Option<PinDir>,
     tags: Tagger,
     cpus: PerCpuArray<MapData, [u8; size_of::<CpuState>()]>,
     channels: [ChannelMap; 2],
-    programs: Vec<(&'static str, RawFd)>,
+    programs: Vec<(String, OwnedFd)>,
+    /// The program for balances, which is attached to nothing.
+    balances: OwnedFd,
     /// Payload bytes taken out of the ring.
     payload_bytes: u64,
     generation: u64,
     offsets: Offsets,
-    messages: Messages,
+    /// Nothing when another process loaded the programs.
+    messages: Option<Messages>,
 }
 
 /// Channels of which a balance is wanted.
@@ -103,8 +170,8 @@ pub enum Balanced {
 /// What one program did, from its `fdinfo`.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct ProgramLedger {
-    /// Its name, that of its tracepoint.
-    pub name: &'static str,
+    /// Its name, that of its tracepoint or function.
+    pub name: String,
     /// Times that the kernel skipped it because another program was running on that CPU: calls that nobody saw.
     pub recursion_misses: u64,
     /// Runs; 0 unless `kernel.bpf_stats_enabled` is set.
@@ -128,16 +195,29 @@ pub struct ChannelTotals {
 /// When the programs are not built in, the kernel lacks BTF or a structure member, or refuses a program (then with the
 /// verifier's words).
 pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
+    anyhow::ensure!(
+        options.pin.is_none() || options.tier == Tier::Tracepoints,
+        "only tier T can be pinned so far: leave --pin out, or use --tier t"
+    );
     let object = object::require_object()?;
-    let offsets = offsets::of_running_kernel()?;
+    let (offsets, optional) = offsets::of_running_kernel(&OPTIONAL)?;
     let btf = aya::Btf::from_sys_fs().context("read the kernel's btf")?;
     let [ring_bytes, control_bytes] = [options.ring_bytes, options.control_bytes].map(ring_size);
     let sizes = [u64::from(ring_bytes), u64::from(control_bytes)];
+    let carry = u32::from(options.tier != Tier::Tracepoints);
+    let linear_map = if carry == 0 {
+        LinearMap::default()
+    } else {
+        LinearMap::of_running_kernel()
+    };
     let mut ebpf = EbpfLoader::new()
         .btf(Some(&btf))
         .allow_unsupported_maps()
         .override_global("OFFSETS", offsets.as_bytes(), true)
         .override_global("GENERATION", &options.generation, true)
+        .override_global("FUNCTIONS", &carry, true)
+        .override_global("PAGE_OFFSET_BASE", &linear_map.page_offset_base, true)
+        .override_global("VMEMMAP_BASE", &linear_map.vmemmap_base, true)
         .override_global("AYA_LOG_LEVEL", &messages::level(), true)
         .override_global("RING_BYTES", sizes.as_bytes(), true)
         .map_max_entries("RING", ring_bytes)
@@ -160,43 +240,151 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
             .context("add a proxy's executable")?;
     }
 
+    watch_files(&mut ebpf, &options.watched_files)?;
+    let mut continued = Vec::new();
+    for (name, tracepoint, table) in CONTINUED {
+        if let Some((dir, _)) = &options.pin {
+            dir.pin_maps(&ebpf, &[table])?;
+        }
+        continued.push(load_continued(&mut ebpf, &btf, tracepoint, name, table)?);
+    }
+
     let mut programs = Vec::new();
-    for name in PROGRAMS {
+    let programs_here = PROGRAMS.into_iter().map(|name| (name, name));
+    for (name, tracepoint) in programs_here.chain(optional) {
         let program: &mut BtfTracePoint = ebpf
             .program_mut(name)
             .with_context(|| format!("the object has no program {name}"))?
             .try_into()?;
         program
-            .load(name, &btf)
-            .with_context(|| format!("load the program for {name}"))?;
-        program
+            .load(tracepoint, &btf)
+            .with_context(|| format!("load the program for {tracepoint}"))?;
+        let link = program
             .attach()
-            .with_context(|| format!("attach to {name}"))?;
-        programs.push((name, program.fd()?.as_fd().as_raw_fd()));
+            .with_context(|| format!("attach to {tracepoint}"))?;
+        let fd = program.fd()?.as_fd();
+        if let Some((dir, _)) = &options.pin {
+            dir.pin_program(name, fd)?;
+        }
+        programs.push((name.to_owned(), fd.try_clone_to_owned()?));
+        if let Some((dir, _)) = &options.pin {
+            dir.pin_link(name, FdLink::from(program.take_link(link)?))?;
+        }
+    }
+    let mut functions = Functions::attach(options.tier, &mut ebpf, &btf, &offsets)
+        .with_context(|| format!("attach tier {}", options.tier))?;
+    programs.append(&mut functions.take_programs());
+    if let Some((dir, _)) = &options.pin {
+        dir.pin_maps(&ebpf, &PINNED_MAPS)?;
     }
 
-    let balances: &mut RawTracePoint = ebpf
+    let program: &mut RawTracePoint = ebpf
         .program_mut(BALANCES)
         .context("the object has no program for balances")?
         .try_into()?;
-    balances.load().context("load the program for balances")?;
+    program.load().context("load the program for balances")?;
+    let balances = program.fd()?.as_fd().try_clone_to_owned()?;
+    if let Some((dir, _)) = &options.pin {
+        dir.pin_program(BALANCES, &balances)?;
+    }
 
     let mut take = |name: &str| {
         ebpf.take_map(name)
             .with_context(|| format!("the object has no map {name}"))
     };
-    let ring = RingBuf::try_from(take("RING")?).context("map the ring")?;
-    let control = RingBuf::try_from(take("CONTROL")?).context("map the control ring")?;
+    let mut take_ring = |name: &str| match take(name)? {
+        Map::RingBuf(ring) => Ok(ring),
+        _ => Err(anyhow::anyhow!("the map {name} is not a ring buffer")),
+    };
+    let (data, control) = (take_ring("RING")?, take_ring("CONTROL")?);
     let Map::Array(credits) = take("CREDITS")? else {
         anyhow::bail!("the map CREDITS is not an array");
     };
-    let credits = Credits::map(credits.fd().as_fd()).context("map the credits")?;
-    let cpus = PerCpuArray::try_from(take("CPUS")?)?;
-    let channels = [
-        HashMap::try_from(take("CHANNELS")?)?,
-        HashMap::try_from(take("PROXY_CHANNELS")?)?,
-    ];
-    let Map::Unsupported(tags) = take("TAGS")? else {
+    let maps = Maps {
+        data,
+        control,
+        credits,
+        cpus: take("CPUS")?,
+        channels: [take("CHANNELS")?, take("PROXY_CHANNELS")?],
+        tags: take("TAGS")?,
+    };
+    let messages = Messages::of(&mut ebpf)?;
+    let (pinned, capture_id) = options.pin.clone().unzip();
+    let mut capture = Capture {
+        functions,
+        tier: options.tier,
+        _continued: continued,
+        _ebpf: Some(ebpf),
+        messages: Some(messages),
+        pinned,
+        ..of_maps(maps, programs, balances, options.generation, offsets)?
+    };
+    if let (Some(dir), Some(id)) = (&capture.pinned, capture_id) {
+        dir.sign(&Note::new(
+            options.generation,
+            &id,
+            capture.offsets_digest(),
+        )?)?;
+        capture.rings.keep();
+    }
+    Ok(capture)
+}
+
+/// Opens what another process has loaded and pinned, and loads nothing. Reading goes on where that process told the kernel
+/// that it was; what it had read beyond is read again.
+///
+/// # Errors
+/// When something is missing, or the kernel's structures are others than those that the programs were loaded for.
+pub fn resume(dir: PinDir, note: &Note) -> anyhow::Result<Capture> {
+    let (offsets, _) = offsets::of_running_kernel(&[])?;
+    let maps = Maps {
+        data: dir.map("RING")?,
+        control: dir.map("CONTROL")?,
+        credits: dir.map("CREDITS")?,
+        cpus: Map::from_map_data(dir.map("CPUS")?)?,
+        channels: [
+            Map::from_map_data(dir.map("CHANNELS")?)?,
+            Map::from_map_data(dir.map("PROXY_CHANNELS")?)?,
+        ],
+        tags: Map::Unsupported(dir.map("TAGS")?),
+    };
+    let mut programs = dir.programs()?;
+    let balances = programs
+        .iter()
+        .position(|(name, _)| name == BALANCES)
+        .context("the program for balances is not pinned")?;
+    let (_, balances) = programs.remove(balances);
+    let mut capture = of_maps(maps, programs, balances, note.generation, offsets)?;
+    anyhow::ensure!(
+        capture.offsets_digest() == note.offsets_sha256,
+        "the pinned programs were loaded for other kernel structures"
+    );
+    capture.rings.keep();
+    capture.rings.recount();
+    Ok(Capture {
+        pinned: Some(dir),
+        ..capture
+    })
+}
+
+/// The maps of a capture, from wherever they come.
+struct Maps {
+    data: MapData,
+    control: MapData,
+    credits: MapData,
+    cpus: Map,
+    channels: [Map; 2],
+    tags: Map,
+}
+
+fn of_maps(
+    maps: Maps,
+    programs: Vec<(String, OwnedFd)>,
+    balances: OwnedFd,
+    generation: u64,
+    offsets: Offsets,
+) -> anyhow::Result<Capture> {
+    let Map::Unsupported(tags) = maps.tags else {
         anyhow::bail!("the map TAGS is not a task storage");
     };
     let tags = tags
@@ -204,19 +392,88 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         .as_fd()
         .try_clone_to_owned()
         .context("keep the tag map open")?;
-    let messages = Messages::of(&mut ebpf)?;
+    let [channels, proxy_channels] = maps.channels;
     Ok(Capture {
-        ebpf,
-        rings: Rings::new(ring, control, credits),
+        functions: Functions::default(),
+        tier: Tier::default(),
+        _ebpf: None,
+        _continued: Vec::new(),
+        rings: Rings::new(
+            Ring::open(maps.data).context("map the data ring")?,
+            Ring::open(maps.control).context("map the control ring")?,
+            Credits::map(maps.credits.fd().as_fd()).context("map the credits")?,
+        ),
+        pinned: None,
         tags: Tagger::new(tags),
-        cpus,
-        channels,
+        cpus: PerCpuArray::try_from(maps.cpus)?,
+        channels: [
+            HashMap::try_from(channels)?,
+            HashMap::try_from(proxy_channels)?,
+        ],
         programs,
+        balances,
         payload_bytes: 0,
-        generation: options.generation,
+        generation,
         offsets,
-        messages,
+        messages: None,
     })
+}
+
+/// Tells the programs which files matter before any process is watched.
+fn watch_files(ebpf: &mut Ebpf, files: &[WatchedId]) -> anyhow::Result<()> {
+    let map = ebpf
+        .map_mut("WATCHED_FILES")
+        .context("the object has no map WATCHED_FILES")?;
+    let mut map: HashMap<_, [u8; size_of::<ExeKey>()], [u8; size_of::<WatchedFile>()]> =
+        map.try_into()?;
+    for file in files {
+        let key = ExeKey {
+            inode: file.inode,
+            dev: file.dev,
+            reserved: 0,
+        };
+        let value = WatchedFile {
+            class: file.class,
+            links: 0,
+            object: 0,
+            entry: 0,
+            place: 0,
+            size: 0,
+        };
+        map.insert(
+            as_array::<_, { size_of::<ExeKey>() }>(&key)?,
+            as_array::<_, { size_of::<WatchedFile>() }>(&value)?,
+            0,
+        )
+        .context("watch a file")?;
+    }
+    Ok(())
+}
+
+/// Loads a program that another goes on to and puts it where that one looks.
+fn load_continued(
+    ebpf: &mut Ebpf,
+    btf: &aya::Btf,
+    tracepoint: &str,
+    name: &str,
+    table: &str,
+) -> anyhow::Result<ProgramArray<MapData>> {
+    let program: &mut BtfTracePoint = ebpf
+        .program_mut(name)
+        .with_context(|| format!("the object has no program {name}"))?
+        .try_into()?;
+    program
+        .load(tracepoint, btf)
+        .with_context(|| format!("load the program {name}"))?;
+    let fd = program.fd()?.try_clone()?;
+    let map = ebpf
+        .take_map(table)
+        .with_context(|| format!("the object has no map {table}"))?;
+    let mut table = ProgramArray::try_from(map)?;
+    table
+        .set(0, &fd, 0)
+        .with_context(|| format!("put the program {name} where it is looked for"))?;
+    Ok(table)
 }
 
 impl Capture {
@@ -254,6 +511,16 @@ impl Capture {
         self.generation
     }
 
+    /// How transfers are captured.
+    pub fn tier(&self) -> Tier {
+        self.tier
+    }
+
+    /// The kernel functions that are watched, and those that cannot be. Empty in tier T.
+    pub fn functions(&self) -> &[FunctionStatus] {
+        self.functions.status()
+    }
+
     /// The kernel's structure offsets that the programs were loaded with.
     pub fn offsets(&self) -> &Offsets {
         &self.offsets
@@ -261,7 +528,53 @@ impl Capture {
 
     /// SHA-256 of [`Capture::offsets`] in hex.
     pub fn offsets_sha256(&self) -> String {
-        hex(&Sha256::digest(self.offsets.as_bytes()))
+        hex(&self.offsets_digest())
+    }
+
+    fn offsets_digest(&self) -> [u8; 32] {
+        Sha256::digest(self.offsets.as_bytes()).into()
+    }
+
+    /// Whether the programs stay in the kernel when this process dies. Then [`Capture::release`] must be called.
+    pub fn is_pinned(&self) -> bool {
+        self.pinned.is_some()
+    }
+
+    /// The headers of the next records in the data ring and the control ring, which stay there.
+    pub fn next_headers(&mut self) -> [Option<RecordHeader>; 2] {
+        self.rings.next_headers()
+    }
+
+    /// Size of both rings in bytes.
+    pub fn ring_bytes(&self) -> u64 {
+        self.rings.bytes()
+    }
+
+    /// How far the rings were read.
+    pub fn place(&self) -> Place {
+        self.rings.place()
+    }
+
+    /// How far the kernel had written when asked.
+    pub fn produced(&self) -> Place {
+        self.rings.produced()
+    }
+
+    /// Gives the room of all records before `place` back to the kernel: they are where no crash of this process can lose them.
+    /// Only for pinned programs; otherwise what was read is given back at once.
+    pub fn release(&mut self, place: Place) {
+        self.rings.release(place);
+    }
+
+    /// Takes the pins away, so that the programs stop with this process.
+    ///
+    /// # Errors
+    /// When the file system refuses.
+    pub fn unpin(&mut self) -> anyhow::Result<()> {
+        match self.pinned.take() {
+            Some(dir) => dir.remove(),
+            None => Ok(()),
+        }
     }
 
     /// The kernel's counters, summed over all CPUs, indexed by [`counter`]. One system call.
@@ -289,30 +602,28 @@ impl Capture {
 
     /// What each program did. No `bpf(2)` call: it does not disturb the capture.
     pub fn ledger(&self) -> Vec<ProgramLedger> {
-        self.programs
-            .iter()
-            .map(|(name, fd)| {
-                let text =
-                    fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).unwrap_or_default();
-                let field = |key: &str| {
-                    text.lines()
-                        .find_map(|line| {
-                            line.strip_prefix(key)?
-                                .strip_prefix(':')?
-                                .trim()
-                                .parse()
-                                .ok()
-                        })
-                        .unwrap_or(0)
-                };
-                ProgramLedger {
-                    name,
-                    recursion_misses: field("recursion_misses"),
-                    run_count: field("run_cnt"),
-                    run_time_ns: field("run_time_ns"),
-                }
-            })
-            .collect()
+        let programs = self.programs.iter().map(|(name, fd)| {
+            let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))
+                .unwrap_or_default();
+            let field = |key: &str| {
+                text.lines()
+                    .find_map(|line| {
+                        line.strip_prefix(key)?
+                            .strip_prefix(':')?
+                            .trim()
+                            .parse()
+                            .ok()
+                    })
+                    .unwrap_or(0)
+            };
+            ProgramLedger {
+                name: name.clone(),
+                recursion_misses: field("recursion_misses"),
+                run_count: field("run_cnt"),
+                run_time_ns: field("run_time_ns"),
+            }
+        });
+        programs.chain(self.functions.ledger()).collect()
     }
 
     /// The totals of every channel in the kernel's table. Thousands of system calls: at rest or at the end only.
@@ -365,17 +676,8 @@ impl Capture {
     /// # Errors
     /// When the kernel refuses to run the program.
     pub fn balance(&self, which: Balanced) -> anyhow::Result<u32> {
-        let mut options = RawTracePointRunOptions::new();
-        options.args[0] = u64::from(which == Balanced::Each);
-        let program: &RawTracePoint = self
-            .ebpf
-            .program(BALANCES)
-            .context("the object has no program for balances")?
-            .try_into()?;
-        let result = program
-            .test_run(options)
-            .context("run the program for balances")?;
-        Ok(result.return_value)
+        let each = u64::from(which == Balanced::Each);
+        run_program(self.balances.as_fd(), &[each]).context("run the program for balances")
     }
 
     /// Ring entries so far whose size field contradicts their length. Anything but 0 is a bug or another ABI.
@@ -385,7 +687,9 @@ impl Capture {
 
     /// Gives the messages of the kernel programs to `tracing`. Without any, it reads two words of shared memory.
     pub fn tell(&mut self) {
-        self.messages.tell();
+        if let Some(messages) = &mut self.messages {
+            messages.tell();
+        }
     }
 
     /// Waits until the kernel says that much is waiting, at most `timeout`. Little data gives no wake-up: poll.
@@ -393,8 +697,16 @@ impl Capture {
     /// # Errors
     /// When polling fails for another reason than a signal.
     pub fn wait(&self, timeout: Duration) -> anyhow::Result<()> {
+        if self.rings.keeps_some() {
+            // The kernel would call records that were read and not given back yet waiting ones.
+            std::thread::sleep(timeout.min(RELEASE_PAUSE));
+            return Ok(());
+        }
         let timeout = Timespec::try_from(timeout).context("wait for that long")?;
-        let mut fds = [PollFd::new(self.rings.waitable(), PollFlags::IN)];
+        let mut fds = self
+            .rings
+            .waitable()
+            .map(|ring| PollFd::new(ring, PollFlags::IN));
         match poll(&mut fds, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error).context("wait for the ring"),

@@ -3,12 +3,21 @@
 //! Owns every `bpf(2)` call. It knows no correlator: records leave it as bytes.
 
 mod btf;
+pub mod features;
+pub mod functions;
+mod kprobe;
 pub mod load;
 mod messages;
 pub mod object;
 pub mod offsets;
+pub mod pin;
+mod ring;
 mod rings;
+mod run;
 pub mod scan;
 pub mod self_test;
 pub mod tag;
+pub mod tier;
 pub mod unix_peers;
+
+pub use rings::Place;

@@ -10,11 +10,16 @@ use super::btf::{Btf, BtfError};
 /// Where the kernel keeps its BTF.
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
-/// Reads the offsets of the running kernel.
+/// Programs that a kernel may have no tracepoint for, with the names that it has had; and those that are here, each with its name.
+pub type Candidates = [(&'static str, &'static [&'static str])];
+/// See [`Candidates`].
+pub type Present = Vec<(&'static str, &'static str)>;
+
+/// Reads the offsets of the running kernel, and which of the tracepoints it has.
 ///
 /// # Errors
 /// When the kernel has no BTF, or a structure or member that is not there.
-pub fn of_running_kernel() -> anyhow::Result<Offsets> {
+pub fn of_running_kernel(candidates: &Candidates) -> anyhow::Result<(Offsets, Present)> {
     let bytes = fs::read(VMLINUX)
         .with_context(|| format!("read {VMLINUX}: the kernel needs CONFIG_DEBUG_INFO_BTF"))?;
     let btf = Btf::parse(&bytes).with_context(|| {
@@ -22,7 +27,17 @@ pub fn of_running_kernel() -> anyhow::Result<Offsets> {
             "the kernel types in {VMLINUX} cannot be used: mount the kernel's own sysfs on /sys"
         )
     })?;
-    from_btf(&btf).with_context(|| format!("find structure members in {VMLINUX}"))
+    let offsets = from_btf(&btf).with_context(|| format!("find structure members in {VMLINUX}"))?;
+    let mut present = Vec::new();
+    for (program, tracepoints) in candidates {
+        for tracepoint in *tracepoints {
+            if btf.tracepoint_args(tracepoint)?.is_some() {
+                present.push((*program, *tracepoint));
+                break;
+            }
+        }
+    }
+    Ok((offsets, present))
 }
 
 fn from_btf(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
@@ -88,9 +103,113 @@ fn from_btf(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         skb_list_next: btf.offset("sk_buff_head", "next")?,
         skb_list_qlen: btf.offset("sk_buff_head", "qlen")?,
         skb_next: btf.offset("sk_buff", "next")?,
+        // Without these tier T still works: whether they are there is asked before the functions are attached.
+        kiocb_filp: optional(btf.offset("kiocb", "ki_filp")),
+        iter_type: optional(btf.offset("iov_iter", "iter_type")),
+        iter_offset: optional(btf.offset("iov_iter", "iov_offset")),
+        // All pointers are one union; this one has never been renamed.
+        iter_pointer: optional(btf.offset("iov_iter", "kvec")),
+        iter_count: optional(btf.offset("iov_iter", "count")),
+        iter_segments: optional(btf.offset("iov_iter", "nr_segs")),
+        msghdr_iter: optional(btf.offset("msghdr", "msg_iter")),
+        msghdr_flags: optional(btf.offset("msghdr", "msg_flags")),
+        socket_file: optional(btf.offset("socket", "file")),
+        task_flags: optional(btf.offset("task_struct", "flags")),
+        bvec_page: optional(btf.offset("bio_vec", "bv_page")),
+        bvec_len: optional(btf.offset("bio_vec", "bv_len")),
+        bvec_offset: optional(btf.offset("bio_vec", "bv_offset")),
+        kind_ubuf: optional(btf.enumerator("iter_type", "ITER_UBUF")),
+        kind_iovec: optional(btf.enumerator("iter_type", "ITER_IOVEC")),
+        kind_kvec: optional(btf.enumerator("iter_type", "ITER_KVEC")),
+        kind_bvec: optional(btf.enumerator("iter_type", "ITER_BVEC")),
+        page_shift: page_shift(btf),
+        uring_complete_args: btf
+            .tracepoint_args("io_uring_complete")?
+            .unwrap_or_default(),
+        kiocb_opcode: optional(btf.offset("io_kiocb", "opcode")),
+        kiocb_flags: optional(btf.offset("io_kiocb", "flags")),
+        kiocb_cqe: optional(btf.offset("io_kiocb", "cqe")),
+        kiocb_ctx: optional(btf.offset("io_kiocb", "ctx")),
+        kiocb_tctx: optional(btf.offset("io_kiocb", "tctx")),
+        kiocb_task: optional(btf.offset("io_kiocb", "task")),
+        tctx_task: optional(btf.offset("io_uring_task", "task")),
+        ring_compat_bit: optional(btf.bit_offset("io_ring_ctx", "compat")),
+        rw_addr: optional(btf.offset("io_rw", "addr")),
+        rw_len: optional(btf.offset("io_rw", "len")),
+        sr_buf: optional(btf.offset("io_sr_msg", "buf")),
+        sr_len: optional(btf.offset("io_sr_msg", "len")),
+        sr_done: optional(btf.offset("io_sr_msg", "done_io")),
+        sr_msg_flags: optional(btf.offset("io_sr_msg", "msg_flags")),
+        sr_flags: optional(btf.offset("io_sr_msg", "flags")),
+        uring_splice_fd_in: optional(btf.offset("io_splice", "splice_fd_in")),
+        uring_splice_flags: optional(btf.offset("io_splice", "flags")),
+        skb_cb: btf.offset("sk_buff", "cb")?,
         skb_len: btf.offset("sk_buff", "len")?,
-        skb_unix_consumed: btf
-            .offset("sk_buff", "cb")?
-            .saturating_add(btf.offset("unix_skb_parms", "consumed")?),
+        skb_data_len: btf.offset("sk_buff", "data_len")?,
+        skb_data: btf.offset("sk_buff", "data")?,
+        skb_head: btf.offset("sk_buff", "head")?,
+        skb_end: btf.offset("sk_buff", "end")?,
+        skb_sk: btf.offset("sk_buff", "sk")?,
+        unixcb_consumed: btf.offset("unix_skb_parms", "consumed")?,
+        shinfo_nr_frags: btf.offset("skb_shared_info", "nr_frags")?,
+        shinfo_frags: btf.offset("skb_shared_info", "frags")?,
+        shinfo_frag_list: btf.offset("skb_shared_info", "frag_list")?,
+        // Evasion.
+        task_ptrace: task("ptrace")?,
+        task_parent: task("parent")?,
+        task_pid_links: task("pid_links")?,
+        cred_cap_effective: cred("cap_effective")?,
+        cred_user_ns: cred("user_ns")?,
+        user_namespace_level: btf.offset("user_namespace", "level")?,
+        mm_env_start: btf.offset("mm_struct", "env_start")?,
+        mm_env_end: btf.offset("mm_struct", "env_end")?,
+        upid_ns: btf.offset("upid", "ns")?,
+        pid_namespace_tree: btf.offset("pid_namespace", "idr.idr_rt.xa_head")?,
+        xa_node_shift: btf.offset("xa_node", "shift")?,
+        xa_node_slots: btf.offset("xa_node", "slots")?,
+        pid_tasks: btf.offset("pid", "tasks")?,
+        inode_private: btf.offset("inode", "i_private")?,
+        inode_nlink: btf.offset("inode", "i_nlink")?,
+        inode_size: btf.offset("inode", "i_size")?,
+        file_dentry: btf.offset("file", "f_path.dentry")?,
+        dentry_parent: btf.offset("dentry", "d_parent")?,
+        dentry_inode: btf.offset("dentry", "d_inode")?,
+        dentry_name: btf.offset("dentry", "d_name.name")?,
+        dentry_name_len: btf.offset("dentry", "d_name.len")?,
+        proc_inode_pid: btf.offset("proc_inode", "pid")?,
+        proc_inode_inode: btf.offset("proc_inode", "vfs_inode")?,
+        sock_peer_pid: btf.offset("sock", "sk_peer_pid")?,
     })
+}
+
+fn optional(found: Result<u32, BtfError>) -> u32 {
+    found.unwrap_or(Offsets::UNKNOWN)
+}
+
+/// Binary logarithm of the size of `struct page`. Of a size that is no power of two nothing is known: kernel programs do not divide.
+fn page_shift(btf: &Btf<'_>) -> u32 {
+    match btf.size("page") {
+        Ok(size) if size.is_power_of_two() => size.ilog2(),
+        Ok(_) | Err(_) => Offsets::UNKNOWN,
+    }
+}
+
+/// What capture at kernel functions needs and the running kernel lacks. Enumerators are not asked for: an iterator of an unknown kind is a
+/// gap.
+pub(super) fn missing_for_functions(offsets: &Offsets) -> Option<&'static str> {
+    [
+        (offsets.kiocb_filp, "kiocb.ki_filp"),
+        (offsets.iter_type, "iov_iter.iter_type"),
+        (offsets.iter_offset, "iov_iter.iov_offset"),
+        (offsets.iter_pointer, "iov_iter.kvec"),
+        (offsets.iter_count, "iov_iter.count"),
+        (offsets.iter_segments, "iov_iter.nr_segs"),
+        (offsets.msghdr_iter, "msghdr.msg_iter"),
+        (offsets.msghdr_flags, "msghdr.msg_flags"),
+        (offsets.socket_file, "socket.file"),
+        (offsets.task_flags, "task_struct.flags"),
+    ]
+    .into_iter()
+    .find(|(offset, _)| *offset == Offsets::UNKNOWN)
+    .map(|(_, member)| member)
 }

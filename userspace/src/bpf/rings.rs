@@ -9,13 +9,14 @@ use std::os::fd::{AsRawFd, BorrowedFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use aya::maps::{MapData, RingBuf};
 use countersign_common::{
     RecordHeader,
     load::{Credit, TRAILER_BYTES},
     tag::POOLS,
 };
 use zerocopy::FromBytes;
+
+use super::ring::Ring;
 
 /// Places of the rings in [`Credit`].
 const DATA: usize = 0;
@@ -24,32 +25,58 @@ const CONTROL: usize = 1;
 /// Bytes taken out before their credit is given back: each time costs the kernel's side a cache line.
 const GIVE_BACK_BYTES: u64 = 64 << 10;
 
+/// How far both rings are read, in the kernel's count of bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Place {
+    /// In the data ring.
+    pub data: u64,
+    /// In the control ring.
+    pub control: u64,
+}
+
+impl Place {
+    /// Whether nothing before `other` is left in either ring.
+    pub fn is_past(self, other: Self) -> bool {
+        self.data >= other.data && self.control >= other.control
+    }
+}
+
 /// The rings.
 pub(super) struct Rings {
-    data: RingBuf<MapData>,
-    control: RingBuf<MapData>,
-    /// The next record of the control ring, already taken out of it, with its pool; empty for none.
-    head: Vec<u8>,
-    head_pool: u8,
+    data: Ring,
+    control: Ring,
     credits: Credits,
+    /// Room, and with it credit, is given back when the caller says so and not when a record is read.
+    keeps: bool,
     malformed: u64,
 }
 
 impl Rings {
-    pub(super) fn new(data: RingBuf<MapData>, control: RingBuf<MapData>, credits: Credits) -> Self {
+    pub(super) fn new(data: Ring, control: Ring, credits: Credits) -> Self {
         Self {
             data,
             control,
-            head: Vec::new(),
-            head_pool: 0,
             credits,
+            keeps: false,
             malformed: 0,
         }
     }
 
-    /// What to wait for: the ring that fills fastest.
-    pub(super) fn waitable(&self) -> &RingBuf<MapData> {
-        &self.data
+    /// From now on what was read stays in the rings until [`Rings::release`].
+    pub(super) fn keep(&mut self) {
+        self.keeps = true;
+    }
+
+    /// What to wait for.
+    pub(super) fn waitable(&self) -> [&Ring; 2] {
+        [&self.data, &self.control]
+    }
+
+    /// Whether records were read that are still in the rings.
+    pub(super) fn keeps_some(&self) -> bool {
+        [&self.data, &self.control]
+            .iter()
+            .any(|ring| ring.released() != ring.place())
     }
 
     /// Entries whose size contradicts their length.
@@ -57,76 +84,136 @@ impl Rings {
         self.malformed
     }
 
+    /// Size of both.
+    pub(super) fn bytes(&self) -> u64 {
+        self.data.bytes() + self.control.bytes()
+    }
+
+    /// How far both were read.
+    pub(super) fn place(&self) -> Place {
+        Place {
+            data: self.data.place(),
+            control: self.control.place(),
+        }
+    }
+
+    /// How far the kernel has written.
+    pub(super) fn produced(&self) -> Place {
+        Place {
+            data: self.data.produced(),
+            control: self.control.produced(),
+        }
+    }
+
+    /// The headers of the next records, which stay the next ones.
+    pub(super) fn next_headers(&mut self) -> [Option<RecordHeader>; 2] {
+        [&mut self.data, &mut self.control].map(|ring| header_of(ring.peek()?))
+    }
+
+    /// Gives the room of all records before `place` back to the kernel, and then their credit.
+    pub(super) fn release(&mut self, place: Place) {
+        let Self {
+            data,
+            control,
+            credits,
+            ..
+        } = self;
+        for (which, ring, place) in [(DATA, data, place.data), (CONTROL, control, place.control)] {
+            // Before the kernel may write there.
+            ring.unreleased(place, |entry| {
+                if let Some(pool) = pool_of(entry) {
+                    credits.owe(which, pool, entry.len() as u64);
+                }
+            });
+            ring.release(place);
+        }
+        credits.give_back();
+    }
+
+    /// Sets what each pool has on its way to what lies in the rings: whoever emptied them before may have been killed between giving
+    /// room and giving credit back.
+    pub(super) fn recount(&mut self) {
+        let Self {
+            data,
+            control,
+            credits,
+            ..
+        } = self;
+        for (which, ring) in [(DATA, data), (CONTROL, control)] {
+            // The place first: what comes in between is then on its way and not counted, which is harmless; the other way round a pool
+            // would have less for ever.
+            let end = ring.produced();
+            let taken = credits.produced(which);
+            let mut waiting = [0_u64; POOLS];
+            ring.unreleased(end, |entry| {
+                if let Some(pool) = pool_of(entry) {
+                    waiting[usize::from(pool)] += entry.len() as u64;
+                }
+            });
+            credits.set(which, &taken, &waiting);
+        }
+    }
+
     /// Gives up to `most` records with their pools to `take`, cut to their sizes; how many.
     pub(super) fn drain(&mut self, most: usize, mut take: impl FnMut(u8, &[u8])) -> usize {
         let Self {
             data,
             control,
-            head,
-            head_pool,
             credits,
+            keeps,
             malformed,
         } = self;
         let mut records = 0;
         while records < most {
             let item = data.next();
             // Only now: what this record follows from was in the control ring before it was in its own.
-            loop {
-                if head.is_empty() {
-                    match next_control(control, head, credits, malformed) {
-                        Some(pool) => *head_pool = pool,
-                        None => break,
+            while let Some(head) = control.peek() {
+                match whole_record(head) {
+                    Some((record, _)) if !is_before(record, item) => break,
+                    Some((record, pool)) => {
+                        take(pool, record);
+                        records += 1;
+                        if !*keeps {
+                            credits.took(CONTROL, pool, head.len() as u64);
+                        }
                     }
+                    None => *malformed += 1,
                 }
-                if !is_before(head, item.as_deref()) {
-                    break;
+                control.next();
+                if !*keeps {
+                    control.release(control.place());
                 }
-                take(*head_pool, head);
-                records += 1;
-                head.clear();
             }
             let Some(item) = item else { break };
-            match whole_record(&item) {
+            match whole_record(item) {
                 Some((record, pool)) => {
                     take(pool, record);
                     records += 1;
-                    credits.took(DATA, pool, item.len() as u64);
+                    if !*keeps {
+                        credits.took(DATA, pool, item.len() as u64);
+                    }
                 }
                 None => *malformed += 1,
             }
+            if !*keeps {
+                data.release(data.place());
+            }
         }
-        credits.give_back();
+        if !*keeps {
+            credits.give_back();
+        }
         records
     }
 }
 
-/// Moves the next record of the control ring to `head`; its pool.
-fn next_control(
-    control: &mut RingBuf<MapData>,
-    head: &mut Vec<u8>,
-    credits: &mut Credits,
-    malformed: &mut u64,
-) -> Option<u8> {
-    loop {
-        let item = control.next()?;
-        let Some((record, pool)) = whole_record(&item) else {
-            *malformed += 1;
-            continue;
-        };
-        head.extend_from_slice(record);
-        credits.took(CONTROL, pool, item.len() as u64);
-        return Some(pool);
-    }
+fn header_of(entry: &[u8]) -> Option<RecordHeader> {
+    let (header, _) = RecordHeader::read_from_prefix(entry).ok()?;
+    Some(header)
 }
 
 /// Whether a control record was made before a data record, or there is none. On one processor the numbers tell.
 fn is_before(control: &[u8], data: Option<&[u8]>) -> bool {
-    let header = |bytes: &[u8]| {
-        RecordHeader::read_from_prefix(bytes)
-            .ok()
-            .map(|(header, _)| header)
-    };
-    let (Some(control), Some(data)) = (header(control), data.and_then(header)) else {
+    let (Some(control), Some(data)) = (header_of(control), data.and_then(header_of)) else {
         return true;
     };
     let order = if control.cpu == data.cpu {
@@ -146,6 +233,11 @@ fn whole_record(entry: &[u8]) -> Option<(&[u8], u8)> {
     let pool = u8::try_from(u64::from_ne_bytes(*trailer)).ok()?;
     (usize::from(pool) < POOLS).then_some(())?;
     Some((rest.get(..size)?, pool))
+}
+
+/// The pool of an entry that is a record.
+fn pool_of(entry: &[u8]) -> Option<u8> {
+    whole_record(entry).map(|(_, pool)| pool)
 }
 
 /// The table of credits, shared with the kernel programs.
@@ -188,12 +280,17 @@ impl Credits {
         })
     }
 
+    /// Notes what was taken out, and gives back when it is worth it.
     fn took(&mut self, ring: usize, pool: u8, bytes: u64) {
-        self.owed[ring][usize::from(pool)] += bytes;
-        self.unsaid += bytes;
+        self.owe(ring, pool, bytes);
         if self.unsaid >= GIVE_BACK_BYTES {
             self.give_back();
         }
+    }
+
+    fn owe(&mut self, ring: usize, pool: u8, bytes: u64) {
+        self.owed[ring][usize::from(pool)] += bytes;
+        self.unsaid += bytes;
     }
 
     fn give_back(&mut self) {
@@ -205,12 +302,7 @@ impl Credits {
             for pool in 0..POOLS {
                 let bytes = std::mem::take(&mut self.owed[ring][pool]);
                 if bytes > 0 {
-                    // SAFETY: within the mapping, which lives as long as this value; an aligned word that only we write.
-                    let consumed = unsafe {
-                        AtomicU64::from_ptr(
-                            &raw mut (*self.place.as_ptr().add(pool)).consumed[ring],
-                        )
-                    };
+                    let consumed = self.consumed(ring, pool);
                     consumed.store(
                         consumed.load(Ordering::Relaxed).wrapping_add(bytes),
                         Ordering::Relaxed,
@@ -218,6 +310,30 @@ impl Credits {
                 }
             }
         }
+    }
+
+    /// What each pool has put into a ring so far.
+    fn produced(&self, ring: usize) -> [u64; POOLS] {
+        std::array::from_fn(|pool| {
+            // SAFETY: within the mapping, which lives as long as this value; an aligned word that is only changed atomically.
+            let produced = unsafe {
+                AtomicU64::from_ptr(&raw mut (*self.place.as_ptr().add(pool)).produced[ring])
+            };
+            produced.load(Ordering::Acquire)
+        })
+    }
+
+    /// Of what the pools had produced, this much is waiting.
+    fn set(&mut self, ring: usize, produced: &[u64; POOLS], waiting: &[u64; POOLS]) {
+        for (pool, (produced, waiting)) in produced.iter().zip(waiting).enumerate() {
+            let taken = produced.wrapping_sub(*waiting);
+            self.consumed(ring, pool).store(taken, Ordering::Relaxed);
+        }
+    }
+
+    fn consumed(&self, ring: usize, pool: usize) -> &AtomicU64 {
+        // SAFETY: within the mapping, which lives as long as this value; an aligned word that only we write.
+        unsafe { AtomicU64::from_ptr(&raw mut (*self.place.as_ptr().add(pool)).consumed[ring]) }
     }
 }
 

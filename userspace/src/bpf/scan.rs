@@ -201,6 +201,12 @@ pub fn is_zombie(pid: u32) -> bool {
     says_zombie(&stat)
 }
 
+/// When a process started, in ticks since boot; with its number it names one process. `None` when there is none.
+pub(super) fn start_ticks(pid: u32) -> Option<u64> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    parse_stat(&stat).map(|(_, start)| start)
+}
+
 /// Fields 3 and 20 of `proc_pid_stat(5)`.
 fn says_zombie(stat: &[u8]) -> bool {
     let after_name = stat

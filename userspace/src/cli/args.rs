@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::config::{Flags, Payload, parse_bytes, parse_duration};
+use crate::config::{Flags, Payload, parse_bytes, parse_duration, parse_ring_bytes};
 use crate::key::KeySource;
 
 /// A second, independent witness for MCP traffic.
@@ -29,6 +29,8 @@ pub enum Command {
     /// Record processes that run already, until interrupted.
     #[command(after_help = crate::exit::RECORD_HELP)]
     Record(RecordArgs),
+    /// Remove kernel programs that `record --pin` left behind.
+    Unpin(UnpinArgs),
     /// Pair a spool with the proxy's log, or with the copy that was kept of it, offline and without privileges.
     Pair(PairArgs),
     /// Say whether this machine can record, and what is missing.
@@ -98,6 +100,10 @@ pub struct SpoolFlags {
     /// meanwhile: from there on payload is dropped, who did what is kept, and the calls concerned are undecided.
     #[arg(long, value_name = "SIZE", value_parser = parse_bytes, allow_hyphen_values = true)]
     pub max_disk: Option<u64>,
+    /// Size of the kernel's ring, such as 256MiB; memory for what comes while the disk, or a recorder that was killed, is busy
+    /// [default: 64MiB].
+    #[arg(long, value_name = "SIZE", value_parser = parse_ring_bytes, allow_hyphen_values = true)]
+    pub ring_size: Option<u32>,
     /// Keep the raw records after pairing; they hold full payloads.
     #[arg(long)]
     pub keep_spool: bool,
@@ -147,6 +153,17 @@ pub struct RecordArgs {
     #[command(flatten)]
     /// Whom to record.
     pub targets: Targets,
+    /// Keep the kernel programs, what they wait to hand over and who is watched in the kernel (pinned under this name in
+    /// /sys/fs/bpf/countersign), should this process die; the same command again goes on with them in the same directory.
+    #[arg(long, value_name = "NAME")]
+    pub pin: Option<String>,
+}
+
+/// `countersign unpin`.
+#[derive(Debug, Args)]
+pub struct UnpinArgs {
+    /// The name given to `record --pin`.
+    pub name: String,
 }
 
 /// Whom to record.
@@ -218,6 +235,7 @@ impl RunArgs {
             pass_key: self.pass_key,
             payload: self.evidence.payload,
             max_disk_bytes: self.spool.max_disk,
+            ring_bytes: self.spool.ring_size,
             keep_spool: self.spool.keep_spool,
             ..self.proxy.into_flags()
         };
@@ -227,14 +245,15 @@ impl RunArgs {
 
 impl RecordArgs {
     /// Splits the arguments into settings, the output flags and the targets.
-    pub fn split(self) -> (Flags, EvidenceFlags, Targets) {
+    pub fn split(self) -> (Flags, EvidenceFlags, Targets, Option<String>) {
         let flags = Flags {
             payload: self.evidence.payload,
             max_disk_bytes: self.spool.max_disk,
+            ring_bytes: self.spool.ring_size,
             keep_spool: self.spool.keep_spool,
             ..self.proxy.into_flags()
         };
-        (flags, self.evidence, self.targets)
+        (flags, self.evidence, self.targets, self.pin)
     }
 }
 

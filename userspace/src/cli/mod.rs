@@ -6,6 +6,7 @@
 mod args;
 mod doctor;
 mod pair;
+mod pinned;
 mod record;
 mod run;
 
@@ -17,6 +18,7 @@ use clap::error::ErrorKind;
 
 pub use args::{
     Cli, Command, EvidenceFlags, PairArgs, ProxyFlags, RecordArgs, RunArgs, SchemaArgs, Targets,
+    UnpinArgs,
 };
 
 use crate::exit::{Code, Failure, OrExit};
@@ -53,6 +55,7 @@ fn dispatch(command: Command) -> Result<ExitCode, Failure> {
     match command {
         Command::Run(args) => run::run(args),
         Command::Record(args) => record::record(args),
+        Command::Unpin(args) => pinned::unpin(&args),
         Command::Pair(args) => pair::pair(args),
         Command::Doctor(args) => doctor::doctor(&args),
         Command::Schema(args) => schema(&args),

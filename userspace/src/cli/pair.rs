@@ -8,6 +8,7 @@ use std::path::Path;
 use super::args::PairArgs;
 use super::tell;
 use crate::config::{Config, Flags, Recorded};
+use crate::confine;
 use crate::evidence::{self, Correlator, Fed, Outcome, Setup};
 use crate::exit::{Code, Failure, OrExit};
 use crate::key::KeyBytes;
@@ -34,6 +35,7 @@ pub(super) fn pair(args: PairArgs) -> Result<Code, Failure> {
         out: &out,
         json: evidence_flags.json,
     };
+    confine::filter_here().or_exit(Code::Internal)?;
     let mut correlator = evidence::correlator(setup)?;
     let fed = evidence::feed_spool(&mut spool, &mut *correlator)?;
     tell_damage(fed);

@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use super::args::RecordArgs;
+use super::pinned::{self, Pinned};
 use super::run::{proxy_exes, tell_losses};
 use super::tell;
 use crate::config::Config;
@@ -24,30 +25,56 @@ mod targets;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) fn record(args: RecordArgs) -> Result<Code, Failure> {
-    let (flags, evidence, targets) = args.split();
+    let (flags, evidence, targets, pin) = args.split();
     let config = Config::load(flags).or_exit(Code::Config)?;
     let proxy_exes = proxy_exes(&config)?;
     let logs = recording::open_logs(&config)?;
-    let found = targets::find(&targets)?;
     witness::check_privileges()?;
+    let pinned = pinned::look(pin.as_deref())?;
+    let found = match &pinned {
+        // Of those who were named, some may have ended; whoever is watched has its tag.
+        Pinned::Left(..) => targets::find_what_is_left(&targets)?,
+        Pinned::No | Pinned::New(_) => targets::find(&targets)?,
+    };
     let users = found.users();
-    let out = OutDir::create(&evidence.output, &users).or_exit(Code::CantCreate)?;
+    let out = match &pinned {
+        Pinned::Left(..) => OutDir::resume(&evidence.output, &users),
+        Pinned::No | Pinned::New(_) => OutDir::create(&evidence.output, &users),
+    }
+    .or_exit(Code::CantCreate)?;
     if users.iter().any(|user| user.uid == 0) {
         tell(
             "warning: a recorded process runs as root and could stop the recording or change the evidence",
         );
     }
-    let capture = recording::capture_id().or_exit(Code::Internal)?;
+    let capture = match &pinned {
+        Pinned::Left(_, note) => note.capture(),
+        Pinned::No | Pinned::New(_) => recording::capture_id().or_exit(Code::Internal)?,
+    };
     let request = witness::Request {
         capture,
         proxy_exes,
+        pin: pinned.dir().cloned(),
+        ring_bytes: config.capture.ring_bytes,
+        watched_files: crate::watched::files(&config, out.path()),
     };
-    let capture = witness::attach(&request)?;
-    let signals = Signals::block().or_exit(Code::Internal)?;
-    let mut recording = Recording::begin(&config, &out, &request, capture, logs)?;
-    recording
-        .note_identity(&request.proxy_exes)
-        .or_exit(Code::Internal)?;
+    let (signals, mut recording) = match &pinned {
+        Pinned::Left(dir, note) => {
+            let capture = witness::go_on(dir, note)?;
+            let signals = Signals::block().or_exit(Code::Internal)?;
+            let recording = Recording::resume(&config, &out, &request, capture, logs)?;
+            (signals, recording)
+        }
+        Pinned::No | Pinned::New(_) => {
+            let capture = witness::attach(&request)?;
+            let signals = Signals::block().or_exit(Code::Internal)?;
+            let recording = Recording::begin(&config, &out, &request, capture, logs)?;
+            recording
+                .note_identity(&request.proxy_exes)
+                .or_exit(Code::Internal)?;
+            (signals, recording)
+        }
+    };
     let attached = match attach::attach(&found, &recording) {
         Ok(attached) => attached,
         Err(failure) => {
@@ -55,9 +82,13 @@ pub(super) fn record(args: RecordArgs) -> Result<Code, Failure> {
             return Err(failure);
         }
     };
+    let processes = match &pinned {
+        Pinned::Left(..) => recording.survivors().or_exit(Code::Internal)?.len(),
+        Pinned::No | Pinned::New(_) => attached.processes,
+    };
     tell(&format!(
-        "recording {} processes and what they start, until interrupted; {} others hold an end of their channels",
-        attached.processes, attached.peers
+        "recording {processes} processes and what they start, until interrupted; {} others hold an end of their channels",
+        attached.peers
     ));
     let followed = follow(&found, &signals, &mut recording);
     // Without an end in the records, what a later pairing cannot have seen is no accusation.

@@ -11,7 +11,8 @@ use super::args::RunArgs;
 use super::pair::{load_keys, pair_recording};
 use super::tell;
 use crate::config::Config;
-use crate::evidence::Setup;
+use crate::confine::{self, Rights};
+use crate::evidence::{Outcome, Setup};
 use crate::exit::{Code, Failure, OrExit};
 use crate::launch::{self, Agent, Command, End, Event, LaunchError, Signals};
 use crate::outdir::{self, OutDir};
@@ -45,6 +46,9 @@ pub(super) fn run(args: RunArgs) -> Result<Code, Failure> {
     let request = witness::Request {
         capture,
         proxy_exes,
+        pin: None,
+        ring_bytes: config.capture.ring_bytes,
+        watched_files: crate::watched::files(&config, out.path()),
     };
     let capture = witness::attach(&request)?;
 
@@ -90,7 +94,8 @@ pub(super) fn run(args: RunArgs) -> Result<Code, Failure> {
         out: &out,
         json: evidence.json,
     };
-    let outcome = pair_recording(setup, recorded.log_bytes_lost > 0).inspect_err(|_| {
+    let cut = recorded.log_bytes_lost > 0;
+    let outcome = pair_unprivileged(&out, setup, cut).inspect_err(|_| {
         let dir = out.path().display();
         tell(&format!(
             "what was recorded is kept in {dir}; put right what the error says, then run \
@@ -106,6 +111,20 @@ pub(super) fn run(args: RunArgs) -> Result<Code, Failure> {
     }
     let could_not_see = outcome.could_not_see || recorded.incomplete() || !survivors.is_empty();
     Ok(Code::of_evidence(outcome.findings, could_not_see))
+}
+
+/// Pairs in a child without privileges: from here on bytes are parsed that the agent chose.
+fn pair_unprivileged(out: &OutDir, setup: Setup<'_>, cut: bool) -> Result<Outcome, Failure> {
+    // Where the copies of the logs are cut, the logs themselves are read: some other user's, perhaps.
+    let rights = if cut { Rights::Read } else { Rights::None };
+    let answer = confine::run(out.dir(), rights, || {
+        pair_recording(setup, cut).map_err(|failure| (failure.code, failure.to_string()))
+    });
+    match answer {
+        Ok(Ok(outcome)) => Ok(outcome),
+        Ok(Err((code, message))) => Err(Failure::new(code, message)),
+        Err(error) => Err(error).or_exit(Code::Internal),
+    }
 }
 
 /// Executables to take for proxies: the configured ones and this program itself.

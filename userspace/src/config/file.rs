@@ -10,7 +10,10 @@ use std::time::Duration;
 
 use serde::Deserialize;
 
-use super::{AllowDirect, ConfigError, PROXIES_MAX, Payload, Proxy, parse_bytes, parse_duration};
+use super::{
+    AllowDirect, ConfigError, PROXIES_MAX, Payload, Proxy, parse_bytes, parse_duration,
+    parse_ring_bytes,
+};
 use crate::key::KeySource;
 
 /// Longest configuration in bytes. Stops `--config` pointing at a log or a device.
@@ -42,6 +45,8 @@ pub struct FileCapture {
     pub payload: Option<Payload>,
     /// `max_disk`, such as `"10GiB"`.
     pub max_disk_bytes: Option<u64>,
+    /// `ring_size`, such as `"256MiB"`.
+    pub ring_bytes: Option<u32>,
     /// `keep_spool`.
     pub keep_spool: bool,
 }
@@ -86,6 +91,7 @@ struct RawCapture {
     pass_key: bool,
     payload: Option<RawPayload>,
     max_disk: Option<String>,
+    ring_size: Option<String>,
     keep_spool: bool,
 }
 
@@ -232,6 +238,7 @@ impl Check<'_> {
     fn capture(&self, raw: RawCapture) -> Result<FileCapture, ConfigError> {
         let linger = raw.linger.as_deref().map(parse_duration).transpose();
         let max_disk = raw.max_disk.as_deref().map(parse_bytes).transpose();
+        let ring_size = raw.ring_size.as_deref().map(parse_ring_bytes).transpose();
         Ok(FileCapture {
             linger: linger.map_err(|message| self.error("[capture] linger", message))?,
             user: raw.user,
@@ -244,6 +251,7 @@ impl Check<'_> {
             }),
             max_disk_bytes: max_disk
                 .map_err(|message| self.error("[capture] max_disk", message))?,
+            ring_bytes: ring_size.map_err(|message| self.error("[capture] ring_size", message))?,
             keep_spool: raw.keep_spool,
         })
     }
@@ -291,6 +299,7 @@ mod tests {
             user = "build"
             payload = "full"
             max_disk = "10GiB"
+            ring_size = "100MiB"
             keep_spool = true
             "#,
         )
@@ -298,6 +307,7 @@ mod tests {
         assert_eq!(file.proxies[0].log, Path::new("/etc/cs/audit.jsonl"));
         assert_eq!(file.capture.linger, Some(Duration::from_millis(500)));
         assert_eq!(file.capture.max_disk_bytes, Some(10 << 30));
+        assert_eq!(file.capture.ring_bytes, Some(128 << 20));
         assert_eq!(file.allow_direct.len(), 1);
     }
 

@@ -12,11 +12,12 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::bpf::load::RING_BYTES_DEFAULT;
 use crate::key::KeySource;
 
 pub use file::ConfigFile;
 pub use recorded::Recorded;
-pub use units::{parse_bytes, parse_duration};
+pub use units::{RING_BYTES_MAX, RING_BYTES_MIN, parse_bytes, parse_duration, parse_ring_bytes};
 
 /// Most proxies in one configuration. Stops a generated file from opening descriptors without end.
 pub const PROXIES_MAX: usize = 256;
@@ -78,6 +79,8 @@ pub struct Capture {
     pub payload: Payload,
     /// Most bytes of spool on disk.
     pub max_disk_bytes: Option<u64>,
+    /// Size of the kernel's ring in bytes, a power of two.
+    pub ring_bytes: u32,
     /// Whether the spool stays after pairing.
     pub keep_spool: bool,
 }
@@ -121,6 +124,8 @@ pub struct Flags {
     pub payload: Option<Payload>,
     /// `--max-disk`.
     pub max_disk_bytes: Option<u64>,
+    /// `--ring-size`.
+    pub ring_bytes: Option<u32>,
     /// `--keep-spool`.
     pub keep_spool: bool,
 }
@@ -235,6 +240,10 @@ impl Config {
                 pass_key: flags.pass_key || capture.pass_key,
                 payload: flags.payload.or(capture.payload).unwrap_or_default(),
                 max_disk_bytes: flags.max_disk_bytes.or(capture.max_disk_bytes),
+                ring_bytes: flags
+                    .ring_bytes
+                    .or(capture.ring_bytes)
+                    .unwrap_or(RING_BYTES_DEFAULT),
                 keep_spool: flags.keep_spool || capture.keep_spool,
             },
         })

@@ -63,6 +63,25 @@ pub fn parse_bytes(text: &str) -> Result<u64, String> {
         .ok_or_else(wrong)
 }
 
+/// Reads the size of a ring: rounded up to a power of two, between [`RING_BYTES_MIN`] and [`RING_BYTES_MAX`].
+///
+/// # Errors
+/// When it is no size, or out of these bounds; the message is for the user.
+pub fn parse_ring_bytes(text: &str) -> Result<u32, String> {
+    let bytes = parse_bytes(text)?;
+    u32::try_from(bytes)
+        .ok()
+        .and_then(u32::checked_next_power_of_two)
+        .filter(|bytes| (RING_BYTES_MIN..=RING_BYTES_MAX).contains(bytes))
+        .ok_or_else(|| format!("{text:?} is no size for a ring: give 1MiB to 1GiB"))
+}
+
+/// Smallest ring: the longest record takes 64 KiB of it.
+pub const RING_BYTES_MIN: u32 = 1 << 20;
+
+/// Largest ring. It is memory of the kernel that nothing else can use.
+pub const RING_BYTES_MAX: u32 = 1 << 30;
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -112,6 +112,35 @@ impl Dir {
         Ok(file)
     }
 
+    /// Opens a regular file for appending.
+    ///
+    /// # Errors
+    /// As [`Dir::open_file`].
+    pub fn append_file(&self, name: &str) -> io::Result<File> {
+        let flags = OFlags::RDWR
+            | OFlags::APPEND
+            | OFlags::NONBLOCK
+            | OFlags::NOCTTY
+            | OFlags::CLOEXEC
+            | OFlags::NOFOLLOW;
+        let file = File::from(self.openat2(Path::new(name), flags, Mode::empty())?);
+        if !file.metadata()?.is_file() {
+            return Err(io::Error::new(
+                io::ErrorKind::InvalidInput,
+                format!("{name} is not a regular file"),
+            ));
+        }
+        Ok(file)
+    }
+
+    /// Cuts a regular file to a length.
+    ///
+    /// # Errors
+    /// As [`Dir::open_file`].
+    pub fn truncate_file(&self, name: &str, length: u64) -> io::Result<()> {
+        self.append_file(name)?.set_len(length)
+    }
+
     /// Removes a file.
     ///
     /// # Errors

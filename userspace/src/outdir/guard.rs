@@ -33,20 +33,36 @@ impl Agent {
     }
 }
 
+/// Whether the directory must be new.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Contents {
+    /// It is made if it is missing, and must be empty.
+    None,
+    /// It is there, with an earlier process's output.
+    Ours,
+}
+
 /// Walks to `path`, creates it if it is missing, and hands out the held directory.
-pub(super) fn create(path: &Path, agents: Vec<&Agent>) -> Result<Dir, OutDirError> {
+pub(super) fn open(
+    path: &Path,
+    agents: Vec<&Agent>,
+    contents: Contents,
+) -> Result<Dir, OutDirError> {
     let mut walk = Walk::start(agents)?;
     let mut components = path.components().peekable();
     while let Some(component) = components.next() {
         match component {
             Component::RootDir | Component::CurDir => {}
-            Component::Normal(name) => walk.enter(name, components.peek().is_none())?,
+            Component::Normal(name) => walk.enter(
+                name,
+                components.peek().is_none() && contents == Contents::None,
+            )?,
             // `absolute` keeps `..`; going up through the descriptor stays exact.
             Component::ParentDir => walk.enter(OsStr::new(".."), false)?,
             Component::Prefix(_) => return Err(OutDirError::NotDirectory(path.to_owned())),
         }
     }
-    walk.finish(path)
+    walk.finish(path, contents)
 }
 
 struct Walk<'a> {
@@ -127,7 +143,7 @@ impl<'a> Walk<'a> {
     }
 
     /// Judges the directory itself.
-    fn finish(self, path: &Path) -> Result<Dir, OutDirError> {
+    fn finish(self, path: &Path, contents: Contents) -> Result<Dir, OutDirError> {
         let own = rustix::process::geteuid().as_raw();
         if self.stat.st_uid != own {
             return Err(OutDirError::ForeignOwner {
@@ -144,7 +160,7 @@ impl<'a> Walk<'a> {
             source,
         })?;
         // A fresh file system has this directory, and it belongs to root.
-        if names.iter().any(|name| name != "lost+found") {
+        if contents == Contents::None && names.iter().any(|name| name != "lost+found") {
             return Err(OutDirError::NotEmpty(path.to_owned()));
         }
         if self.stat.st_mode & 0o7777 != 0o700 {
@@ -152,6 +168,17 @@ impl<'a> Walk<'a> {
         }
         // Permission bits do not stop root, and a read-only mount can hide behind a directory that exists already.
         let probe = ".countersign-probe";
+        if contents == Contents::Ours {
+            // Left by a process that was killed just here.
+            match dir.remove_file(probe) {
+                Ok(()) => {}
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    let error = Errno::from_io_error(&error).unwrap_or(Errno::IO);
+                    return Err(reason(path, error));
+                }
+            }
+        }
         dir.create_file(probe)
             .and_then(|_| dir.remove_file(probe))
             .map_err(|error| reason(path, Errno::from_io_error(&error).unwrap_or(Errno::IO)))?;

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 
 pub use dir::Dir;
 pub use guard::Agent;
+use guard::Contents;
 pub use temp::TempFile;
 
 /// Free space below which a capture is not started, in bytes: one spool buffer, one row group and change.
@@ -104,11 +105,8 @@ impl OutDir {
         path: &Path,
         agents: impl IntoIterator<Item = &'a Agent>,
     ) -> Result<Self, OutDirError> {
-        let path = std::path::absolute(path).map_err(|source| OutDirError::Io {
-            path: path.to_owned(),
-            source,
-        })?;
-        let dir = guard::create(&path, agents.into_iter().collect())?;
+        let out = Self::open(path, agents, Contents::None)?;
+        let Self { path, dir } = out;
         let free = dir.free_bytes().map_err(|source| OutDirError::Io {
             path: path.clone(),
             source,
@@ -116,6 +114,30 @@ impl OutDir {
         if free < FREE_MIN_BYTES {
             return Err(OutDirError::Full { path, free });
         }
+        Ok(Self { path, dir })
+    }
+
+    /// Takes the directory of an earlier process of this user, after the same checks.
+    ///
+    /// # Errors
+    /// As [`OutDir::create`].
+    pub fn resume<'a>(
+        path: &Path,
+        agents: impl IntoIterator<Item = &'a Agent>,
+    ) -> Result<Self, OutDirError> {
+        Self::open(path, agents, Contents::Ours)
+    }
+
+    fn open<'a>(
+        path: &Path,
+        agents: impl IntoIterator<Item = &'a Agent>,
+        contents: Contents,
+    ) -> Result<Self, OutDirError> {
+        let path = std::path::absolute(path).map_err(|source| OutDirError::Io {
+            path: path.to_owned(),
+            source,
+        })?;
+        let dir = guard::open(&path, agents.into_iter().collect(), contents)?;
         Ok(Self { path, dir })
     }
 

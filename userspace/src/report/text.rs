@@ -171,7 +171,7 @@ fn push_losses(out: &mut String, summary: &Summary) {
         for (count, unit) in [
             (loss.bytes, "byte"),
             (loss.records, "record"),
-            (loss.missed_runs, "run"),
+            (loss.missed_runs, "skipped run"),
         ] {
             if count > 0 {
                 let _ = write!(text, ", {}", plural(count, unit));

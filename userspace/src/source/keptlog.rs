@@ -16,6 +16,7 @@ use super::proxylog::{FileFacts, FileId, LogEvent};
 use crate::outdir::Dir;
 
 mod reading;
+mod resuming;
 
 pub use reading::{Replayed, replay, was_cut};
 
@@ -43,6 +44,10 @@ pub struct KeptLogWriter {
     events_reserved: u64,
     copies: BTreeMap<(usize, u64), Copy>,
     lost_bytes: u64,
+    /// Added to the numbers of files: those below are an earlier writer's.
+    first_file: u64,
+    /// Files that an earlier writer copied, by proxy, device and inode.
+    earlier: BTreeMap<(usize, u32, u64), u64>,
 }
 
 #[derive(Debug)]
@@ -126,14 +131,18 @@ impl KeptLogWriter {
             events_reserved: 0,
             copies: BTreeMap::new(),
             lost_bytes: 0,
+            first_file: 0,
+            earlier: BTreeMap::new(),
         })
     }
 
     /// Keeps one event of the log of proxy number `proxy`.
     pub fn event(&mut self, proxy: usize, event: &LogEvent<'_>) {
+        let number = |file: &FileId| file.0 + self.first_file;
         let kept = match event {
             LogEvent::Bytes { file, offset, data } => {
-                self.bytes(proxy, *file, *offset, data);
+                let file = FileId(number(file));
+                self.bytes(proxy, file, *offset, data);
                 return;
             }
             LogEvent::Opened {
@@ -142,23 +151,26 @@ impl KeptLogWriter {
                 facts,
                 again,
             } => Kept::Opened {
-                file: file.0,
+                file: number(file),
                 path: path.clone(),
                 facts: *facts,
-                again: again.map(|file| file.0),
+                again: again.as_ref().map(number).or_else(|| {
+                    let identity = (proxy, facts.kernel_dev, facts.inode);
+                    self.earlier.get(&identity).copied()
+                }),
             },
             LogEvent::Truncated { file, read, size } => Kept::Truncated {
-                file: file.0,
+                file: number(file),
                 read: *read,
                 size: *size,
             },
-            LogEvent::Rewritten { file } => Kept::Rewritten { file: file.0 },
-            LogEvent::Rotated { file } => Kept::Rotated { file: file.0 },
-            LogEvent::Removed { file } => Kept::Removed { file: file.0 },
+            LogEvent::Rewritten { file } => Kept::Rewritten { file: number(file) },
+            LogEvent::Rotated { file } => Kept::Rotated { file: number(file) },
+            LogEvent::Removed { file } => Kept::Removed { file: number(file) },
             LogEvent::Missing => Kept::Missing,
             LogEvent::Refused { why } => Kept::Refused { why: why.clone() },
             LogEvent::Unreadable { file, why } => Kept::Unreadable {
-                file: file.0,
+                file: number(file),
                 why: why.clone(),
             },
             LogEvent::TooMany => Kept::TooMany,
@@ -217,6 +229,7 @@ impl KeptLogWriter {
 
     /// Seals the copies and makes them durable.
     pub fn finish(mut self) -> u64 {
+        self.compare_with_earlier();
         let seals: Vec<_> = self
             .copies
             .iter()

@@ -188,12 +188,20 @@ impl Follower {
     /// Marks the rotated files that exist now as not part of this run. Call once before the first poll of a live
     /// run; offline, leave it out and use [`Follower::read_rotated`].
     pub fn ignore_old_rotations(&mut self) {
+        self.ignore_old_rotations_but(&[]);
+    }
+
+    /// [`Follower::ignore_old_rotations`] but for these files (kernel device and inode), which were the log during this run.
+    pub fn ignore_old_rotations_but(&mut self, ours: &[(u32, u64)]) {
         if !self.hold_dir() {
             return;
         }
         for name in rotation::files(self.dir.as_ref(), &self.name) {
             if let Ok(log) = self.open(&name) {
-                self.remember(log.identity());
+                let (dev, inode) = log.identity();
+                if !ours.contains(&(crate::device::kernel_dev(dev), inode)) {
+                    self.remember((dev, inode));
+                }
             }
         }
     }

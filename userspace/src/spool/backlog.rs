@@ -14,6 +14,7 @@ use countersign_common::tag::POOLS;
 
 use super::loss::{Loss, has_payload};
 use super::{FRAME_HEAD_BYTES, RECORD_MAX_BYTES, SpoolStats, SpoolWriter, frames, push_frame};
+use crate::bpf::Place;
 use crate::source::live::RecordSink;
 
 /// Most bytes that wait for the disk. Stops a flood on a slow disk from taking all memory. A burst may be this long; memory here costs
@@ -43,6 +44,8 @@ pub struct Backlog {
 struct Shared {
     state: Mutex<State>,
     filled: Condvar,
+    /// The last mark that the file system has.
+    safe: Mutex<Option<Place>>,
 }
 
 #[derive(Debug)]
@@ -65,6 +68,8 @@ struct Block {
     records: u64,
     /// Bytes of records by pool: where one ends and another begins.
     runs: Vec<(u8, usize)>,
+    /// The producer wants to know when all up to here is with the file system.
+    mark: Option<Place>,
 }
 
 /// A producer's end: gathers records into blocks.
@@ -101,6 +106,7 @@ impl Backlog {
             shared: Arc::new(Shared {
                 state: Mutex::new(state),
                 filled: Condvar::new(),
+                safe: Mutex::new(None),
             }),
         }
     }
@@ -128,7 +134,7 @@ impl Backlog {
         } else {
             state.what_has_room(&block)
         };
-        if !block.frames.is_empty() {
+        if !block.frames.is_empty() || block.mark.is_some() {
             state.bytes += block.frames.len();
             for (pool, bytes) in &block.runs {
                 state.by_pool[usize::from(*pool)] += bytes;
@@ -175,6 +181,7 @@ impl Backlog {
         if state.spare.len() < SPARE_BLOCKS {
             block.frames.clear();
             block.records = 0;
+            block.mark = None;
             state.spare.push(block);
         }
     }
@@ -187,6 +194,13 @@ impl Backlog {
     fn close(&self) {
         self.lock().closed = true;
         self.shared.filled.notify_all();
+    }
+
+    fn safe(&self) -> MutexGuard<'_, Option<Place>> {
+        self.shared
+            .safe
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -213,6 +227,8 @@ impl State {
         let mut pools = block.runs.iter().copied();
         let (mut pool, mut left) = pools.next().unwrap_or_default();
         let mut kept_by_pool = [0_usize; POOLS];
+        // Given up is dealt with, too: the loss has been counted.
+        kept.mark = block.mark;
         for record in frames(&block.frames) {
             let len = record.len() + FRAME_HEAD_BYTES;
             while left == 0
@@ -252,7 +268,7 @@ impl Inlet {
     }
 
     fn hand_over(&mut self) {
-        if !self.block.frames.is_empty() {
+        if !self.block.frames.is_empty() || self.block.mark.is_some() {
             let full = std::mem::replace(&mut self.block, Block::new(0));
             self.block = self.backlog.push(full);
         }
@@ -265,6 +281,7 @@ impl Block {
             frames: Vec::with_capacity(capacity),
             records: 0,
             runs: Vec::new(),
+            mark: None,
         }
     }
 
@@ -297,6 +314,15 @@ impl RecordSink for Inlet {
 
     fn pause(&mut self) {
         self.hand_over();
+    }
+
+    fn mark(&mut self, place: Place) {
+        self.block.mark = Some(place);
+        self.hand_over();
+    }
+
+    fn safe(&self) -> Option<Place> {
+        *self.backlog.safe()
     }
 }
 
@@ -343,6 +369,10 @@ fn write(backlog: &Backlog, mut writer: SpoolWriter) -> SpoolStats {
         match backlog.next(flush_at) {
             Next::Block(block) => {
                 writer.block(&block.frames, block.records);
+                if let Some(mark) = block.mark {
+                    writer.flush();
+                    *backlog.safe() = Some(mark);
+                }
                 backlog.written(block);
             }
             Next::Timeout => {}

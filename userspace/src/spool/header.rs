@@ -89,7 +89,7 @@ impl SegmentHeader {
             abi_version: u32,
         }
         let Version { abi_version } = serde_json::from_slice(body)?;
-        let readable = countersign_common::ABI_OLDEST..=countersign_common::ABI_VERSION;
+        let readable = countersign_common::ABI_VERSION_OLDEST..=countersign_common::ABI_VERSION;
         if !readable.contains(&abi_version) {
             return Err(HeaderError::Abi {
                 found: abi_version,

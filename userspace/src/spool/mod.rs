@@ -20,12 +20,14 @@ mod backlog;
 mod header;
 mod loss;
 mod reader;
+mod resume;
 mod syncer;
 mod writer;
 
 pub use backlog::{BACKLOG_MAX_BYTES, BACKLOG_SMALL_BYTES, Backlog, Inlet, SpoolThread};
 pub use header::{HeaderError, SegmentHeader, boot_id, host_name, kernel_release, machine};
 pub use reader::{Damage, DamageKind, SpoolError, SpoolItem, SpoolReader};
+pub use resume::{Recent, Resumed, resume};
 pub use writer::{Limits, SpoolStats, SpoolWriter};
 
 /// First bytes of every segment; the digit is the version of the framing.

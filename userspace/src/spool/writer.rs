@@ -13,7 +13,8 @@ use std::time::{Duration, Instant};
 use super::loss::{Loss, has_payload};
 use super::syncer::Syncer;
 use super::{
-    MAGIC, RECORD_MAX_BYTES, SEGMENT_BYTES, SegmentHeader, frames, push_frame, segment_name,
+    MAGIC, RECORD_MAX_BYTES, Resumed, SEGMENT_BYTES, SegmentHeader, frames, push_frame,
+    segment_name,
 };
 use crate::clock::Moment;
 use crate::outdir::Dir;
@@ -136,6 +137,42 @@ impl SpoolWriter {
             starved: None,
             reserved: false,
             stats: SpoolStats::default(),
+            syncer: Syncer::start(),
+        };
+        writer.open_segment()?;
+        writer.reserve()?;
+        Ok(writer)
+    }
+
+    /// Goes on with a spool whose writer died, in a segment of its own.
+    ///
+    /// # Errors
+    /// When the segment cannot be created or written.
+    pub fn resume(dir: Dir, resumed: &Resumed, limits: Limits) -> io::Result<Self> {
+        match dir.remove_file(RESERVE) {
+            Ok(()) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(error),
+        }
+        let disk_bytes = resumed.segments.iter().map(|(_, bytes)| bytes).sum();
+        let mut writer = Self {
+            dir,
+            identity: resumed.identity.clone(),
+            limits,
+            segment: None,
+            next_number: resumed.next_number,
+            buffer: Vec::with_capacity(2 * BUFFER_BYTES),
+            closed: resumed
+                .segments
+                .iter()
+                .map(|(number, bytes)| (*number, (*bytes, false)))
+                .collect(),
+            starved: None,
+            reserved: false,
+            stats: SpoolStats {
+                disk_bytes,
+                ..SpoolStats::default()
+            },
             syncer: Syncer::start(),
         };
         writer.open_segment()?;

@@ -371,11 +371,12 @@ fn doctor_names_each_requirement() {
         .map(|item| item["name"].clone())
         .collect();
     assert_eq!(
-        names[..4],
+        names[..5],
         [
             "architecture",
             "privileges",
             "kernel types",
+            "kernel features",
             "kernel programs"
         ]
     );

@@ -13,5 +13,6 @@ mod output;
 mod place;
 mod recording;
 mod session;
+mod survival;
 mod terminal;
 mod trouble;

@@ -152,6 +152,8 @@ pub(crate) fn measure(
     let out = OutDir::create(&folder.path().join("out"), None)?;
     let capture = capture_id()?;
     let request = Request {
+        pin: None,
+        ring_bytes: countersign::bpf::load::RING_BYTES_DEFAULT,
         capture,
         proxy_exes: Vec::new(),
     };

@@ -15,6 +15,7 @@ use crate::pairing::statement::{self, Statement, ThirdView};
 use crate::proxylog::Redaction;
 use crate::role::{InstanceIx, Leg, Roles};
 use crate::verdict::doubt::Gaps;
+use crate::verdict::evasion::{self, Evasions};
 use crate::verdict::receivers::Receivers;
 use crate::verdict::{self, Case, Judgement, KeyReach, ProxyPolicy, judge, unpaired};
 
@@ -30,6 +31,7 @@ pub(super) struct Derived {
     pub(super) side_of_call: Vec<Option<usize>>,
     pub(super) gaps: Gaps,
     receivers: Receivers,
+    pub(super) evasions: Evasions,
     key_reach: Vec<KeyReach>,
     /// Streams that carry MCP.
     pub(super) mcp: BTreeSet<StreamIx>,
@@ -87,7 +89,19 @@ impl Derived {
         lost.extend(correlator.unnamed_losses());
         let gaps = Gaps::new(&correlator.streams, &correlator.channels, &roles, &lost);
         let receivers = Receivers::new(scene, &correlator.processes, &passages);
-        let key_reach = verdict::key_reach(&correlator.processes, &roles, policies);
+        let evasions = Evasions::of(evasion::Scene {
+            attempts: correlator.attempts.all(),
+            processes: &correlator.processes,
+            roles: &roles,
+            proxies: &identities,
+            recorders: &correlator.recorders,
+        });
+        let mut key_reach = verdict::key_reach(&correlator.processes, &roles, policies);
+        for (ix, reach) in key_reach.iter_mut().enumerate() {
+            let seen = evasions.key_reach(InstanceIx(ix), &roles, &correlator.processes);
+            // Agents have it through others as well.
+            *reach = seen.filter(|_| *reach != KeyReach::Agent).unwrap_or(*reach);
+        }
         let mcp = mcp_streams(scene, &passages);
         Self {
             roles,
@@ -99,6 +113,7 @@ impl Derived {
             side_of_call,
             gaps,
             receivers,
+            evasions,
             key_reach,
             mcp,
         }
@@ -125,6 +140,7 @@ impl Derived {
             side_of_call: &self.side_of_call,
             gaps: &self.gaps,
             receivers: &self.receivers,
+            evasions: &self.evasions,
             proxies: policies,
             key_reach: &self.key_reach,
             allow_direct: &correlator.settings.allow_direct,

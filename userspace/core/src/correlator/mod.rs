@@ -5,6 +5,7 @@
 
 mod balances;
 mod case;
+mod copies;
 mod loss;
 mod notes;
 mod rows;
@@ -17,6 +18,7 @@ use ahash::AHashMap;
 use crate::balance::Balances;
 use crate::channel::{ChannelTable, End, StreamIx};
 use crate::delivery::StreamFrames;
+use crate::evasion::{Attempts, Recorder};
 use crate::frame::line::LineFramer;
 use crate::frame::{self, Frame, FrameIx};
 use crate::pairing::{FileIx, LogBad, LogEntry};
@@ -31,6 +33,8 @@ use crate::time::{BootNs, Clock, UtcNs};
 use crate::verdict::{AllowDirect, ProxyPolicy};
 
 use countersign_common as abi;
+
+use copies::Copies;
 
 pub use notes::Note;
 pub use rows::PayloadMode;
@@ -164,6 +168,10 @@ pub struct Correlator {
     malformed_records: u64,
     unknown_records: u64,
     peeked: u64,
+    copies: Copies,
+    attempts: Attempts,
+    /// The processes that recorded.
+    recorders: Vec<Recorder>,
     /// The recorder wrote that it ended, and nothing of what it wrote is known to be lost.
     ended_in_order: bool,
     /// Up to when everything that moved has arrived, if the recording says so.
@@ -200,6 +208,9 @@ impl Correlator {
             malformed_records: 0,
             unknown_records: 0,
             peeked: 0,
+            copies: Copies::default(),
+            attempts: Attempts::default(),
+            recorders: Vec::new(),
             ended_in_order: false,
             seen_to: None,
             numbers: loss::Numbers::default(),
@@ -282,6 +293,10 @@ impl Correlator {
             Record::Chunk(transfer, direction, data) => {
                 self.transfer(&transfer, direction, Payload::Bytes(data));
             }
+            Record::KernelCopy(transfer, data) => {
+                self.advance(transfer.header.boot_ns);
+                self.copies.take(&transfer, data);
+            }
             Record::Gap(transfer, direction, reason) => {
                 let len = u64::from(transfer.len);
                 self.transfer(&transfer, direction, Payload::Missing { len, reason });
@@ -318,6 +333,12 @@ impl Correlator {
                 self.advance(queued.header.boot_ns);
                 self.queued(&queued);
             }
+            Record::Evasion(evasion) => {
+                self.advance(evasion.header.boot_ns);
+                let at = BootNs(evasion.header.boot_ns);
+                let actor = self.processes.of_task(&evasion.task, at);
+                self.attempts.take(&evasion, actor);
+            }
             Record::User(header, json) => self.user(&header, json),
             Record::Unknown(_) => self.unknown_records += 1,
         }
@@ -340,7 +361,7 @@ impl Correlator {
         };
         self.channels.used(channel, end, process, direction, at);
         let (stream, side) = self.channels.stream_of(channel, end, direction);
-        let op = Op {
+        let mut op = Op {
             process,
             tid: transfer.task.tid,
             syscall: transfer.syscall,
@@ -355,9 +376,20 @@ impl Correlator {
             self.balances.operation(stream, side, transfer.op_seq, &op);
         }
         let now = self.now;
+        if direction == Direction::Write {
+            self.with_end(stream, side, |log, out| {
+                log.push(transfer, op, payload, now, &mut |item| out(item));
+            });
+            return;
+        }
+        // Taken out for the time being: the kernel's bytes are borrowed from it.
+        let mut copies = std::mem::take(&mut self.copies);
+        let (payload, differs) = copies.replace(transfer, &mut op, payload);
         self.with_end(stream, side, |log, out| {
             log.push(transfer, op, payload, now, &mut |item| out(item));
         });
+        copies.taken(transfer, &op, channel, differs);
+        self.copies = copies;
     }
 
     /// Runs one step of an end's log and takes what comes out of it into the stream.

@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::Correlator;
 use crate::channel::Found;
+use crate::evasion::Recorder;
 use crate::process::{Execution, FileId, Incarnation, ScannedFacts};
 use crate::record::Direction;
 use crate::time::{BootNs, UtcNs};
@@ -169,6 +170,9 @@ const HEARTBEAT_LATE_NS: u64 = 5_000_000_000;
 /// Log files remembered per proxy. Stops a log that is replaced over and over from filling memory.
 const LOGS_MAX: usize = 4096;
 
+/// Processes that recorded, at most. Stops a forged spool from filling memory; a capture has one.
+const RECORDERS_MAX: usize = 16;
+
 /// Counters that mean a loss when they are not 0.
 const LOSSES: [&str; 9] = [
     "ring_dropped_records",
@@ -208,6 +212,7 @@ impl Correlator {
                         self.seen_to = at.map(BootNs);
                         return;
                     }
+                    "recorder" => return self.recorder(&note),
                     "end" => self.ended_in_order = true,
                     // Never a row: it protects the payloads that are stored as hashes only.
                     "hash_key" => return self.hash_key(&note),
@@ -360,6 +365,21 @@ impl Correlator {
             && !proxy.identity.logs.contains(&log)
         {
             proxy.identity.logs.push(log);
+        }
+    }
+
+    /// Which process records: what is done to it is done to the witness.
+    fn recorder(&mut self, note: &serde_json::Value) {
+        let number = |key: &str| note.get(key).and_then(serde_json::Value::as_u64);
+        if let (Some(pid), Some(start)) = (number("pid"), number("start_boot_ns"))
+            && let Ok(tgid) = u32::try_from(pid)
+            && self.recorders.len() < RECORDERS_MAX
+        {
+            self.recorders.push(Recorder {
+                tgid,
+                start: BootNs(start),
+                tick_ns: number("tick_ns").unwrap_or(0),
+            });
         }
     }
 

@@ -185,7 +185,7 @@ impl LineFramer {
             last_exit: op.exit,
             by: SmallVec::new(),
             bytes: Vec::new(),
-            flags: std::mem::take(&mut self.next_flags),
+            flags: std::mem::take(&mut self.next_flags) | FrameFlags::KERNEL_COPY,
             kind: Kind::Blank,
             tail: Vec::new(),
         });
@@ -193,6 +193,9 @@ impl LineFramer {
         line.len += data.len() as u64;
         if !line.by.contains(&op.process) && line.by.len() < CARRIERS_MAX {
             line.by.push(op.process);
+        }
+        if op.flags & transfer_flags::KERNEL_COPY == 0 {
+            line.flags -= FrameFlags::KERNEL_COPY;
         }
         if op.flags & transfer_flags::FD_SWAPPED != 0 {
             line.flags |= FrameFlags::FD_SWAPPED;

@@ -48,6 +48,16 @@ bitflags! {
         const MCP_LIKE = 1 << 8;
         /// A JSON value over several lines, or one that begins where another ended; its lines are frames too.
         const SPANS_LINES = 1 << 9;
+        /// Every byte is the kernel's own copy of what it delivered to the reader.
+        const KERNEL_COPY = 1 << 10;
+    }
+}
+
+impl FrameFlags {
+    /// Those of a frame made of two: what is wrong with one is wrong with it, and what is good must be of both.
+    fn joined(self, other: Self) -> Self {
+        let good = self & other & Self::KERNEL_COPY;
+        ((self | other) - Self::KERNEL_COPY) | good
     }
 }
 

@@ -103,7 +103,7 @@ impl Values {
             }
         }
         open.from.last_exit = open.from.last_exit.max(line.last_exit);
-        open.from.flags |= line.flags - FrameFlags::NOT_JSON;
+        open.from.flags = open.from.flags.joined(line.flags - FrameFlags::NOT_JSON);
         if !whole {
             self.open = Some(open);
             return;

@@ -33,6 +33,12 @@ table! {
         entry_id: Option<EntryId>,
         /// Process that did it.
         process_id: Option<ProcessId>,
+        /// Process that it was done to, where one of the capture's.
+        target_process_id: Option<ProcessId>,
+        /// The id of that process in the initial pid namespace, whether of the capture or not.
+        target_pid: Option<u32>,
+        /// When that process started, by the boot clock: with the id the kernel's identity of it.
+        target_start_boot_ns: Option<BootNs>,
         /// Channel concerned.
         channel_id: Option<ChannelId>,
         /// Statement of coverage concerned.

@@ -18,7 +18,13 @@ pub fn calls(case: Case<'_>) -> Vec<Judgement> {
 fn judge(case: Case<'_>, ix: usize) -> Judgement {
     let call = &case.calls[ix];
     let mut judgement = match call.route {
-        Route::Proxy(instance) => proxied::proxied(case, ix, call, instance),
+        Route::Proxy(instance) => {
+            let mut judgement = proxied::proxied(case, ix, call, instance);
+            if case.evasions.tampered(instance, call.until()) {
+                tampered(&mut judgement);
+            }
+            judgement
+        }
         Route::ProxyOwn(instance) => proxy_own(case, ix, call, instance),
         Route::Foreign(instance) => foreign(case, ix, call, instance),
         Route::Direct(..) => direct(case, ix, call),
@@ -29,6 +35,16 @@ fn judge(case: Case<'_>, ix: usize) -> Judgement {
         judgement.confidence.push("request_only");
     }
     judgement
+}
+
+/// Through a proxy whose doing may have been another's. What clears somebody rests on its own end and on its log, and does not
+/// stand; what accuses does, or an agent could buy doubt by tampering with its own proxy.
+fn tampered(judgement: &mut Judgement) {
+    if matches!(judgement.verdict, Verdict::Matched | Verdict::Blocked) {
+        judgement.undecide("proxy_tampered", None);
+    } else {
+        judgement.confidence.push("proxy_tampered");
+    }
 }
 
 /// Into the proxy's channel, past the proxy.

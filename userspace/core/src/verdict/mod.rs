@@ -6,6 +6,7 @@
 
 mod difference;
 pub mod doubt;
+pub mod evasion;
 pub mod judge;
 mod proxied;
 pub mod receivers;
@@ -287,6 +288,8 @@ pub struct Case<'a> {
     pub proxies: &'a [ProxyPolicy],
     /// Who could have read the keys, by proxy instance.
     pub key_reach: &'a [KeyReach],
+    /// What attempts to get round the witness mean.
+    pub evasions: &'a evasion::Evasions,
     /// Allowed direct channels.
     pub allow_direct: &'a [AllowDirect],
     /// Boot clock to UTC.

@@ -135,6 +135,41 @@ pub(super) fn find(targets: &Targets) -> Result<Found, Failure> {
     Ok(found)
 }
 
+/// Finds which of the named groups still exist, for a recording that goes on. Named processes have their tags, if they still live;
+/// their numbers may be others' by now.
+pub(super) fn find_what_is_left(targets: &Targets) -> Result<Found, Failure> {
+    let none = || Targets {
+        pid: Vec::new(),
+        cgroup: Vec::new(),
+        unit: Vec::new(),
+        container: Vec::new(),
+    };
+    let cgroups = targets.cgroup.iter().map(|group| Targets {
+        cgroup: vec![group.clone()],
+        ..none()
+    });
+    let units = targets.unit.iter().map(|unit| Targets {
+        unit: vec![unit.clone()],
+        ..none()
+    });
+    let containers = targets.container.iter().map(|id| Targets {
+        container: vec![id.clone()],
+        ..none()
+    });
+    let mut groups = Vec::new();
+    for one in cgroups.chain(units).chain(containers) {
+        match find(&one) {
+            Ok(found) => groups.extend(found.groups),
+            Err(failure) if failure.code == Code::NoInput => {}
+            Err(failure) => return Err(failure),
+        }
+    }
+    Ok(Found {
+        pids: Vec::new(),
+        groups,
+    })
+}
+
 /// Users of a process by `/proc/PID/status`: each of its uids with all its groups.
 fn users_of(status: &str) -> Vec<Agent> {
     let numbers = |name: &str| -> Vec<u32> {

@@ -24,6 +24,8 @@ impl Writer<'_> {
             ("unknown_records", correlator.unknown_records),
             ("channels_over_limit", correlator.channels.overflowed),
             ("processes_over_limit", correlator.processes.overflowed),
+            ("attempts_over_limit", correlator.attempts.overflowed),
+            ("attempts_unknown", correlator.attempts.unknown),
             ("notes_over_limit", correlator.notes_dropped),
             (
                 "frames_over_limit",

@@ -23,19 +23,19 @@ use crate::verdict::{Judgement, KeyReach, Verdict};
 const FINDINGS_PER_KIND_MAX: usize = 10_000;
 
 /// A finding without what is the same for all.
-struct Finding {
-    kind: &'static str,
-    severity: &'static str,
-    message: String,
-    weakens: Option<&'static str>,
-    utc: UtcNs,
-    boot: Option<BootNs>,
-    subject: Vec<u8>,
+pub(super) struct Finding {
+    pub(super) kind: &'static str,
+    pub(super) severity: &'static str,
+    pub(super) message: String,
+    pub(super) weakens: Option<&'static str>,
+    pub(super) utc: UtcNs,
+    pub(super) boot: Option<BootNs>,
+    pub(super) subject: Vec<u8>,
     /// The judgement behind it, by index, with its id.
-    verdict: Option<(usize, VerdictId)>,
-    process: Option<ProcessId>,
-    channel: Option<ChannelId>,
-    proxy: Option<String>,
+    pub(super) verdict: Option<(usize, VerdictId)>,
+    pub(super) process: Option<ProcessId>,
+    pub(super) channel: Option<ChannelId>,
+    pub(super) proxy: Option<String>,
 }
 
 impl Writer<'_> {
@@ -49,6 +49,7 @@ impl Writer<'_> {
             findings.extend(self.of_oddity(oddity, &answering));
         }
         findings.extend(self.of_foreign_bytes());
+        findings.extend(self.of_rewritten());
         findings.extend(self.of_logs());
         findings.extend(self.of_keys());
         let mut counts: std::collections::BTreeMap<&str, usize> = std::collections::BTreeMap::new();
@@ -488,6 +489,9 @@ impl Writer<'_> {
                 .and_then(|ix| self.call_id(ix)),
             entry_id: entry.map(|ix| self.entry_id(ix)),
             process_id: finding.process,
+            target_process_id: None,
+            target_pid: None,
+            target_start_boot_ns: None,
             channel_id: finding.channel,
             coverage_id: None,
             proxy_name: finding.proxy,

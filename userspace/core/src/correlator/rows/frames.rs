@@ -144,6 +144,7 @@ fn source_of(placed: &Placed, frame: &Frame) -> &'static str {
         end if placed.source == Source::ProxyEnd && end == placed.leg.end_of_proxy() => {
             Source::ProxyEnd.as_str()
         }
+        End::Reader if frame.flags.contains(FrameFlags::KERNEL_COPY) => Source::KernelCopy.as_str(),
         End::Reader => Source::ReaderEnd.as_str(),
         End::Writer => Source::WriterEnd.as_str(),
     }

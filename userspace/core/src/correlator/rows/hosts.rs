@@ -96,7 +96,13 @@ impl Writer<'_> {
         let weaknesses = instance
             .filter(|instance| self.derived.roles.instance(*instance).same_uid_as_parent)
             .map(|_| "same_uid")
-            .into_iter()
+            .into_iter();
+        let weaknesses = weaknesses
+            .chain(
+                instance
+                    .into_iter()
+                    .flat_map(|instance| self.derived.evasions.weaknesses(instance)),
+            )
             .collect();
         ProcessRow {
             process_id: self.process_id(ix),

@@ -5,10 +5,12 @@
 mod calls;
 mod coverage;
 mod entries;
+mod evasions;
 mod findings;
 mod frames;
 mod hosts;
 mod privacy;
+mod rewritten;
 mod verdicts;
 
 use std::cell::OnceCell;

@@ -18,6 +18,7 @@ impl Writer<'_> {
             self.sightings(judgement, verdict_id, subject_utc);
         }
         self.findings();
+        self.evasions();
     }
 
     fn verdict_row(&self, judgement: &Judgement) -> Option<VerdictRow> {

@@ -1,0 +1,179 @@
+//! The coverage table: the exerciser under a capture, every cell of method and kind accounted for.
+//!
+//! `COUNTERSIGN_BLESS=1` writes the table and takes cells that are no longer missed off the list;
+//! `COUNTERSIGN_ALLOW_MISSED=1` also puts those on it that are missed. `COUNTERSIGN_EXERCISER` and
+//! `COUNTERSIGN_COVERAGE_DIR` name the program (default: as built, else beside the test)
+//! and the folder of tables where the checkout is not there (in a guest).
+//! `COUNTERSIGN_EXERCISER_ARGS`, as `--kind tcp4 --max-size 9000`, tries a part: the table of it is printed and no other
+//! compared.
+
+use std::{
+    collections::BTreeSet,
+    env,
+    ffi::CString,
+    fs,
+    io::{self, BufRead, BufReader, Write},
+    os::fd::AsRawFd,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use countersign::bpf::load::LoadOptions;
+use countersign_common::{counter, tag};
+use countersign_tests::exercise::{
+    Truth,
+    classify::{Part, classify},
+    table::{Table, cells_of, list_of},
+};
+
+use crate::harness::{open, spawn, witness_with};
+
+/// Longest run of the exerciser. A method that hangs must fail here, not hold the machine.
+const DEADLINE: Duration = Duration::from_secs(400);
+
+/// The tier of these kernel programs.
+const TIER: &str = "tracepoints";
+
+/// Cells that may be missed in this tier.
+const MAY_BE_MISSED: &str = include_str!("../../coverage/tracepoints.missed");
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
+}
+
+/// Where the exerciser lies.
+pub(crate) fn exerciser() -> PathBuf {
+    if let Some(path) = env::var_os("COUNTERSIGN_EXERCISER") {
+        return PathBuf::from(path);
+    }
+    let built = PathBuf::from(env!("CARGO_BIN_EXE_countersign-exerciser"));
+    if built.exists() {
+        return built;
+    }
+    // Not where it was built: beside this program.
+    env::current_exe()
+        .unwrap()
+        .with_file_name("countersign-exerciser")
+}
+
+/// Major and minor version of the running kernel.
+fn kernel() -> String {
+    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let parts: Vec<_> = release.split('.').take(2).collect();
+    parts.join(".")
+}
+
+/// What a part of the whole is tried with.
+fn part() -> Option<String> {
+    env::var("COUNTERSIGN_EXERCISER_ARGS").ok()
+}
+
+/// Runs the exerciser tagged and classifies each attempt as soon as it is told, so that no more than its records are kept.
+fn run() -> Option<Table> {
+    let mut witness = witness_with(&LoadOptions::default())?;
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let mut arguments = vec![exerciser().into_os_string().into_string().unwrap()];
+    arguments.extend(
+        part()
+            .unwrap_or_default()
+            .split_whitespace()
+            .map(str::to_owned),
+    );
+    let arguments: Vec<_> = arguments
+        .into_iter()
+        .map(|text| CString::new(text).unwrap())
+        .collect();
+    let mut pointers: Vec<_> = arguments.iter().map(|text| text.as_ptr()).collect();
+    pointers.push(std::ptr::null());
+    let (child, gate) = spawn(|| unsafe {
+        libc::dup2(file.as_file().as_raw_fd(), 1);
+        libc::execv(pointers[0], pointers.as_ptr());
+        panic!("the exerciser does not start");
+    });
+    witness.capture.tag_pid(child, tag::TREE).unwrap();
+    open(gate);
+
+    let mut truths = BufReader::new(fs::File::open(file.path()).unwrap());
+    let (mut parts, mut table, mut line) = (Vec::new(), Table::default(), String::new());
+    let deadline = Instant::now() + DEADLINE;
+    let mut ended = false;
+    loop {
+        let more = truths.read_line(&mut line).unwrap() > 0;
+        // What the line tells of is in the ring by now.
+        witness
+            .capture
+            .drain(|record| parts.extend(Part::of(record)));
+        if line.ends_with('\n') {
+            let truth: Truth = serde_json::from_str(&line).unwrap();
+            table.add(&truth, classify(&truth, &parts));
+            parts.retain(|part: &Part| part.exit_ns() > truth.to_ns);
+            line.clear();
+        } else if !more {
+            if ended {
+                break;
+            }
+            assert!(Instant::now() < deadline, "the exerciser hangs: {table:?}");
+            let mut status = 0;
+            ended =
+                unsafe { libc::waitpid(child.cast_signed(), &raw mut status, libc::WNOHANG) } != 0;
+            assert_eq!(status, 0, "the exerciser failed");
+            witness.capture.wait(Duration::from_millis(1)).unwrap();
+        }
+    }
+    assert_eq!(witness.counter(counter::RING_DROPPED_RECORDS), 0);
+    assert_eq!(witness.counter(counter::TAG_FAILED), 0);
+    Some(table)
+}
+
+#[test]
+fn every_way_to_move_bytes_is_captured_or_declared() {
+    let Some(table) = run() else { return };
+    let is_whole = part().is_none();
+    assert!(
+        !is_whole || table.tried().len() > 300,
+        "the exerciser did next to nothing"
+    );
+    let list = root().join("tests/coverage").join(format!("{TIER}.missed"));
+    let dir = env::var_os("COUNTERSIGN_COVERAGE_DIR")
+        .map_or_else(|| root().join("docs/coverage"), PathBuf::from);
+    let path = dir.join(format!("{}-{TIER}.md", kernel()));
+    let markdown = table.markdown(&format!("Coverage: Linux {}, {TIER}", kernel()));
+
+    let mut allowed = cells_of(MAY_BE_MISSED);
+    let (missed, tried) = (table.missed(), table.tried());
+    if env::var_os("COUNTERSIGN_ALLOW_MISSED").is_some() {
+        allowed.extend(missed.iter().cloned());
+    }
+    let stale: BTreeSet<_> = allowed
+        .iter()
+        .filter(|cell| tried.contains(*cell) && !missed.contains(*cell))
+        .cloned()
+        .collect();
+    if !is_whole {
+        let _unheard = io::stdout().write_all(markdown.as_bytes());
+    }
+    if is_whole && env::var_os("COUNTERSIGN_BLESS").is_some() {
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(&path, &markdown).unwrap();
+        allowed.retain(|cell| !stale.contains(cell));
+        if list.parent().is_some_and(Path::exists) {
+            fs::write(list, list_of(&allowed)).unwrap();
+        }
+    } else {
+        assert!(
+            stale.is_empty(),
+            "no longer missed, take them off the list (cargo xtask coverage):\n{}",
+            list_of(&stale)
+        );
+        if is_whole && let Ok(committed) = fs::read_to_string(&path) {
+            assert!(
+                committed == markdown,
+                "{} is out of date (cargo xtask coverage); it would be:\n{markdown}",
+                path.display()
+            );
+        }
+    }
+    let new: BTreeSet<_> = missed.difference(&allowed).cloned().collect();
+    assert!(new.is_empty(), "missed:\n{}", list_of(&new));
+    assert!(table.wrong().is_empty(), "wrong: {:#?}", table.wrong());
+}

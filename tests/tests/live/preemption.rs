@@ -1,0 +1,141 @@
+//! What the kernel skips when it preempts a program: every byte that no record has must be owned up to.
+//!
+//! Where programs are preemptible, the kernel runs none for the tasks that come in between. The bytes of their calls are gone,
+//! and all that tells is the ledger of the program. How much it is depends on the kernel and its preemption, so the test prints
+//! it; what it asserts is that nothing is missing in silence.
+
+use std::{
+    fs,
+    io::Write as _,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use countersign::bpf::load::LoadOptions;
+use countersign_common::{direction, kind, tag};
+
+use crate::harness::{Witness, pipe, socket_pair, witness_with, write};
+
+/// Writers, and as many readers.
+const PAIRS: u64 = 8;
+
+/// Numbers that a forked child leaves to its parent.
+struct Shared {
+    reads: AtomicU64,
+}
+
+/// Memory that a forked child shares; lives as long as the test program.
+fn shared() -> &'static Shared {
+    // SAFETY: fresh memory of zeroes, aligned to a page, never unmapped.
+    unsafe {
+        let place = libc::mmap(
+            std::ptr::null_mut(),
+            size_of::<Shared>(),
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_SHARED | libc::MAP_ANONYMOUS,
+            -1,
+            0,
+        );
+        assert_ne!(place, libc::MAP_FAILED);
+        &*place.cast::<Shared>()
+    }
+}
+
+/// Times that the kernel skipped a program of this capture.
+fn skipped(witness: &Witness, program: &str) -> u64 {
+    let ledger = witness.capture.ledger();
+    let mut found = ledger.iter().filter(|entry| entry.name == program);
+    found.next().expect("it is loaded").recursion_misses
+}
+
+/// Every message of 8 writers is `bytes` long; `messages` of each.
+fn stress(bytes: usize, messages: u64) {
+    let options = LoadOptions {
+        ring_bytes: 64 << 20,
+        ..LoadOptions::default()
+    };
+    let Some(mut witness) = witness_with(&options) else {
+        return;
+    };
+    let shared = shared();
+    let child = witness.run(tag::TREE, || {
+        let threads: Vec<_> = (0..PAIRS)
+            .flat_map(|pair| {
+                let [read_end, write_end] = if pair % 2 == 0 { pipe() } else { socket_pair() };
+                let writer = std::thread::spawn(move || {
+                    let message = vec![b'm'; bytes];
+                    for _ in 0..messages {
+                        assert_eq!(write(write_end, &message), bytes.cast_signed());
+                    }
+                });
+                let reader = std::thread::spawn(move || {
+                    let mut buffer = vec![0; bytes];
+                    let mut left = messages * bytes as u64;
+                    while left > 0 {
+                        // SAFETY: a buffer and its length.
+                        let got =
+                            unsafe { libc::read(read_end, buffer.as_mut_ptr().cast(), bytes) };
+                        left -= u64::try_from(got).expect("the read succeeds");
+                        shared.reads.fetch_add(1, Ordering::Relaxed);
+                    }
+                });
+                [writer, reader]
+            })
+            .collect();
+        for thread in threads {
+            thread.join().expect("the thread ends well");
+        }
+    });
+
+    // Without the byte that let the child go.
+    let mut parts = witness.parts();
+    parts.retain(|part| part.task.tgid == child && part.returned > 1);
+    let sum = |wanted: u16| -> u64 {
+        let of_kind = parts.iter().filter(|part| part.header.kind == wanted);
+        of_kind.map(|part| u64::from(part.len)).sum()
+    };
+    let (captured, gaps) = (sum(kind::CHUNK), sum(kind::GAP));
+    let moved = 2 * PAIRS * messages * bytes as u64;
+    let missed = moved - captured - gaps;
+    let ops = |wanted: u8| -> u64 {
+        let first = parts.iter().filter(|part| part.offset == 0);
+        first.filter(|part| part.direction == wanted).count() as u64
+    };
+    let made = PAIRS * messages + shared.reads.load(Ordering::Relaxed);
+    let missed_ops = made - ops(direction::WRITE) - ops(direction::READ);
+    let exits = skipped(&witness, "sys_exit");
+    let preemption =
+        fs::read_to_string("/sys/kernel/debug/sched/preempt").unwrap_or_else(|_| "?".to_owned());
+    // Not `eprintln!`: the test runner keeps what a passing test prints that way to itself.
+    let _unheard = std::io::stderr().write_all(
+        format!(
+            "preemption: {} [{}] messages of {bytes}: of {moved} bytes {missed} unseen ({} per mille), {gaps} in gaps; of {made} operations {missed_ops} unseen, {exits} skips owned up to\n",
+            fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
+            preemption.trim(),
+            missed * 1000 / moved,
+        )
+        .as_bytes(),
+    );
+    assert!(
+        missed_ops <= exits,
+        "{missed_ops} operations are missing, and the kernel owns up to {exits}"
+    );
+    assert!(
+        missed == 0 || exits > 0,
+        "{missed} bytes are missing in silence"
+    );
+}
+
+#[test]
+fn of_many_small_messages_none_is_missing_in_silence() {
+    stress(64, 1000);
+}
+
+#[test]
+fn of_many_pages_none_is_missing_in_silence() {
+    stress(4096, 300);
+}
+
+#[test]
+fn of_many_large_messages_none_is_missing_in_silence() {
+    stress(65536, 30);
+}

@@ -1,0 +1,340 @@
+//! Tiers K and F: which kernel functions carry transfers, and how the programs get onto them.
+
+use std::{
+    fs,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use anyhow::{Context, ensure};
+use aya::{
+    Btf, Ebpf,
+    programs::{FEntry, FExit, KProbe},
+};
+use countersign_common::load::Offsets;
+
+use super::{
+    kprobe::{KprobeEvent, Side, Tracefs},
+    load::ProgramLedger,
+    offsets::missing_for_functions,
+    tier::Tier,
+};
+
+/// Where the kernel tells addresses.
+const KALLSYMS: &str = "/proc/kallsyms";
+
+/// A kernel function that moves bytes.
+struct Function {
+    /// Its names, the newest first: presence is asked for, never a version. The first is also that of the tier F programs, less `anon_`.
+    names: &'static [&'static str],
+    /// The programs of tier K, less the side.
+    shape: &'static str,
+    /// What goes through it.
+    covers: &'static str,
+    /// Whether a tier without it is none.
+    required: bool,
+}
+
+const FUNCTIONS: [Function; 11] = [
+    Function {
+        names: &["anon_pipe_read", "pipe_read"],
+        shape: "k_file_read",
+        covers: "pipes and FIFOs, read",
+        required: true,
+    },
+    Function {
+        names: &["anon_pipe_write", "pipe_write"],
+        shape: "k_file_write",
+        covers: "pipes and FIFOs, written",
+        required: true,
+    },
+    // The families' own functions and not `sock_recvmsg`, which the second message of a `recvmmsg` and those after it pass by.
+    Function {
+        names: &["unix_stream_recvmsg"],
+        shape: "k_receive",
+        covers: "unix stream sockets, read",
+        required: true,
+    },
+    Function {
+        names: &["unix_stream_sendmsg"],
+        shape: "k_send",
+        covers: "unix stream sockets, written",
+        required: true,
+    },
+    Function {
+        names: &["unix_dgram_recvmsg"],
+        shape: "k_receive",
+        covers: "unix datagram and seqpacket sockets, read",
+        required: false,
+    },
+    Function {
+        names: &["unix_dgram_sendmsg"],
+        shape: "k_send",
+        covers: "unix datagram and seqpacket sockets, written",
+        required: false,
+    },
+    Function {
+        names: &["inet_recvmsg"],
+        shape: "k_receive",
+        covers: "TCP over IPv4, read",
+        required: false,
+    },
+    Function {
+        names: &["inet6_recvmsg"],
+        shape: "k_receive",
+        covers: "TCP over IPv6, read",
+        required: false,
+    },
+    Function {
+        names: &["tcp_sendmsg"],
+        shape: "k_send",
+        covers: "TCP, written",
+        required: false,
+    },
+    Function {
+        names: &["tty_read"],
+        shape: "k_file_read",
+        covers: "terminals, read",
+        required: false,
+    },
+    Function {
+        names: &["tty_write"],
+        shape: "k_file_write",
+        covers: "terminals, written",
+        required: false,
+    },
+];
+
+/// Whether a function is watched, and if not, why.
+#[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
+pub struct FunctionStatus {
+    /// The kernel's name of it.
+    pub function: String,
+    /// What goes through it.
+    pub covers: &'static str,
+    /// Whether its entry and its return have programs.
+    pub attached: bool,
+    /// Why not.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+}
+
+/// The programs on functions. Dropping it removes the kprobe events; the trampolines go with the programs.
+#[derive(Debug, Default)]
+pub(super) struct Functions {
+    status: Vec<FunctionStatus>,
+    events: Vec<KprobeEvent>,
+    programs: Vec<(String, OwnedFd)>,
+}
+
+/// Addresses of the kernel's variables that say where its linear mapping and its `struct page`s begin; 0 where they are hidden. An
+/// operation on pages is a gap then.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct LinearMap {
+    pub(super) page_offset_base: u64,
+    pub(super) vmemmap_base: u64,
+}
+
+impl LinearMap {
+    pub(super) fn of_running_kernel() -> Self {
+        Self::from_kallsyms(&fs::read_to_string(KALLSYMS).unwrap_or_default())
+    }
+
+    fn from_kallsyms(text: &str) -> Self {
+        let mut found = Self::default();
+        for line in text.lines() {
+            let mut fields = line.split_whitespace();
+            let (Some(address), Some(_), Some(name), None) =
+                (fields.next(), fields.next(), fields.next(), fields.next())
+            else {
+                continue;
+            };
+            let place = match name {
+                "page_offset_base" => &mut found.page_offset_base,
+                "vmemmap_base" => &mut found.vmemmap_base,
+                _ => continue,
+            };
+            *place = u64::from_str_radix(address, 16).unwrap_or(0);
+        }
+        found
+    }
+}
+
+impl Functions {
+    /// Loads and attaches the programs of a tier; none for tier T.
+    pub(super) fn attach(
+        tier: Tier,
+        ebpf: &mut Ebpf,
+        btf: &Btf,
+        offsets: &Offsets,
+    ) -> anyhow::Result<Self> {
+        let mut functions = Self::default();
+        if tier == Tier::Tracepoints {
+            return Ok(functions);
+        }
+        if let Some(member) = missing_for_functions(offsets) {
+            anyhow::bail!("the kernel's btf has no {member}");
+        }
+        if tier == Tier::Kprobes {
+            functions.kprobes(ebpf)?;
+        } else {
+            functions.trampolines(ebpf, btf)?;
+        }
+        Ok(functions)
+    }
+
+    fn kprobes(&mut self, ebpf: &mut Ebpf) -> anyhow::Result<()> {
+        let tracefs = Tracefs::open()?;
+        for function in &FUNCTIONS {
+            let mut found = None;
+            for name in function.names {
+                // The return first: what is attached half-way sees no entry and does nothing.
+                let exit = format!("{}_exit", function.shape);
+                let enter = format!("{}_enter", function.shape);
+                let exit = self.kprobe(ebpf, &tracefs, name, &exit, Side::Return)?;
+                let enter = self.kprobe(ebpf, &tracefs, name, &enter, Side::Entry)?;
+                if let (Some(exit), Some(enter)) = (exit, enter) {
+                    self.events.extend([exit, enter]);
+                    found = Some(*name);
+                    break;
+                }
+            }
+            self.note(function, found, "the kernel has no such function to probe")?;
+        }
+        Ok(())
+    }
+
+    fn kprobe(
+        &mut self,
+        ebpf: &mut Ebpf,
+        tracefs: &Tracefs,
+        function: &str,
+        program_name: &str,
+        side: Side,
+    ) -> anyhow::Result<Option<KprobeEvent>> {
+        let program: &mut KProbe = ebpf
+            .program_mut(program_name)
+            .with_context(|| format!("the object has no program {program_name}"))?
+            .try_into()?;
+        if !self.programs.iter().any(|(name, _)| name == program_name) {
+            program
+                .load()
+                .with_context(|| format!("load the program {program_name}"))?;
+            let fd = program.fd()?.as_fd().try_clone_to_owned()?;
+            self.programs.push((program_name.to_owned(), fd));
+        }
+        tracefs.attach(function, side, program.fd()?.as_fd())
+    }
+
+    fn trampolines(&mut self, ebpf: &mut Ebpf, btf: &Btf) -> anyhow::Result<()> {
+        for function in &FUNCTIONS {
+            let mut found = None;
+            let mut why = None;
+            for name in function.names {
+                match self.trampoline(ebpf, btf, function, name) {
+                    Ok(()) => {
+                        found = Some(*name);
+                        break;
+                    }
+                    Err(error) => why = Some(format!("{error:#}")),
+                }
+            }
+            self.note(function, found, &why.unwrap_or_default())?;
+        }
+        Ok(())
+    }
+
+    fn trampoline(
+        &mut self,
+        ebpf: &mut Ebpf,
+        btf: &Btf,
+        function: &Function,
+        name: &str,
+    ) -> anyhow::Result<()> {
+        let stem = function.names.first().copied().unwrap_or(name);
+        let stem = stem.strip_prefix("anon_").unwrap_or(stem);
+        let label = format!("f_{stem}_exit");
+        let program: &mut FExit = ebpf
+            .program_mut(&label)
+            .with_context(|| format!("the object has no program {label}"))?
+            .try_into()?;
+        program.load(name, btf).context("load the program")?;
+        program.attach().context("attach to the return")?;
+        let exit = program.fd()?.as_fd().try_clone_to_owned()?;
+        let label = format!("f_{stem}_enter");
+        let program: &mut FEntry = ebpf
+            .program_mut(&label)
+            .with_context(|| format!("the object has no program {label}"))?
+            .try_into()?;
+        program.load(name, btf).context("load the program")?;
+        program.attach().context("attach to the entry")?;
+        let enter = program.fd()?.as_fd().try_clone_to_owned()?;
+        self.programs.push((format!("fexit:{name}"), exit));
+        self.programs.push((format!("fentry:{name}"), enter));
+        Ok(())
+    }
+
+    fn note(&mut self, function: &Function, found: Option<&str>, why: &str) -> anyhow::Result<()> {
+        let name = found.or_else(|| function.names.first().copied());
+        let name = name.unwrap_or_default();
+        ensure!(
+            found.is_some() || !function.required,
+            "{name} cannot be watched: {why}"
+        );
+        self.status.push(FunctionStatus {
+            function: name.to_owned(),
+            covers: function.covers,
+            attached: found.is_some(),
+            why: found.is_none().then(|| why.to_owned()),
+        });
+        Ok(())
+    }
+
+    /// Takes the programs, under the names that they have in the ledger.
+    pub(super) fn take_programs(&mut self) -> Vec<(String, OwnedFd)> {
+        std::mem::take(&mut self.programs)
+    }
+
+    pub(super) fn status(&self) -> &[FunctionStatus] {
+        &self.status
+    }
+
+    /// What the kernel counted on the kprobe events.
+    pub(super) fn ledger(&self) -> Vec<ProgramLedger> {
+        let Some(first) = self.events.first() else {
+            return Vec::new();
+        };
+        let profile = first.profile();
+        let lines = self.events.iter().map(|event| {
+            // An event that is not in the list sees nothing, which no number says.
+            let counts = profile.as_ref().ok().and_then(|text| event.counts(text));
+            let (hits, missed) = counts.unwrap_or((0, u64::MAX));
+            ProgramLedger {
+                name: event.label(),
+                recursion_misses: missed,
+                run_count: hits,
+                run_time_ns: 0,
+            }
+        });
+        lines.collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn variables_of_the_linear_mapping_are_found_unless_hidden() {
+        let text = "ffffffff81000000 T _text\nffffffff82a00010 D page_offset_base\n\
+                    ffffffff82a00018 D vmemmap_base\nffffffffc0000000 t vmemmap_base\t[module]\n";
+        assert_eq!(
+            LinearMap::from_kallsyms(text),
+            LinearMap {
+                page_offset_base: 0xffff_ffff_82a0_0010,
+                vmemmap_base: 0xffff_ffff_82a0_0018,
+            }
+        );
+        let hidden = "0000000000000000 D page_offset_base\n";
+        assert_eq!(LinearMap::from_kallsyms(hidden), LinearMap::default());
+    }
+}

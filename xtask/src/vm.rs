@@ -1,0 +1,251 @@
+//! Guests: the same command on other kernels, in QEMU.
+//!
+//! Owns the command line of `cargo xtask vm` and the kernels that count.
+
+mod archive;
+mod guest;
+mod kernel;
+mod machine;
+
+use std::ffi::OsString;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant, SystemTime};
+
+use anyhow::{Context as _, anyhow, bail, ensure};
+use clap::Args;
+
+use crate::workspace::{built, cargo, output, root, run, say};
+use guest::Load;
+use machine::{Files, Machine, Preempt};
+
+/// The kernels of `all`: the oldest that is supported, and one of each generation since.
+const MATRIX: [&str; 4] = ["6.1", "6.12", "6.18", "7"];
+/// The kernels of `cargo xtask test`: the oldest, and the newest, which preempts programs.
+const ENDS: [&str; 2] = ["6.1", "7"];
+/// What runs in a guest. Linux 7.0 and later skip programs while another task's is preempted: what is checked is what the programs
+/// do when they run, so no task preempts another, except in the tests that are about that.
+const CHECKS: &str = "set -e
+export COUNTERSIGN_REQUIRE_LIVE=1 COUNTERSIGN_PATIENCE=6
+@COUNTERSIGN@ doctor
+@LIVE@ in_silence
+chrt -f 10 @LIVE@ --skip in_silence
+";
+/// Time limit of a guest that runs the checks, several at once on a busy machine.
+const CHECKS_LIMIT: Duration = Duration::from_mins(8);
+
+/// Arguments of `cargo xtask vm`.
+#[derive(Debug, Args)]
+pub(crate) struct VmArgs {
+    /// The start of a kernel's version, as 6.1 or 7; `all` for one of each generation; `ends` for what `cargo xtask test` does
+    kernel: String,
+    /// Preemption of the kernel; its own default without
+    #[arg(long)]
+    preempt: Option<Preempt>,
+    /// CPUs of the guest
+    #[arg(long, default_value_t = 2)]
+    cpus: u32,
+    /// Memory of the guest in MiB
+    #[arg(long, default_value_t = 3072)]
+    memory: u32,
+    /// Time limit of a guest in seconds, boot included
+    #[arg(long, default_value_t = 240)]
+    timeout: u64,
+    /// A file or folder to bring along, at the same path
+    #[arg(long, value_name = "PATH")]
+    with: Vec<PathBuf>,
+    /// A further kernel parameter
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    append: Vec<String>,
+    /// Program and arguments: a path, a binary or a test of the workspace as it was built last, or a program of busybox. Without,
+    /// what this checkout has is built and run: `countersign doctor` and the live tests
+    #[arg(last = true)]
+    command: Vec<OsString>,
+}
+
+/// Debian packages that guests need and that are not here.
+pub(crate) fn missing() -> Vec<&'static str> {
+    guest::missing()
+}
+
+/// Runs the command in the guests.
+///
+/// # Errors
+/// A guest did not come to its end.
+pub(crate) fn vm(arguments: &VmArgs) -> anyhow::Result<u8> {
+    let missing = missing();
+    ensure!(
+        missing.is_empty(),
+        "missing programs: run cargo xtask setup, or install what Debian calls {}",
+        missing.join(" ")
+    );
+    if arguments.kernel == "ends" {
+        return both_ends().map(|()| 0);
+    }
+    let mut load = if arguments.command.is_empty() {
+        checks()?
+    } else {
+        Load {
+            command: arguments.command.clone(),
+            with: Vec::new(),
+        }
+    };
+    load.with.extend(arguments.with.iter().cloned());
+    let machine = Machine {
+        cpus: arguments.cpus,
+        megabytes: arguments.memory,
+        preempt: arguments.preempt,
+        parameters: arguments.append.clone(),
+        limit: Duration::from_secs(arguments.timeout),
+    };
+    if arguments.kernel != "all" {
+        let code = one(&arguments.kernel, &machine, &load, None)?;
+        return Ok(u8::try_from(code).unwrap_or(u8::MAX));
+    }
+    let mut bad = Vec::new();
+    for wanted in MATRIX {
+        match one(wanted, &machine, &load, None) {
+            Ok(0) => {}
+            Ok(code) => bad.push(format!("{wanted}: exit code {code}")),
+            Err(error) => bad.push(format!("{wanted}: {error:#}")),
+        }
+    }
+    if !bad.is_empty() {
+        bail!("{}", bad.join("\n"));
+    }
+    Ok(0)
+}
+
+/// Runs the checks of this checkout on the oldest and the newest kernel, at the same time: each guest mostly waits for its one
+/// CPU that verifies programs. The output goes to files; what failed is shown.
+///
+/// # Errors
+/// A check failed, or a kernel could not be had.
+pub(crate) fn both_ends() -> anyhow::Result<()> {
+    let load = checks()?;
+    let cache = root().join("target/vm");
+    for wanted in ENDS {
+        kernel::kernel(&cache, wanted)?;
+    }
+    let machine = Machine {
+        cpus: 2,
+        megabytes: 3072,
+        preempt: None,
+        parameters: Vec::new(),
+        limit: CHECKS_LIMIT,
+    };
+    let results = thread::scope(|scope| {
+        let guests = ENDS.map(|wanted| {
+            let output = cache.join(format!("runs/{wanted}.output"));
+            let (machine, load) = (&machine, &load);
+            let guest = scope.spawn({
+                let output = output.clone();
+                move || one(wanted, machine, load, Some(&output))
+            });
+            (wanted, output, guest)
+        });
+        guests.map(|(wanted, output, guest)| {
+            let result = guest
+                .join()
+                .unwrap_or_else(|_| Err(anyhow!("the guest's thread panicked")));
+            (wanted, output, result)
+        })
+    });
+    let mut bad = Vec::new();
+    for (wanted, output, result) in results {
+        let text = fs::read(&output).unwrap_or_default();
+        let text = String::from_utf8_lossy(&text);
+        let outcome = match result {
+            Ok(0) => {
+                for line in text
+                    .lines()
+                    .filter(|line| line.starts_with("test result: "))
+                {
+                    say(line)?;
+                }
+                continue;
+            }
+            Ok(code) => format!("{wanted}: exit code {code}, {}", output.display()),
+            Err(error) => format!("{wanted}: {error:#}"),
+        };
+        say(&text)?;
+        bad.push(outcome);
+    }
+    ensure!(bad.is_empty(), "{}", bad.join("; "));
+    Ok(())
+}
+
+/// Builds this checkout; what runs its checks in a guest.
+fn checks() -> anyhow::Result<Load> {
+    run(&mut cargo([
+        "build",
+        "--locked",
+        "--package",
+        "countersign",
+    ]))?;
+    let messages = output(
+        &mut cargo([
+            "test",
+            "--locked",
+            "--package",
+            "countersign-tests",
+            "--test",
+            "live",
+            "--no-run",
+            "--message-format",
+            "json-render-diagnostics",
+        ]),
+        &[0],
+    )?;
+    let live = messages
+        .lines()
+        .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
+        .filter(|message| message["target"]["name"] == "live")
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from))
+        .context("cargo does not say where it put the live tests")?;
+    let countersign = built("countersign");
+    let script = CHECKS
+        .replace("@COUNTERSIGN@", &countersign.display().to_string())
+        .replace("@LIVE@", &live.display().to_string());
+    Ok(Load {
+        command: ["/usr/bin/sh", "-c", &script].map(OsString::from).to_vec(),
+        with: vec![countersign, live],
+    })
+}
+
+/// Runs `load` on one kernel, its output to ours or into a file; the command's exit code.
+fn one(wanted: &str, machine: &Machine, load: &Load, output: Option<&Path>) -> anyhow::Result<i32> {
+    let cache = root().join("target/vm");
+    let kernel = kernel::kernel(&cache, wanted)?;
+    let start = Instant::now();
+    let runs = cache.join("runs");
+    fs::create_dir_all(&runs)?;
+    // Two guests at once have files of their own, and a command cannot guess what ends the guest.
+    let stamp = SystemTime::now()
+        .duration_since(SystemTime::UNIX_EPOCH)?
+        .as_nanos();
+    let name = format!("{}-{}", kernel.release, std::process::id());
+    let token = format!("countersign-guest-{}-{stamp:x}", std::process::id());
+    let initial = runs.join(format!("{name}.cpio"));
+    let console = runs.join(format!("{name}.console"));
+    guest::write(&initial, &kernel, load, &token)?;
+    say(&format!("# Linux {}", kernel.release))?;
+    let files = Files {
+        initial: &initial,
+        console: &console,
+        output,
+    };
+    let result = machine.run(&kernel, &files, &token);
+    fs::remove_file(&initial)?;
+    if result.is_ok() {
+        let _unheard = fs::rename(&console, runs.join(format!("{}.console", kernel.release)));
+    }
+    let code = result?;
+    say(&format!(
+        "# Linux {}: exit code {code} after {} s",
+        kernel.release,
+        start.elapsed().as_secs()
+    ))?;
+    Ok(code)
+}
