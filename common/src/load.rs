@@ -153,6 +153,7 @@ pub struct Offsets {
     pub proc_inode_pid: u32,
     pub proc_inode_inode: u32,
     pub sock_peer_pid: u32,
+    pub task_real_parent: u32,
 }
 
 impl Offsets {
@@ -281,7 +282,7 @@ pub struct WatchedFile {
 const _: () = {
     assert!(size_of::<AttemptKey>() == 32);
     assert!(size_of::<WatchedFile>() == 40);
-    assert!(size_of::<Offsets>() == (47 + 11 + 18 + 18 + 11 + 24) * 4);
+    assert!(size_of::<Offsets>() == (47 + 11 + 18 + 18 + 11 + 24 + 1) * 4);
     assert!(size_of::<ChannelKey>() == 16);
     assert!(size_of::<ChannelState>() == 88);
     assert!(size_of::<Credit>() == 128);

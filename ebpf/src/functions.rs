@@ -4,12 +4,16 @@
 //! loaded, so there is one for each; which function that is, its name on the running kernel says at load.
 
 use aya_ebpf::{
+    helpers::generated::bpf_get_current_task_btf,
     macros::{fentry, fexit, kprobe, kretprobe},
     programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
 use countersign_common::direction;
 
-use crate::probes::function::{exit, file_enter, receive_enter, send_enter};
+use crate::probes::{
+    function::{exit, file_enter, receive_enter, send_enter},
+    process,
+};
 
 /// `ssize_t (struct kiocb *, struct iov_iter *)`, towards the process.
 #[kprobe]
@@ -72,6 +76,14 @@ pub fn k_receive_exit(ctx: RetProbeContext) -> u32 {
 pub fn k_send_exit(ctx: RetProbeContext) -> u32 {
     // SAFETY: as above.
     unsafe { exit(direction::WRITE, i64::from(ctx.ret::<i32>())) };
+    0
+}
+
+/// `void schedule_tail(struct task_struct *)`: what a new task runs first.
+#[kprobe]
+pub fn k_first_step(_ctx: ProbeContext) -> u32 {
+    // SAFETY: the current task.
+    unsafe { process::first_step(bpf_get_current_task_btf()) };
     0
 }
 

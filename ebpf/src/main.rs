@@ -56,9 +56,9 @@ use crate::{
     maps::{COMPAT_ENTER, COMPAT_EXIT, EVASION_AT_ENTER, EVASION_AT_EXIT},
     offsets::{functions_carry, group_leader, has_storage, kernel, off},
     probes::{
-        balance,
+        aio, balance,
         compat::{self, arguments},
-        delivery, ends, evasion, process, splice, transfer, uring,
+        delivery, ends, evasion, process, splice, transfer, uring, uring_submit,
     },
     scope::tag_of,
 };
@@ -133,6 +133,14 @@ unsafe fn entered<const COMPAT: bool>(
                 process::before_exec(task, leader, bits);
                 return true;
             }
+            Class::Aio if !COMPAT && !functions_carry() => aio::enter(task, bits, regs),
+            Class::Aio if functions_carry() && bits & tag::PROXY == 0 => {
+                // As below.
+            }
+            Class::Aio => {
+                count(counter::UNSEEN_SUBMISSIONS, 1);
+                log::unseen(number);
+            }
             Class::Attempt => return true,
             Class::Close => balance::closing(task, bits, close_fd::<COMPAT>(regs)),
             Class::Unseen => {
@@ -169,7 +177,6 @@ unsafe fn close_fd<const COMPAT: bool>(regs: *const PtRegs) -> u64 {
 #[inline(always)]
 unsafe fn unseen<const COMPAT: bool>(number: u64, regs: *const PtRegs) -> bool {
     match number {
-        nr::IO_SUBMIT => true,
         _ if off!(uring_complete_args) != 0 => false,
         // SAFETY: the caller's.
         nr::IO_URING_SETUP => unsafe { polls::<COMPAT>(regs) },
@@ -266,6 +273,9 @@ unsafe fn exited<const COMPAT: bool>(
         // Not an `Option` any more: LLVM 22 spills the payload of `None`, which the verifier refuses ("R2 !read_ok").
         let bits = tag_of(leader).unwrap_or(0);
         match class {
+            Class::Aio if bits != 0 && !COMPAT && !functions_carry() => {
+                aio::exit(task, returned);
+            }
             Class::Splice if bits != 0 => {
                 splice::exit::<COMPAT>(leader, bits, regs, number, returned);
             }
@@ -296,7 +306,7 @@ pub fn skb_copy_datagram_iovec(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "io_uring_submit_req")]
 pub fn io_uring_submit(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: as above.
-    unsafe { uring::submitted(bpf_get_current_task_btf(), ctx.arg(0)) };
+    unsafe { uring_submit::submitted(bpf_get_current_task_btf(), ctx.arg(0)) };
     0
 }
 

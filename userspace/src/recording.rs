@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::bpf::Place;
 use crate::bpf::load::Capture;
+use crate::bpf::preemption::Preemption;
 use crate::bpf::tag::Tagger;
 use crate::clock::Moment;
 use crate::config::Config;
@@ -249,6 +250,12 @@ impl Recording {
         let generation = capture.generation();
         let spool = SpoolThread::start(writer).or_exit(Code::Internal)?;
         let tagger = capture.tagger().clone();
+        let attached = serde_json::json!({
+            "event": "attached",
+            "tier": capture.tier(),
+            "preemption": Preemption::of_running_kernel().to_string(),
+            "functions": capture.functions(),
+        });
         let untagged = Arc::new(Untagged::default());
         let inflow = Inflow {
             inlet: spool.backlog().inlet(),
@@ -256,7 +263,7 @@ impl Recording {
             written,
         };
         let live = Live::start(capture, inflow).or_exit(Code::Internal)?;
-        Ok(Self {
+        let recording = Self {
             live,
             spool,
             tree: Tree::new(tagger.clone(), &request.proxy_exes, untagged),
@@ -264,7 +271,9 @@ impl Recording {
             generation,
             logs,
             kept,
-        })
+        };
+        recording.note(kind::CAPTURE, &attached);
+        Ok(recording)
     }
 
     /// Tags a process so that it and what it starts from now on are captured, and reads the tag back.

@@ -8,8 +8,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
+use crate::bpf::choice::Choice;
 use crate::bpf::load::{Capture, LoadOptions, WatchedId, load, resume};
 use crate::bpf::pin::{Note, PinDir};
+use crate::bpf::self_test::SKIPPED;
 use crate::bpf::tier::Tier;
 use crate::device::kernel_dev;
 use crate::exit::{Code, Failure};
@@ -33,6 +35,8 @@ pub struct Request {
     pub ring_bytes: u32,
     /// Files whose opening by the watched is told: keys, logs, the output.
     pub watched_files: Vec<WatchedId>,
+    /// How to capture transfers; `None`: as works best.
+    pub tier: Option<Tier>,
 }
 
 /// The executable of a proxy, by path and as it is now.
@@ -92,19 +96,55 @@ pub fn requirements() -> Vec<Requirement> {
     vec![architecture(), privileges(), btf(), features(), programs()]
 }
 
-/// Loads the programs and moves a token through a pipe and a socket pair: the tier counts only if it comes back, exact, from
-/// both ends. Takes a fraction of a second and leaves nothing behind.
-pub fn self_test() -> Requirement {
-    let result = crate::bpf::self_test::self_test();
-    Requirement {
-        name: "self-test, tier T",
-        met: result.is_ok(),
-        detail: match result {
-            Ok(()) => "a token came back from both ends of a pipe and of a socket pair".to_owned(),
-            Err(error) => format!("{error:#}"),
+/// What the choice of a tier found: loads the programs of each candidate and moves a token through a pipe and a socket pair. A tier counts only
+/// if it comes back, exact, from both ends. Takes a second or two and leaves nothing behind.
+pub fn self_test(forced: Option<Tier>) -> Vec<Requirement> {
+    let choice = Choice::make(forced);
+    let preemption = Requirement {
+        name: "preemption",
+        met: true,
+        detail: choice.preemption.to_string(),
+        code: Code::Clean,
+    };
+    let refused = choice.refused();
+    let tested = Requirement {
+        name: "self-test",
+        met: choice.tier.is_some(),
+        detail: match choice.tier {
+            Some(tier) => {
+                let mut rest = String::new();
+                if !choice.skipped.is_empty() {
+                    let skipped = choice.skipped.join(", ");
+                    rest = format!(
+                        "; the kernel skips programs on system calls under load, so that ends, spliced bytes and \
+                         files can be missed, which is counted: {skipped}"
+                    );
+                }
+                if !refused.is_empty() {
+                    rest = format!("{rest}; not used: {refused}");
+                }
+                format!(
+                    "tier {tier}: a token came back from both ends of a pipe and of a socket pair{rest}"
+                )
+            }
+            None => refused,
         },
-        code: Code::Unavailable,
-    }
+        // Programs that load and are skipped now and then do record, but not everything.
+        code: if choice
+            .tried
+            .iter()
+            .any(|(_, failure)| skipped(failure.as_deref()))
+        {
+            Code::CouldNotSee
+        } else {
+            Code::Unavailable
+        },
+    };
+    vec![preemption, tested]
+}
+
+fn skipped(failure: Option<&str>) -> bool {
+    failure.is_some_and(|failure| failure.starts_with(SKIPPED))
 }
 
 /// Refuses early when this process lacks the privileges, before anything else asks for them in its own words.
@@ -147,11 +187,25 @@ pub fn attach(request: &Request) -> Result<Capture, Failure> {
         code: Code::Unavailable,
         error,
     };
+    // Only tier T can be pinned so far.
+    let pinned = request.pin.as_ref().map(|_| Tier::Tracepoints);
+    let tier = request.tier.or(pinned).unwrap_or_else(|| {
+        let choice = Choice::make(None);
+        let refused = choice.refused();
+        tracing::debug!(tier = ?choice.tier, refused, preemption = %choice.preemption, "chosen");
+        if choice.tier.is_none() {
+            tracing::warn!(
+                refused,
+                "no tier passes its test: what is recorded will have holes"
+            );
+        }
+        choice.tier.unwrap_or_default()
+    });
     let options = LoadOptions {
         generation,
+        tier,
         proxy_exes,
         ring_bytes: request.ring_bytes,
-        tier: Tier::default(),
         pin: request
             .pin
             .clone()

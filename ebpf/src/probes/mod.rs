@@ -1,6 +1,7 @@
 //! The programs' bodies, one file per subject. The entry points are in `main.rs`: another tier is further entry points
 //! over the same bodies and the same walker.
 
+pub mod aio;
 pub mod balance;
 pub mod compat;
 pub mod delivery;
@@ -12,4 +13,5 @@ pub mod process;
 pub mod splice;
 pub mod transfer;
 pub mod uring;
+pub mod uring_submit;
 pub mod watched;

@@ -2,7 +2,10 @@
 
 use aya_ebpf::{
     bindings::task_struct,
-    helpers::generated::{bpf_probe_read_kernel_str, bpf_probe_read_user},
+    helpers::{
+        bpf_get_current_pid_tgid,
+        generated::{bpf_probe_read_kernel_str, bpf_probe_read_user},
+    },
 };
 use countersign_common::{
     EXEC_TEXT_MAX_BYTES, Exec, Exit, Fork, RecordHeader, Task, counter, kind, load::ExeKey, tag,
@@ -42,6 +45,56 @@ pub unsafe fn fork(parent: *mut task_struct, child: *mut task_struct) {
             // A thread: its leader has the tag.
             return;
         }
+        let creator = current(leader);
+        inherit(&creator, bits, child, child_tgid);
+    }
+}
+
+/// At the child's own first step (`schedule_tail`), before it has run any of its program: where the program at fork was skipped, the tag comes
+/// from its parent as it is now. A parent that has gone meanwhile leaves it to user space to find the child.
+///
+/// # Safety
+/// `child` is the current task.
+#[inline(always)]
+pub unsafe fn first_step(child: *mut task_struct) {
+    // SAFETY: the caller's; typed loads inside `struct task_struct`.
+    unsafe {
+        if tag_of(group_leader(child)).is_some() {
+            return;
+        }
+        let parent =
+            *(child.cast::<u8>().add(off!(task_real_parent) as usize)).cast::<*mut task_struct>();
+        if parent.is_null() {
+            return;
+        }
+        let leader = group_leader(parent);
+        if leader.is_null() {
+            return;
+        }
+        let Some(bits) = tag_of(leader) else { return };
+        let pid_tgid = bpf_get_current_pid_tgid();
+        let tgid = (pid_tgid >> 32) as u32;
+        if pid_tgid as u32 != tgid {
+            // A thread of a process without a tag, which its parent got later.
+            return;
+        }
+        let creator = Task {
+            tgid: kernel(leader as u64, off!(task_tgid)).unwrap_or(0),
+            tid: kernel(parent as u64, off!(task_pid)).unwrap_or(0),
+            start_boot_ns: kernel(leader as u64, off!(task_start_boottime)).unwrap_or(0),
+        };
+        inherit(&creator, bits, child, tgid);
+    }
+}
+
+/// Tags a new process and reports it.
+///
+/// # Safety
+/// `child` is a trusted pointer to the process's leader.
+#[inline(always)]
+unsafe fn inherit(creator: &Task, bits: u32, child: *mut task_struct, child_tgid: u32) {
+    // SAFETY: the caller's.
+    unsafe {
         // A child that could not be tagged is reported with no tag: user space can still tag it.
         let bits = if set_tag(child, bits) {
             bits
@@ -51,14 +104,13 @@ pub unsafe fn fork(parent: *mut task_struct, child: *mut task_struct) {
         };
         let who = Task {
             tgid: child_tgid,
-            tid: child_pid,
+            tid: child_tgid,
             start_boot_ns: kernel(child as u64, off!(task_start_boottime)).unwrap_or(0),
         };
-        let creator = current(leader);
         let (uid, _, gid) = ids(child);
         let (cgroup, ns_tgid) = (cgroup(child), ns_pid(child));
         record::<Fork>(kind::FORK, |place| {
-            (*place).parent = creator;
+            (*place).parent = *creator;
             (*place).child = who;
             (*place).child_ns_tgid = ns_tgid;
             (*place).uid = uid;

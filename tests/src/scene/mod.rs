@@ -8,6 +8,7 @@
     reason = "a scene that cannot be played is a wrong test"
 )]
 
+mod copies;
 mod outcome;
 mod processes;
 pub mod program;
@@ -74,6 +75,8 @@ pub struct Shown {
     pub flags: u16,
     /// When the call entered the kernel; else one tick before it returns.
     pub enter: Option<u64>,
+    /// The kernel's own copy of what moved comes before it.
+    pub copied: bool,
     /// Every record of it is lost, and its number is used up.
     pub lost: bool,
 }
@@ -344,12 +347,7 @@ impl Scene {
             offset: 0,
             len: 0,
             syscall: u16::from(direction == abi::direction::WRITE),
-            flags: shown.flags
-                | if proxy {
-                    abi::transfer_flags::BY_PROXY
-                } else {
-                    0
-                },
+            flags: shown.bits(proxy),
             reason: abi::gap::NONE,
             direction,
             reserved: [0; 5],
@@ -363,6 +361,9 @@ impl Scene {
         } else {
             shown.chunk
         } as u64;
+        if shown.copied {
+            self.copy(base, moved);
+        }
         let mut at = 0;
         while at < base.returned {
             if let Some((gap, reason)) = shown.gap.as_ref().filter(|(gap, _)| gap.contains(&at)) {

@@ -121,51 +121,55 @@ fn pages_behind_a_buffer_are_not_claimed() {
 fn neither_a_hostile_writer_nor_a_hostile_reader_changes_what_the_kernel_copied() {
     const MESSAGES: usize = 3000;
     const LEN: usize = 1024;
-    let Some(mut witness) = witness() else { return };
-    witness.run(tag::TREE, || {
-        let [left, right] = socket_pair();
-        let stop = Arc::new(AtomicBool::new(false));
-        // Both buffers have a thread that rewrites them all the time.
-        let rewritten = |first: u8, second: u8| {
-            let buffer = Box::leak(vec![first; LEN].into_boxed_slice());
-            let address = buffer.as_mut_ptr().addr();
-            let stop = Arc::clone(&stop);
-            let thread = std::thread::spawn(move || {
-                let buffer = address as *mut u8;
-                while !stop.load(Ordering::Relaxed) {
-                    for byte in [first, second] {
-                        unsafe { buffer.write_bytes(byte, LEN) };
-                        std::hint::spin_loop();
+    const ROUNDS_MAX: usize = 20;
+    // Whether the reader's thread comes in time is the scheduler's choice: once is enough.
+    for _ in 0..ROUNDS_MAX {
+        let Some(mut witness) = witness() else { return };
+        witness.run(tag::TREE, || {
+            let [left, right] = socket_pair();
+            let stop = Arc::new(AtomicBool::new(false));
+            // Both buffers have a thread that rewrites them all the time.
+            let rewritten = |first: u8, second: u8| {
+                let buffer = Box::leak(vec![first; LEN].into_boxed_slice());
+                let address = buffer.as_mut_ptr().addr();
+                let stop = Arc::clone(&stop);
+                let thread = std::thread::spawn(move || {
+                    let buffer = address as *mut u8;
+                    while !stop.load(Ordering::Relaxed) {
+                        for byte in [first, second] {
+                            unsafe { buffer.write_bytes(byte, LEN) };
+                            std::hint::spin_loop();
+                        }
                     }
+                });
+                (address, thread)
+            };
+            let (from, writer) = rewritten(b'G', b'E');
+            let (to, reader) = rewritten(b'x', b'y');
+            for _ in 0..MESSAGES {
+                // Lets both have the processors: without it all messages can pass before either has begun.
+                std::thread::sleep(std::time::Duration::from_micros(100));
+                unsafe {
+                    assert_eq!(libc::write(left, from as *const _, LEN), 1024);
+                    assert_eq!(libc::read(right, to as *mut _, LEN), 1024);
                 }
-            });
-            (address, thread)
-        };
-        let (from, writer) = rewritten(b'G', b'E');
-        let (to, reader) = rewritten(b'x', b'y');
-        for _ in 0..MESSAGES {
-            // Lets both have the processors: without it all messages can pass before either has begun.
-            std::thread::sleep(std::time::Duration::from_micros(100));
-            unsafe {
-                assert_eq!(libc::write(left, from as *const _, LEN), 1024);
-                assert_eq!(libc::read(right, to as *mut _, LEN), 1024);
             }
+            stop.store(true, Ordering::Relaxed);
+            writer.join().unwrap();
+            reader.join().unwrap();
+        });
+        let delivered = delivered(&witness);
+        assert_eq!(delivered.len(), MESSAGES);
+        let lies = delivered.iter().filter(|(kernel, reader)| kernel != reader);
+        let lies = lies.count();
+        // Nothing but what the writer ever had in its buffer went through the socket.
+        for (kernel, _) in &delivered {
+            assert_eq!(kernel.len(), LEN);
+            assert!(kernel.iter().all(|byte| matches!(byte, b'G' | b'E')));
         }
-        stop.store(true, Ordering::Relaxed);
-        writer.join().unwrap();
-        reader.join().unwrap();
-    });
-    let delivered = delivered(&witness);
-    assert_eq!(delivered.len(), MESSAGES);
-    let lies = delivered.iter().filter(|(kernel, reader)| kernel != reader);
-    let lies = lies.count();
-    // Nothing but what the writer ever had in its buffer went through the socket.
-    for (kernel, _) in &delivered {
-        assert_eq!(kernel.len(), LEN);
-        assert!(kernel.iter().all(|byte| matches!(byte, b'G' | b'E')));
+        if lies > 0 {
+            return;
+        }
     }
-    assert!(
-        lies > 0,
-        "the reader's thread never came in time: nothing was tested"
-    );
+    panic!("the reader's thread never came in time: nothing was tested");
 }

@@ -6,6 +6,7 @@
     reason = "system calls on buffers and descriptors that the test owns"
 )]
 
+mod aio;
 mod balance;
 mod calls;
 mod compat;
@@ -14,6 +15,7 @@ mod delivery;
 mod evasion;
 mod floods;
 mod functions;
+mod functions_uring;
 mod harness;
 mod limits;
 mod mending;

@@ -65,7 +65,7 @@ pub(crate) struct Completion {
 /// A ring of sixteen entries.
 pub(crate) struct Ring {
     fd: i32,
-    rings: *mut u8,
+    rings: *mut u64,
     entries: *mut Submission,
     parameters: [u32; 30],
     polls: bool,
@@ -104,7 +104,7 @@ impl Ring {
     }
 
     fn word(&self, offset: u32) -> &AtomicU32 {
-        unsafe { &*self.rings.add(offset as usize).cast::<AtomicU32>() }
+        unsafe { &*self.rings.byte_add(offset as usize).cast::<AtomicU32>() }
     }
 
     /// Submits and waits for that many completions. The tables of offsets begin at byte 40 and 80 of the parameters.
@@ -146,7 +146,7 @@ impl Ring {
         let mut at = head.load(Ordering::Relaxed);
         while at != tail {
             let offset = self.parameters[25] as usize + 16 * (at & mask) as usize;
-            completions.push(unsafe { self.rings.add(offset).cast::<Completion>().read() });
+            completions.push(unsafe { self.rings.byte_add(offset).cast::<Completion>().read() });
             at = at.wrapping_add(1);
         }
         head.store(at, Ordering::Release);

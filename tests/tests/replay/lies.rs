@@ -38,6 +38,54 @@ fn a_server_that_rewrites_what_it_read_is_found_and_nobody_else_accused() {
 }
 
 #[test]
+fn the_kernels_copy_stands_for_what_a_server_rewrote_and_accuses_it() {
+    let (mut scene, session, mut log) = start();
+    let params = tool_params("read");
+    let asked = request("1", "tools/call", &params);
+    session.client_asks(&mut scene, &asked);
+    scene.write(session.proxy, session.to_server, &line(&asked));
+    let memory = padded(&line(&request("9", "ping", "{}")), asked.len() + 1);
+    let shown = Shown {
+        memory: Some(memory),
+        copied: true,
+        ..Shown::default()
+    };
+    scene.read_as(session.server, session.to_server, ALL, &shown);
+    session.to_client(&mut scene, &Answer::Result("{}").line("1"));
+    log.writes(
+        &mut scene,
+        session.proxy,
+        &Entry::of_call("1", "tools/call", &params, Answer::Result("{}")),
+    );
+    let outcome = Play::new(scene, &[&log]).run();
+    expect(&outcome, &["matched tools/call read 1"]);
+    assert_eq!(outcome.found("evidence_denied"), 1);
+}
+
+#[test]
+fn the_kernels_copy_of_an_honest_reader_accuses_nobody() {
+    let (mut scene, session, mut log) = start();
+    let params = tool_params("read");
+    let asked = request("1", "tools/call", &params);
+    session.client_asks(&mut scene, &asked);
+    scene.write(session.proxy, session.to_server, &line(&asked));
+    let shown = Shown {
+        copied: true,
+        ..Shown::default()
+    };
+    scene.read_as(session.server, session.to_server, ALL, &shown);
+    session.to_client(&mut scene, &Answer::Result("{}").line("1"));
+    log.writes(
+        &mut scene,
+        session.proxy,
+        &Entry::of_call("1", "tools/call", &params, Answer::Result("{}")),
+    );
+    let outcome = Play::new(scene, &[&log]).run();
+    expect(&outcome, &["matched tools/call read 1"]);
+    assert_eq!(outcome.found("evidence_denied"), 0);
+}
+
+#[test]
 fn one_byte_of_its_own_does_not_let_a_server_accuse_the_agent() {
     let (mut scene, session, mut log) = start();
     let params = tool_params("read");

@@ -42,8 +42,9 @@ impl Record<'_> {
     /// What every record starts with.
     pub fn header(&self) -> &abi::RecordHeader {
         match self {
-            Self::Chunk(transfer, ..) | Self::Gap(transfer, ..) => &transfer.header,
-            Self::KernelCopy(transfer, _) => &transfer.header,
+            Self::Chunk(transfer, ..) | Self::Gap(transfer, ..) | Self::KernelCopy(transfer, _) => {
+                &transfer.header
+            }
             Self::Fork(fork) => &fork.header,
             Self::Exec(exec, ..) => &exec.header,
             Self::Exit(exit) => &exit.header,

@@ -3,6 +3,7 @@
 use std::{
     fs,
     os::fd::{AsFd, OwnedFd},
+    sync::OnceLock,
 };
 
 use anyhow::{Context, ensure};
@@ -21,6 +22,10 @@ use super::{
 
 /// Where the kernel tells addresses.
 const KALLSYMS: &str = "/proc/kallsyms";
+
+/// What a new task runs first. From Linux 7.0 on the program at fork can be skipped like any other tracepoint's.
+const FIRST_STEP: &str = "schedule_tail";
+const NOT_THERE: &str = "the kernel has no such function to probe, or several";
 
 /// A kernel function that moves bytes.
 struct Function {
@@ -135,8 +140,11 @@ pub(super) struct LinearMap {
 }
 
 impl LinearMap {
+    /// Read once: the addresses stay as long as the kernel runs, and to list them all takes tens of milliseconds.
     pub(super) fn of_running_kernel() -> Self {
-        Self::from_kallsyms(&fs::read_to_string(KALLSYMS).unwrap_or_default())
+        static FOUND: OnceLock<LinearMap> = OnceLock::new();
+        *FOUND
+            .get_or_init(|| Self::from_kallsyms(&fs::read_to_string(KALLSYMS).unwrap_or_default()))
     }
 
     fn from_kallsyms(text: &str) -> Self {
@@ -184,6 +192,14 @@ impl Functions {
 
     fn kprobes(&mut self, ebpf: &mut Ebpf) -> anyhow::Result<()> {
         let tracefs = Tracefs::open()?;
+        let first_step = self.kprobe(ebpf, &tracefs, FIRST_STEP, "k_first_step", Side::Entry)?;
+        self.status.push(FunctionStatus {
+            function: FIRST_STEP.to_owned(),
+            covers: "processes that were not tagged when they were forked",
+            attached: first_step.is_some(),
+            why: first_step.is_none().then(|| NOT_THERE.to_owned()),
+        });
+        self.events.extend(first_step);
         for function in &FUNCTIONS {
             let mut found = None;
             for name in function.names {
@@ -198,7 +214,7 @@ impl Functions {
                     break;
                 }
             }
-            self.note(function, found, "the kernel has no such function to probe")?;
+            self.note(function, found, NOT_THERE)?;
         }
         Ok(())
     }
@@ -228,17 +244,17 @@ impl Functions {
     fn trampolines(&mut self, ebpf: &mut Ebpf, btf: &Btf) -> anyhow::Result<()> {
         for function in &FUNCTIONS {
             let mut found = None;
-            let mut why = None;
+            let mut why = Vec::new();
             for name in function.names {
                 match self.trampoline(ebpf, btf, function, name) {
                     Ok(()) => {
                         found = Some(*name);
                         break;
                     }
-                    Err(error) => why = Some(format!("{error:#}")),
+                    Err(error) => why.push(format!("{error:#}")),
                 }
             }
-            self.note(function, found, &why.unwrap_or_default())?;
+            self.note(function, found, &why.join("; "))?;
         }
         Ok(())
     }
@@ -307,7 +323,7 @@ impl Functions {
         let lines = self.events.iter().map(|event| {
             // An event that is not in the list sees nothing, which no number says.
             let counts = profile.as_ref().ok().and_then(|text| event.counts(text));
-            let (hits, missed) = counts.unwrap_or((0, u64::MAX));
+            let (hits, missed) = counts.unwrap_or((0, i64::MAX.cast_unsigned()));
             ProgramLedger {
                 name: event.label(),
                 recursion_misses: missed,

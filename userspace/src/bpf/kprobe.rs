@@ -130,7 +130,7 @@ impl Tracefs {
     /// Best effort: an event that is in use is refused with `EBUSY`, and rightly.
     fn remove_leftovers(&self) {
         let events = fs::read_to_string(self.root.join("kprobe_events")).unwrap_or_default();
-        for name in leftovers(&events, |pid| scan::start_ticks(pid)).take(LEFTOVERS_MAX) {
+        for name in leftovers(&events, scan::start_ticks).take(LEFTOVERS_MAX) {
             let removed = self.command(&format!("-:{GROUP}/{name}"));
             tracing::debug!(name, ?removed, "a kprobe event of a dead process");
         }

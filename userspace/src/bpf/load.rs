@@ -56,8 +56,8 @@ const PROGRAMS: [&str; 5] = [
     "sys_enter",
 ];
 
-/// Programs for tracepoints that a kernel may lack, with the names that the tracepoint has had. Without them nothing of the kind is
-/// captured, which the programs for system calls know from the offsets. Completions come first, as above.
+/// Programs for tracepoints that a kernel may lack, with the names that those have had. What is then missing the programs for system
+/// calls know from the offsets. Completions come first, as above.
 const OPTIONAL: [(&str, &[&str]); 3] = [
     ("skb_copy_datagram_iovec", &["skb_copy_datagram_iovec"]),
     ("io_uring_complete", &["io_uring_complete"]),
@@ -74,6 +74,11 @@ const CONTINUED: [(&str, &str, &str); 4] = [
     ("evasion_exit", "sys_exit", "EVASION_AT_EXIT"),
     ("evasion_enter", "sys_enter", "EVASION_AT_ENTER"),
 ];
+
+/// Whether a program of the ledger is on a tracepoint.
+pub fn is_tracepoint(name: &str) -> bool {
+    PROGRAMS.contains(&name) || OPTIONAL.iter().any(|(program, _)| *program == name)
+}
 
 /// What a capture is loaded with.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,6 +145,7 @@ pub struct Capture {
     tier: Tier,
     /// Holds the programs and their links; nothing where they are pinned and another process loaded them.
     _ebpf: Option<Ebpf>,
+    /// The kernel empties such a table when nobody holds it.
     _continued: Vec<ProgramArray<MapData>>,
     rings: Rings,
     /// Programs stay in the kernel without this process: what was read is given back only when the caller says so.
@@ -249,7 +255,10 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         continued.push(load_continued(&mut ebpf, &btf, tracepoint, name, table)?);
     }
 
-    let mut programs = Vec::new();
+    // Nothing is tagged yet, so that the order costs nothing; what a kernel refuses, it refuses here.
+    let mut functions = Functions::attach(options.tier, &mut ebpf, &btf, &offsets)
+        .context("attach to kernel functions")?;
+    let mut programs = functions.take_programs();
     let programs_here = PROGRAMS.into_iter().map(|name| (name, name));
     for (name, tracepoint) in programs_here.chain(optional) {
         let program: &mut BtfTracePoint = ebpf
@@ -271,9 +280,6 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
             dir.pin_link(name, FdLink::from(program.take_link(link)?))?;
         }
     }
-    let mut functions = Functions::attach(options.tier, &mut ebpf, &btf, &offsets)
-        .with_context(|| format!("attach tier {}", options.tier))?;
-    programs.append(&mut functions.take_programs());
     if let Some((dir, _)) = &options.pin {
         dir.pin_maps(&ebpf, &PINNED_MAPS)?;
     }

@@ -3,6 +3,7 @@
 //! Owns every `bpf(2)` call. It knows no correlator: records leave it as bytes.
 
 mod btf;
+pub mod choice;
 pub mod features;
 pub mod functions;
 mod kprobe;
@@ -11,6 +12,7 @@ mod messages;
 pub mod object;
 pub mod offsets;
 pub mod pin;
+pub mod preemption;
 mod ring;
 mod rings;
 mod run;

@@ -123,6 +123,24 @@ fn from_btf(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         kind_kvec: optional(btf.enumerator("iter_type", "ITER_KVEC")),
         kind_bvec: optional(btf.enumerator("iter_type", "ITER_BVEC")),
         page_shift: page_shift(btf),
+        skb_cb: btf.offset("sk_buff", "cb")?,
+        skb_len: btf.offset("sk_buff", "len")?,
+        skb_data_len: btf.offset("sk_buff", "data_len")?,
+        skb_data: btf.offset("sk_buff", "data")?,
+        skb_head: btf.offset("sk_buff", "head")?,
+        skb_end: btf.offset("sk_buff", "end")?,
+        skb_sk: btf.offset("sk_buff", "sk")?,
+        unixcb_consumed: btf.offset("unix_skb_parms", "consumed")?,
+        shinfo_nr_frags: btf.offset("skb_shared_info", "nr_frags")?,
+        shinfo_frags: btf.offset("skb_shared_info", "frags")?,
+        shinfo_frag_list: btf.offset("skb_shared_info", "frag_list")?,
+        ..of_rings(btf)?
+    })
+}
+
+/// The members that `io_uring` is decoded by; a kernel may lack each.
+fn of_rings(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
+    Ok(Offsets {
         uring_complete_args: btf
             .tracepoint_args("io_uring_complete")?
             .unwrap_or_default(),
@@ -143,18 +161,15 @@ fn from_btf(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         sr_flags: optional(btf.offset("io_sr_msg", "flags")),
         uring_splice_fd_in: optional(btf.offset("io_splice", "splice_fd_in")),
         uring_splice_flags: optional(btf.offset("io_splice", "flags")),
-        skb_cb: btf.offset("sk_buff", "cb")?,
-        skb_len: btf.offset("sk_buff", "len")?,
-        skb_data_len: btf.offset("sk_buff", "data_len")?,
-        skb_data: btf.offset("sk_buff", "data")?,
-        skb_head: btf.offset("sk_buff", "head")?,
-        skb_end: btf.offset("sk_buff", "end")?,
-        skb_sk: btf.offset("sk_buff", "sk")?,
-        unixcb_consumed: btf.offset("unix_skb_parms", "consumed")?,
-        shinfo_nr_frags: btf.offset("skb_shared_info", "nr_frags")?,
-        shinfo_frags: btf.offset("skb_shared_info", "frags")?,
-        shinfo_frag_list: btf.offset("skb_shared_info", "frag_list")?,
-        // Evasion.
+        ..of_attempts(btf)?
+    })
+}
+
+/// The members by which attempts to get round the witness are told.
+fn of_attempts(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
+    let task = |member| btf.offset("task_struct", member);
+    let cred = |member| btf.offset("cred", member);
+    Ok(Offsets {
         task_ptrace: task("ptrace")?,
         task_parent: task("parent")?,
         task_pid_links: task("pid_links")?,
@@ -179,6 +194,8 @@ fn from_btf(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         proc_inode_pid: btf.offset("proc_inode", "pid")?,
         proc_inode_inode: btf.offset("proc_inode", "vfs_inode")?,
         sock_peer_pid: btf.offset("sock", "sk_peer_pid")?,
+        task_real_parent: optional(btf.offset("task_struct", "real_parent")),
+        ..Offsets::default()
     })
 }
 
@@ -208,6 +225,7 @@ pub(super) fn missing_for_functions(offsets: &Offsets) -> Option<&'static str> {
         (offsets.msghdr_flags, "msghdr.msg_flags"),
         (offsets.socket_file, "socket.file"),
         (offsets.task_flags, "task_struct.flags"),
+        (offsets.task_real_parent, "task_struct.real_parent"),
     ]
     .into_iter()
     .find(|(offset, _)| *offset == Offsets::UNKNOWN)

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::bpf::tier::Tier;
 use crate::config::{Flags, Payload, parse_bytes, parse_duration, parse_ring_bytes};
 use crate::key::KeySource;
 
@@ -104,6 +105,9 @@ pub struct SpoolFlags {
     /// [default: 64MiB].
     #[arg(long, value_name = "SIZE", value_parser = parse_ring_bytes, allow_hyphen_values = true)]
     pub ring_size: Option<u32>,
+    /// How to capture: t (tracepoints), k (kprobes) or f (trampolines) [default: the best one that passes its test].
+    #[arg(long, value_name = "TIER")]
+    pub tier: Option<Tier>,
     /// Keep the raw records after pairing; they hold full payloads.
     #[arg(long)]
     pub keep_spool: bool,
@@ -205,6 +209,9 @@ pub struct DoctorArgs {
     /// Print one JSON object.
     #[arg(long)]
     pub json: bool,
+    /// Test this tier alone: t (tracepoints), k (kprobes) or f (trampolines).
+    #[arg(long, value_name = "TIER")]
+    pub tier: Option<Tier>,
 }
 
 impl ProxyFlags {

@@ -25,6 +25,7 @@ mod targets;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 
 pub(super) fn record(args: RecordArgs) -> Result<Code, Failure> {
+    let tier = args.spool.tier;
     let (flags, evidence, targets, pin) = args.split();
     let config = Config::load(flags).or_exit(Code::Config)?;
     let proxy_exes = proxy_exes(&config)?;
@@ -55,6 +56,7 @@ pub(super) fn record(args: RecordArgs) -> Result<Code, Failure> {
         capture,
         proxy_exes,
         pin: pinned.dir().cloned(),
+        tier,
         ring_bytes: config.capture.ring_bytes,
         watched_files: crate::watched::files(&config, out.path()),
     };

@@ -20,6 +20,7 @@ use crate::recording::{self, Recorded, Recording, TICK};
 use crate::witness::{self, ProxyExe};
 
 pub(super) fn run(args: RunArgs) -> Result<Code, Failure> {
+    let tier = args.spool.tier;
     let (flags, evidence, agent_command) = args.split();
     let config = Config::load(flags).or_exit(Code::Config)?;
     if config.proxies.is_empty() {
@@ -49,6 +50,7 @@ pub(super) fn run(args: RunArgs) -> Result<Code, Failure> {
         pin: None,
         ring_bytes: config.capture.ring_bytes,
         watched_files: crate::watched::files(&config, out.path()),
+        tier,
     };
     let capture = witness::attach(&request)?;
 

@@ -163,7 +163,7 @@ mod tests {
 
     #[test]
     fn garbage_is_malformed() {
-        for garbage in [&b""[..], b"{", b"[]", b"\xff", b"{\"abi_version\":1}"] {
+        for garbage in [&b""[..], b"{", b"[]", b"\xff", b"{\"abi_version\":2}"] {
             assert!(matches!(
                 SegmentHeader::parse(garbage),
                 Err(HeaderError::Malformed(_))

@@ -156,6 +156,7 @@ pub(crate) fn measure(
         ring_bytes: countersign::bpf::load::RING_BYTES_DEFAULT,
         capture,
         proxy_exes: Vec::new(),
+        tier: None,
     };
     let attached = attach(&request).map_err(|failure| failure.error)?;
     let mut recording = Recording::begin(&config(), &out, &request, attached, Vec::new())

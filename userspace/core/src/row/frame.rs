@@ -51,7 +51,7 @@ table! {
         complete: bool,
         /// Bytes of the frame that were not captured.
         gap_bytes: u64,
-        /// Why they were not: `limit`, `fault`, `ring_full`, `splice`, `vectors`, `attached` (the stream began before the capture),
+        /// Why they were not: `limit`, `fault`, `ring_full`, `splice`, `vectors`, `multishot`, `aio`, `compat`, `attached` (the stream began before the capture),
         /// `order_ambiguous`, `unseen_ops`, `peer_unmarked`, `spool`; null without a gap.
         gap_reason: Option<&'static str>,
         /// Bytes follow a gap, so that something may stand before this frame in the stream that was not seen.
