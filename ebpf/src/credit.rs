@@ -35,50 +35,84 @@ pub static RING_BYTES: [u64; 2] = [0; 2];
 /// to say why something larger is missing.
 #[inline(always)]
 pub fn take<const RING: u32>(pool: u32, bytes: u64, small: bool) -> bool {
-    let Some(credit) = CREDITS.get_ptr_mut(pool & (POOLS as u32 - 1)) else {
-        return false;
+    take_credit(u64::from(RING), u64::from(pool), bytes, u64::from(small)) != 0
+}
+
+/// [`take`], verified once and out of its callers' stacks.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn take_credit(ring: u64, pool: u64, bytes: u64, small: u64) -> u64 {
+    let Some(credit) = CREDITS.get_ptr_mut(pool as u32 & (POOLS as u32 - 1)) else {
+        return 0;
     };
     // SAFETY: a value of the map; one side only grows here, the other only in user space.
     unsafe {
-        let produced = &raw mut (*credit).produced[RING as usize];
-        let taken = read_volatile(&raw const (*credit).consumed[RING as usize]);
-        let mut waiting = read_volatile(produced).wrapping_sub(taken);
+        let (produced, consumed, bytes_of_ring, waiting_in_ring);
+        if ring == u64::from(CONTROL_RING) {
+            produced = &raw mut (*credit).produced[CONTROL_RING as usize];
+            consumed = &raw const (*credit).consumed[CONTROL_RING as usize];
+            bytes_of_ring = size::<CONTROL_RING>();
+            waiting_in_ring =
+                bpf_ringbuf_query(place_of::<CONTROL_RING>(), u64::from(BPF_RB_AVAIL_DATA));
+        } else {
+            produced = &raw mut (*credit).produced[DATA_RING as usize];
+            consumed = &raw const (*credit).consumed[DATA_RING as usize];
+            bytes_of_ring = size::<DATA_RING>();
+            waiting_in_ring =
+                bpf_ringbuf_query(place_of::<DATA_RING>(), u64::from(BPF_RB_AVAIL_DATA));
+        }
+        let mut waiting = read_volatile(produced).wrapping_sub(read_volatile(consumed));
         if waiting >> 63 != 0 {
             // More was given back than taken: user space counted anew meanwhile.
             waiting = 0;
         }
-        let free = size::<RING>().wrapping_sub(bpf_ringbuf_query(
-            place_of::<RING>(),
-            u64::from(BPF_RB_AVAIL_DATA),
-        ));
-        let most = if small { 3 * free } else { 2 * free };
+        let free = bytes_of_ring.wrapping_sub(waiting_in_ring);
+        let most = if small != 0 { 3 * free } else { 2 * free };
         if waiting + bytes > most {
-            return false;
+            return 0;
         }
         add(produced, bytes);
     }
-    true
+    1
 }
 
 /// Takes [`take`] back: no record came of it.
 #[inline(always)]
 pub fn give_back<const RING: u32>(pool: u32, bytes: u64) {
-    if let Some(credit) = CREDITS.get_ptr_mut(pool & (POOLS as u32 - 1)) {
+    give_back_credit(u64::from(RING), u64::from(pool), bytes);
+}
+
+/// [`give_back`], verified once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn give_back_credit(ring: u64, pool: u64, bytes: u64) -> u64 {
+    if let Some(credit) = CREDITS.get_ptr_mut(pool as u32 & (POOLS as u32 - 1)) {
         // SAFETY: a value of the map.
         unsafe {
-            add(
-                &raw mut (*credit).produced[RING as usize],
-                bytes.wrapping_neg(),
-            )
-        };
+            let produced = if ring == u64::from(CONTROL_RING) {
+                &raw mut (*credit).produced[CONTROL_RING as usize]
+            } else {
+                &raw mut (*credit).produced[DATA_RING as usize]
+            };
+            add(produced, bytes.wrapping_neg());
+        }
     }
+    0
 }
 
 /// The pool of the current task.
 #[inline(always)]
 pub fn pool_now() -> u32 {
+    pool_of_current() as u32
+}
+
+/// [`pool_now`], verified once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn pool_of_current() -> u64 {
     // SAFETY: the current task and its leader.
-    unsafe { tag::pool(tag_of(group_leader(bpf_get_current_task_btf())).unwrap_or(0)) }
+    let bits = unsafe { tag_of(group_leader(bpf_get_current_task_btf())) };
+    u64::from(tag::pool(bits.unwrap_or(0)))
 }
 
 /// The ring as the helpers take it.

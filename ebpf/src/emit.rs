@@ -450,30 +450,32 @@ pub unsafe extern "C" fn chunk(thread: *mut Thread, address: u64, len: u64) -> u
     if thread.is_null() {
         return FAULT;
     }
+    // The compiler must not know that the comparisons below bound it: the verifier of Linux 6.1 forgets them at a spill.
+    let same = core::hint::black_box(len);
     // SAFETY: the caller's.
     unsafe {
         if len <= 1 << 6 {
-            chunk_of::<{ 1 << 6 }>(thread, address, len)
+            chunk_of::<{ 1 << 6 }>(thread, address, same)
         } else if len <= 1 << 7 {
-            chunk_of::<{ 1 << 7 }>(thread, address, len)
+            chunk_of::<{ 1 << 7 }>(thread, address, same)
         } else if len <= 1 << 8 {
-            chunk_of::<{ 1 << 8 }>(thread, address, len)
+            chunk_of::<{ 1 << 8 }>(thread, address, same)
         } else if len <= 1 << 9 {
-            chunk_of::<{ 1 << 9 }>(thread, address, len)
+            chunk_of::<{ 1 << 9 }>(thread, address, same)
         } else if len <= 1 << 10 {
-            chunk_of::<{ 1 << 10 }>(thread, address, len)
+            chunk_of::<{ 1 << 10 }>(thread, address, same)
         } else if len <= 1 << 11 {
-            chunk_of::<{ 1 << 11 }>(thread, address, len)
+            chunk_of::<{ 1 << 11 }>(thread, address, same)
         } else if len <= 1 << 12 {
-            chunk_of::<{ 1 << 12 }>(thread, address, len)
+            chunk_of::<{ 1 << 12 }>(thread, address, same)
         } else if len <= 1 << 13 {
-            chunk_of::<{ 1 << 13 }>(thread, address, len)
+            chunk_of::<{ 1 << 13 }>(thread, address, same)
         } else if len <= 1 << 14 {
-            chunk_of::<{ 1 << 14 }>(thread, address, len)
+            chunk_of::<{ 1 << 14 }>(thread, address, same)
         } else if len <= 1 << 15 {
-            chunk_of::<{ 1 << 15 }>(thread, address, len)
+            chunk_of::<{ 1 << 15 }>(thread, address, same)
         } else {
-            chunk_of::<{ 1 << 16 }>(thread, address, len)
+            chunk_of::<{ 1 << 16 }>(thread, address, same)
         }
     }
 }
@@ -498,8 +500,6 @@ unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64
             count(counter::RING_DROPPED_RECORDS, 1);
             return RING_FULL;
         }
-        // As in `kernel_chunk_of`: the verifier of Linux 6.1 forgets a comparison made before a spill.
-        let len = core::hint::black_box(len);
         let len = if len > CLASS { CLASS } else { len };
         let to: *mut c_void = place.add(HEADER as usize).cast();
         let failed = if functions_carry()

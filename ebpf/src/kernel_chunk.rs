@@ -31,18 +31,20 @@ pub unsafe extern "C" fn kernel_chunk(
     if thread.is_null() {
         return 0;
     }
+    // The compiler must not know that the comparisons below bound it: the verifier of Linux 6.1 forgets them at a spill.
+    let same = core::hint::black_box(len);
     // SAFETY: the caller's.
     unsafe {
         if len <= 1 << 6 {
-            kernel_chunk_of::<{ 1 << 6 }>(thread, address, len, record_kind as u16)
+            kernel_chunk_of::<{ 1 << 6 }>(thread, address, same, record_kind as u16)
         } else if len <= 1 << 8 {
-            kernel_chunk_of::<{ 1 << 8 }>(thread, address, len, record_kind as u16)
+            kernel_chunk_of::<{ 1 << 8 }>(thread, address, same, record_kind as u16)
         } else if len <= 1 << 10 {
-            kernel_chunk_of::<{ 1 << 10 }>(thread, address, len, record_kind as u16)
+            kernel_chunk_of::<{ 1 << 10 }>(thread, address, same, record_kind as u16)
         } else if len <= 1 << 12 {
-            kernel_chunk_of::<{ 1 << 12 }>(thread, address, len, record_kind as u16)
+            kernel_chunk_of::<{ 1 << 12 }>(thread, address, same, record_kind as u16)
         } else if len <= 1 << 15 {
-            kernel_chunk_of::<{ 1 << 15 }>(thread, address, len, record_kind as u16)
+            kernel_chunk_of::<{ 1 << 15 }>(thread, address, same, record_kind as u16)
         } else {
             0
         }
@@ -73,8 +75,6 @@ unsafe fn kernel_chunk_of<const CLASS: u64>(
             count(counter::RING_DROPPED_RECORDS, 1);
             return 0;
         }
-        // The compiler must not know that it is: the verifier of Linux 6.1 forgets a comparison made before a spill.
-        let len = core::hint::black_box(len);
         let len = if len > CLASS { CLASS } else { len };
         if bpf_probe_read_kernel(
             place.add(HEADER as usize).cast(),
