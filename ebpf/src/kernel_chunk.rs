@@ -75,6 +75,9 @@ unsafe fn kernel_chunk_of<const CLASS: u64>(
             count(counter::RING_DROPPED_RECORDS, 1);
             return 0;
         }
+        // Once more, in a register of its own: the compiler may compare a value on the stack and read it from there again, and Linux 6.1 does
+        // not know that they are the same.
+        let len = core::hint::black_box(len);
         let len = if len > CLASS { CLASS } else { len };
         if bpf_probe_read_kernel(
             place.add(HEADER as usize).cast(),

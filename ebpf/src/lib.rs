@@ -216,6 +216,8 @@ pub fn is_in(numbers: &Numbers, number: u64) -> bool {
     numbers[word as usize] >> (number % 64) & 1 != 0
 }
 
+const _: () = assert!((NUMBERS / 64).is_power_of_two());
+
 const fn numbers(enter: bool) -> Numbers {
     let mut set = [0; (NUMBERS / 64) as usize];
     let mut number = 0;

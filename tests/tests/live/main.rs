@@ -25,6 +25,8 @@ mod peers;
 mod preemption;
 mod processes;
 mod ring;
+mod sockets;
 mod source;
+mod terminals;
 mod torture;
 mod uring;

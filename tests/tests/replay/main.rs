@@ -15,6 +15,7 @@ mod lies;
 mod loss;
 mod nested;
 mod past;
+mod sockets;
 mod values;
 
 use countersign_tests::scene::Outcome;

@@ -30,6 +30,8 @@ pub enum Record<'a> {
     Peer(abi::Peer),
     /// What a stream's counts and its queue said at one moment.
     Queued(abi::Queued),
+    /// The addresses of an end of a TCP connection.
+    SocketAddress(abi::SocketAddress),
     /// A watched process tried something that can get round the witness.
     Evasion(abi::evasion::Evasion),
     /// Written by user space: kind and JSON text.
@@ -52,6 +54,7 @@ impl Record<'_> {
             Self::FileOpen(open) => &open.header,
             Self::Peer(peer) => &peer.header,
             Self::Queued(queued) => &queued.header,
+            Self::SocketAddress(address) => &address.header,
             Self::Evasion(evasion) => &evasion.header,
             Self::User(header, _) | Self::Unknown(header) => header,
         }
@@ -88,6 +91,8 @@ pub enum GapReason {
     Aio,
     /// Vectors of the 32-bit ABI were not followed.
     Compat,
+    /// The receiver had no room for the rest of a message, or threw bytes away.
+    Truncated,
     /// Its agent had too much on its way already: a flood costs only its own.
     Credit,
     /// Operations or parts of them never arrived; sized from the kernel's counters.
@@ -115,6 +120,7 @@ impl GapReason {
             Self::Multishot => "multishot",
             Self::Aio => "aio",
             Self::Compat => "compat",
+            Self::Truncated => "truncated",
             Self::Credit => "credit",
             Self::UnseenOps => "unseen_ops",
             Self::SpoolLoss => "spool_loss",
@@ -135,6 +141,7 @@ impl GapReason {
             abi::gap::MULTISHOT => Self::Multishot,
             abi::gap::AIO => Self::Aio,
             abi::gap::COMPAT => Self::Compat,
+            abi::gap::TRUNCATED => Self::Truncated,
             abi::gap::CREDIT => Self::Credit,
             _ => Self::Unknown,
         }
@@ -239,6 +246,7 @@ pub fn parse(bytes: &[u8]) -> Result<Record<'_>, RecordError> {
         abi::kind::FILE_OPEN => Record::FileOpen(fixed(header.kind, bytes)?.0),
         abi::kind::PEER => Record::Peer(fixed(header.kind, bytes)?.0),
         abi::kind::QUEUED => Record::Queued(fixed(header.kind, bytes)?.0),
+        abi::kind::SOCKET_ADDRESS => Record::SocketAddress(fixed(header.kind, bytes)?.0),
         abi::kind::EVASION => Record::Evasion(fixed(header.kind, bytes)?.0),
         abi::kind::FIRST_USER.. => {
             let (header, json) = fixed::<abi::RecordHeader>(header.kind, bytes)?;
