@@ -6,7 +6,10 @@
 
 use aya_ebpf::{
     bindings::task_struct,
-    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user, generated::bpf_ktime_get_boot_ns},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_probe_read_user,
+        generated::{bpf_ktime_get_boot_ns, bpf_probe_read_kernel},
+    },
 };
 use countersign_common::{
     channel_kind, counter, direction, end_how, gap, load::Offsets, tag, transfer_flags,
@@ -518,6 +521,19 @@ fn is_compat(request: u64) -> bool {
         return false;
     }
     let ring: u64 = kernel(request, off!(kiocb_ctx)).unwrap_or(0);
-    let byte: u8 = kernel(ring, bit / 8).unwrap_or(1 << (bit % 8));
-    byte >> (bit % 8) & 1 != 0
+    // Not an `Option`: Linux 6.1 loses sight of when its value is there.
+    let mut byte = [0_u8];
+    // SAFETY: a byte on the stack; the helper checks the other address.
+    let failed = unsafe {
+        bpf_probe_read_kernel(
+            (&raw mut byte).cast(),
+            1,
+            (ring + bit / 8) as *const core::ffi::c_void,
+        )
+    };
+    if failed != 0 {
+        count(counter::KERNEL_READ_FAILED, 1);
+        return true;
+    }
+    byte[0] >> (bit % 8) & 1 != 0
 }
