@@ -15,6 +15,7 @@ mod evasion;
 mod functions;
 mod functions_uring;
 mod harness;
+mod hostile;
 mod limits;
 mod mending;
 mod messages;
