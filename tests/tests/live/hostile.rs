@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt::Write as _,
     fs,
     io::Write as _,
     os::unix::fs::PermissionsExt as _,
@@ -92,7 +93,7 @@ struct Figures {
     attacked: usize,
     /// Of them those of which the memory showed something else than what was transferred.
     altered: usize,
-    /// Calls whose parameters or result in the evidence are not those that were transferred, all sightings of a call counted.
+    /// Rows of calls whose tool in the evidence is not the one that was transferred.
     wrong: usize,
     undecided: usize,
     /// Calls without the verdict that they must have, or with another one besides.
@@ -114,7 +115,8 @@ fn hostile_memory_neither_enters_the_evidence_nor_buys_doubt() {
     for case in &CASES {
         let figures = play(case, calls);
         let way = if case.proxied { "proxy" } else { "private" };
-        table += &format!(
+        let _infallible = write!(
+            table,
             "| {way} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
             case.channel,
             case.agent,
@@ -129,8 +131,8 @@ fn hostile_memory_neither_enters_the_evidence_nor_buys_doubt() {
         );
         attacked += figures.attacked;
         altered += figures.altered;
-        // Two accomplices on a private pipe, of which the kernel keeps no copy, can agree on any bytes.
-        let can_be_known = case.proxied || case.channel == "socket" || case.reads == "none";
+        // Of a private pipe no copy is kept: what either end shows is an accusation, and nobody vouches for its words.
+        let can_be_known = case.proxied || case.channel == "socket";
         failed |= figures.calls != calls || figures.undecided + figures.misjudged > 0;
         failed |= can_be_known && figures.wrong > 0;
     }
@@ -239,15 +241,8 @@ fn figures(case: &Case, truth: &Truth, printed: &[u8]) -> Figures {
                 let Some(number) = number("jsonrpc_id") else {
                     continue;
                 };
-                let name = |column: &str| {
-                    let text = row.get(column)?.as_str()?;
-                    let value: Value = serde_json::from_str(text).ok()?;
-                    value["name"].as_str().map(str::to_owned)
-                };
-                let is = |column: &str, way: &str| {
-                    name(column).is_some_and(|name| name == truth.word(way, number))
-                };
-                let right = is("params", "request") && is("result", "answer");
+                // Results are not printed; of calls through the proxy, whose log has them, `matched` compares them.
+                let right = row["tool_name"] == truth.word("request", number);
                 figures.wrong += usize::from(!right);
             }
             // A verdict on a gap is none on a call.

@@ -113,16 +113,16 @@ fn ends(channel: &str) -> io::Result<(OwnedFd, OwnedFd)> {
     }
 }
 
-fn server(reads: &str, writes: &str, truth: &str) -> io::Result<()> {
+fn server(reads: &str, answers: &str, truth: &str) -> io::Result<()> {
     let mut truth = Truth::new(truth)?;
     let mut reader = Reader::new(0, Way::Request, reads)?;
-    let mut writer = Writer::new(1, Way::Answer, writes)?;
+    let mut sender = Writer::new(1, Way::Answer, answers)?;
     for number in 1.. {
         let Some(got) = reader.receive(number)? else {
             break;
         };
         truth.tell("read", Way::Request, number, got)?;
-        truth.tell("wrote", Way::Answer, number, writer.send(number)?)?;
+        truth.tell("wrote", Way::Answer, number, sender.send(number)?)?;
     }
     truth.0.flush()
 }

@@ -123,16 +123,12 @@ impl Memory {
 
     /// Drops the page of the word: it is zero afterwards, or what the file has there.
     pub(crate) fn drop_first(&self) {
-        self.dropped(self.second() - PAGE);
+        dropped(self.second() - PAGE);
     }
 
     /// Drops the second page.
     pub(crate) fn drop_second(&self) {
-        self.dropped(self.second());
-    }
-
-    fn dropped(&self, page: usize) {
-        unsafe { libc::madvise(page as *mut _, PAGE, libc::MADV_DONTNEED) };
+        dropped(self.second());
     }
 
     /// Begins a system call, as far as the thread is concerned, and lets it come into its stride on another processor.
@@ -161,4 +157,8 @@ impl Memory {
             }
         });
     }
+}
+
+fn dropped(page: usize) {
+    unsafe { libc::madvise(page as *mut _, PAGE, libc::MADV_DONTNEED) };
 }
