@@ -115,9 +115,9 @@ fn hostile_memory_neither_enters_the_evidence_nor_buys_doubt() {
     for case in &CASES {
         let figures = play(case, calls);
         let way = if case.proxied { "proxy" } else { "private" };
-        let _infallible = write!(
+        let _infallible = writeln!(
             table,
-            "| {way} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |\n",
+            "| {way} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
             case.channel,
             case.agent,
             case.reads,
