@@ -5,8 +5,9 @@
 //! where nothing else was seen.
 
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
-use crate::channel::StreamIx;
+use crate::channel::{ChannelTable, StreamIx};
 use crate::delivery::{Delivery, StreamFrames};
 use crate::frame::{Frame, FrameFlags, FrameIx};
 use crate::record::GapReason;
@@ -54,6 +55,10 @@ pub enum Author {
 
 /// A delivery with its place and the end that is believed.
 #[derive(Clone, Copy, Debug)]
+#[expect(
+    clippy::struct_excessive_bools,
+    reason = "facts about one delivery that do not depend on each other"
+)]
 pub struct Placed {
     /// Its stream.
     pub stream: StreamIx,
@@ -74,6 +79,9 @@ pub struct Placed {
     /// It was written and never read, though later bytes of its stream were and nothing is missing at the reader: it cannot have
     /// been in the channel, whatever its writer was told.
     pub overtaken: bool,
+    /// Only its writer's memory shows it, and a better end shows other bytes at its place: it was never in the channel, and an
+    /// untrusted writer changed its buffer around the system call.
+    pub contradicted: bool,
     /// When its first byte moved at the record's end.
     pub at: BootNs,
     /// When its last byte moved there.
@@ -84,21 +92,26 @@ pub struct Placed {
 pub fn place(
     frames: &[Frame],
     streams: &BTreeMap<StreamIx, StreamFrames>,
+    channels: &ChannelTable,
     roles: &Roles,
 ) -> Vec<Placed> {
     let mut placed: Vec<Placed> = streams
         .iter()
         .flat_map(|(stream, of_stream)| {
-            let read_to = read_to(of_stream, frames);
+            let counted = channels.channel(stream.channel).created;
+            let ends = Ends::new(of_stream, frames, counted);
+            let ends = Rc::new(ends);
             roles.legs(*stream).flat_map(move |leg| {
+                let ends = Rc::clone(&ends);
                 of_stream.deliveries(frames).filter_map(move |delivery| {
                     let contended =
                         |frame: &Frame| of_stream.contended(frame.first_enter, frame.last_exit);
                     let mut placed = place_one(*stream, leg, delivery, frames, roles, &contended)?;
                     let record = frames.get(placed.record.0 as usize)?;
-                    placed.overtaken = delivery.read.is_none()
-                        && record.is_whole()
-                        && read_to.is_some_and(|read_to| record.position < read_to);
+                    placed.overtaken =
+                        delivery.read.is_none() && record.is_whole() && ends.overtook(record);
+                    placed.contradicted = placed.source == Source::WriterEnd
+                        && ends.contradict(record, placed.leg, of_stream, roles);
                     Some(placed)
                 })
             })
@@ -108,16 +121,90 @@ pub fn place(
     placed
 }
 
-/// Where the last line lies, by the writers' count, that was read from a stream at whose readers' end nothing is missing.
-fn read_to(of_stream: &StreamFrames, frames: &[Frame]) -> Option<u64> {
-    if of_stream.gaps.iter().any(|(end, _)| *end == End::Reader) {
-        return None;
+/// How the two ends of one stream agree, by the count of their bytes.
+struct Ends {
+    /// Both ends count from the stream's first byte.
+    counted: bool,
+    /// Nothing is missing at the readers' end.
+    read_whole: bool,
+    /// Bytes that were read.
+    read: u64,
+    /// Where each line lies that was seen at both ends, by the writers' count, and whether the readers' is the same; in order.
+    tied: Vec<(u64, bool)>,
+    /// Where what the kernel itself delivered lies that no writer shows: from, to; in order.
+    delivered: Vec<(u64, u64)>,
+}
+
+impl Ends {
+    fn new(of_stream: &StreamFrames, frames: &[Frame], counted: bool) -> Self {
+        let of = |ix: Option<FrameIx>| frames.get(ix?.0 as usize);
+        let mut ends = Self {
+            counted,
+            read_whole: !of_stream.gaps.iter().any(|(end, _)| *end == End::Reader),
+            read: of_stream.bytes_read(),
+            tied: Vec::new(),
+            delivered: Vec::new(),
+        };
+        for delivery in of_stream.deliveries(frames) {
+            match (of(delivery.written), of(delivery.read)) {
+                (Some(written), Some(read)) => {
+                    let same = written.position == read.position;
+                    ends.tied.push((written.position, same));
+                }
+                (None, Some(read)) if read.flags.contains(FrameFlags::KERNEL_COPY) => {
+                    let to = read.position.saturating_add(read.len);
+                    ends.delivered.push((read.position, to));
+                }
+                (_, None) | (None, Some(_)) => {}
+            }
+        }
+        ends.tied.sort_unstable();
+        ends.delivered.sort_unstable();
+        ends
     }
-    let read = of_stream
-        .deliveries(frames)
-        .filter(|delivery| delivery.read.is_some());
-    let written = read.filter_map(|delivery| frames.get(delivery.written?.0 as usize));
-    written.map(|frame| frame.position).max()
+
+    /// Whether a line that was written and not read was left out, though one behind it was read.
+    ///
+    /// Where the next line that both ends show lies at the same place at both, all bytes before it came through: then it is
+    /// the reader's memory that does not show them, and that buys it nothing.
+    fn overtook(&self, written: &Frame) -> bool {
+        let next = self
+            .tied
+            .partition_point(|(position, _)| *position <= written.position);
+        let next = self.tied.get(next);
+        self.read_whole && next.is_some_and(|(_, same)| !(self.counted && *same))
+    }
+
+    /// Whether a line that only its writer's memory shows is refuted by what came out at its place: as the proxy read it, or as the
+    /// kernel delivered it.
+    fn contradict(
+        &self,
+        written: &Frame,
+        leg: Leg,
+        of_stream: &StreamFrames,
+        roles: &Roles,
+    ) -> bool {
+        let to = written.position.saturating_add(written.len);
+        let spans = written.flags.contains(FrameFlags::SPANS_LINES);
+        if !self.counted || spans || self.read < to {
+            return false;
+        }
+        match leg {
+            Leg::ClientToProxy(instance) | Leg::ServerToProxy(instance) => {
+                let by_proxy = |process| roles.instance_of(process) == Some(instance);
+                self.read_whole
+                    && of_stream
+                        .readers
+                        .iter()
+                        .all(|(reader, _)| by_proxy(*reader))
+            }
+            Leg::Direct => {
+                let behind = self.delivered.partition_point(|(from, _)| *from < to);
+                behind > 0 && self.delivered[behind - 1].1 > written.position
+            }
+            Leg::ProxyToServer(_) | Leg::ProxyToClient(_) | Leg::ProxyFile(_) => false,
+        }
+    }
 }
 
 /// Whether bytes that no watched process wrote can have entered a stream that a proxy writes.
@@ -243,6 +330,7 @@ fn place_one(
             && !(record_frame.end == End::Writer && contended(record_frame)))
             || (complete && tied),
         overtaken: false,
+        contradicted: false,
         at: match record_frame.end {
             End::Writer => record_frame.first_enter,
             End::Reader => record_frame.first_exit,

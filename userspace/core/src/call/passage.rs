@@ -30,6 +30,8 @@ use crate::role::{InstanceIx, Leg};
 pub enum Oddity {
     /// The reader shows bytes that nobody can have written: it changed its memory after the read.
     ReaderLies(PlacedIx),
+    /// Only its writer's memory shows it: it was something else in the channel.
+    WriterLies(PlacedIx),
     /// It begins like JSON and is none, even for a lenient reader.
     Malformed(PlacedIx),
     /// It begins like JSON and the stream ended before it did.
@@ -66,6 +68,12 @@ pub fn assemble(scene: Scene<'_>) -> Passages {
     for (placed, ix) in scene.placed.iter().zip(0u32..) {
         let ix = PlacedIx(ix);
         let frame = &scene.frames[placed.record.0 as usize];
+        if placed.contradicted {
+            if !frame.flags.contains(FrameFlags::NOT_JSON) {
+                out.oddities.push(Oddity::WriterLies(ix));
+            }
+            continue;
+        }
         // A regular file carries no calls, whoever writes it.
         let is_file = scene.channels.channel(placed.stream.channel).kind == ChannelKind::File;
         if frame.flags.contains(FrameFlags::NOT_JSON) || is_file {

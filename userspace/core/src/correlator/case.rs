@@ -54,7 +54,12 @@ impl Derived {
             &correlator.channels,
             &correlator.streams,
         );
-        let placed = evidence::place(&correlator.frames, &correlator.streams, &roles);
+        let placed = evidence::place(
+            &correlator.frames,
+            &correlator.streams,
+            &correlator.channels,
+            &roles,
+        );
         let scene = Scene {
             frames: &correlator.frames,
             placed: &placed,
@@ -289,6 +294,7 @@ fn mcp_streams(scene: Scene<'_>, passages: &Passages) -> BTreeSet<StreamIx> {
     let incomplete = passages.oddities.iter().filter_map(|oddity| match oddity {
         Oddity::Incomplete(ix) => of(*ix),
         Oddity::ReaderLies(_)
+        | Oddity::WriterLies(_)
         | Oddity::ReaderDenies(_)
         | Oddity::Malformed(_)
         | Oddity::LineCut(_)

@@ -181,6 +181,13 @@ impl Writer<'_> {
                 Some("what this process's own end shows"),
                 ix,
             ),
+            Oddity::WriterLies(ix) => (
+                "writer_reader_mismatch",
+                "high",
+                "a writer's memory shows a message that was another one in the channel: it changed its buffer around the write; what was read is believed",
+                Some("what this process's own end shows"),
+                ix,
+            ),
             Oddity::ReaderDenies(ix) => (
                 "evidence_denied",
                 "high",
@@ -271,6 +278,7 @@ impl Writer<'_> {
             Oddity::McpLike(_) | Oddity::Wrapped(_) => true,
             Oddity::Malformed(ix) | Oddity::LineCut(ix) => self.speaks_of_json_rpc(*ix),
             Oddity::ReaderLies(_)
+            | Oddity::WriterLies(_)
             | Oddity::ReaderDenies(_)
             | Oddity::NotJsonRpc(_)
             | Oddity::Incomplete(_)
