@@ -61,6 +61,7 @@ fn outcome(kind: Kind, method: &Method, truth: &mut Truth) -> io::Result<Outcome
         });
     }
     let task = Task::new(side, seed, truth.size)?;
+    let mut begun = None;
     let mut mover = match method.way {
         Way::Carried(Carrier::Passed) => Some(Mover::waiting(task)?),
         Way::Carried(_) | Way::Call(_) => None,
@@ -85,6 +86,8 @@ fn outcome(kind: Kind, method: &Method, truth: &mut Truth) -> io::Result<Outcome
                 }
             }
             Carrier::Forked | Carrier::Executed | Carrier::Executed32 => {
+                // A program that is not ours does not tell when it began.
+                begun = Some(boot_ns());
                 mover = Some(Mover::inheriting(carrier, task, ends.mine)?);
             }
         }
@@ -95,7 +98,7 @@ fn outcome(kind: Kind, method: &Method, truth: &mut Truth) -> io::Result<Outcome
         Side::Receive => vec![0; truth.size],
     };
     let mut seen_by_us = true;
-    truth.from_ns = boot_ns();
+    truth.from_ns = begun.unwrap_or_else(boot_ns);
     let result = match (mover, method.way) {
         (Some(mover), way) => {
             seen_by_us = false;

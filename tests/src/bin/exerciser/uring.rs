@@ -1,5 +1,6 @@
 //! `io_uring`, one ring per call.
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::{io, os::fd::RawFd};
 
 use io_uring::{IoUring, cqueue, opcode, squeue, types::Fd, types::Fixed, types::RecvMsgOut};
@@ -206,9 +207,14 @@ fn read(fd: RawFd, bytes: &mut [u8]) -> squeue::Entry {
         .build()
 }
 
+/// Each request with a mark of its own: by ring and mark the kernel tells the completions of one that has several.
 fn push(ring: &IoUring, entry: &squeue::Entry) -> io::Result<()> {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
     let full = |_full| io::Error::from_raw_os_error(libc::ENOBUFS);
-    unsafe { ring.submission_shared().push(entry) }.map_err(full)
+    let entry = entry
+        .clone()
+        .user_data(NEXT.fetch_add(1, Ordering::Relaxed));
+    unsafe { ring.submission_shared().push(&entry) }.map_err(full)
 }
 
 /// The next completion, waited for.
