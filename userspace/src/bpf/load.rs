@@ -236,21 +236,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         .load(object)
         .context("create the maps (capturing needs root, or CAP_BPF and CAP_PERFMON)")?;
 
-    let proxies = ebpf
-        .map_mut("PROXY_EXES")
-        .context("the object has no map PROXY_EXES")?;
-    let mut proxies: HashMap<_, [u8; size_of::<ExeKey>()], u32> = proxies.try_into()?;
-    for (dev, inode) in &options.proxy_exes {
-        let key = ExeKey {
-            inode: *inode,
-            dev: *dev,
-            reserved: 0,
-        };
-        proxies
-            .insert(as_array(&key)?, 1, 0)
-            .context("add a proxy's executable")?;
-    }
-
+    add_proxies(&mut ebpf, &options.proxy_exes)?;
     watch_files(&mut ebpf, &options.watched_files)?;
     let mut continued = Vec::new();
     for (name, tracepoint, table) in CONTINUED {
@@ -264,6 +250,62 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
     let mut functions = Functions::attach(options.tier, &mut ebpf, &btf, &offsets)
         .context("attach to kernel functions")?;
     let mut programs = functions.take_programs();
+    attach_tracepoints(&mut ebpf, &btf, options, optional, &mut programs)?;
+    if let Some((dir, _)) = &options.pin {
+        dir.pin_maps(&ebpf, &PINNED_MAPS)?;
+    }
+
+    let balances = load_balances(&mut ebpf, options)?;
+    let maps = Maps::taken_from(&mut ebpf)?;
+    let messages = Messages::of(&mut ebpf)?;
+    let (pinned, capture_id) = options.pin.clone().unzip();
+    let mut capture = Capture {
+        functions,
+        tier: options.tier,
+        _continued: continued,
+        _ebpf: Some(ebpf),
+        messages: Some(messages),
+        pinned,
+        ..of_maps(maps, programs, balances, options.generation, &offsets)?
+    };
+    if let (Some(dir), Some(id)) = (&capture.pinned, capture_id) {
+        dir.sign(&Note::new(
+            options.generation,
+            &id,
+            capture.offsets_digest(),
+        )?)?;
+        capture.rings.keep();
+    }
+    Ok(capture)
+}
+
+/// Tells the programs which executables are proxies'.
+fn add_proxies(ebpf: &mut Ebpf, exes: &[(u32, u64)]) -> anyhow::Result<()> {
+    let proxies = ebpf
+        .map_mut("PROXY_EXES")
+        .context("the object has no map PROXY_EXES")?;
+    let mut proxies: HashMap<_, [u8; size_of::<ExeKey>()], u32> = proxies.try_into()?;
+    for (dev, inode) in exes {
+        let key = ExeKey {
+            inode: *inode,
+            dev: *dev,
+            reserved: 0,
+        };
+        proxies
+            .insert(as_array(&key)?, 1, 0)
+            .context("add a proxy's executable")?;
+    }
+    Ok(())
+}
+
+/// Attaches the programs to system calls, processes and whatever else this kernel tells of.
+fn attach_tracepoints(
+    ebpf: &mut Ebpf,
+    btf: &aya::Btf,
+    options: &LoadOptions,
+    optional: offsets::Present,
+    programs: &mut Vec<(String, OwnedFd)>,
+) -> anyhow::Result<()> {
     let programs_here = PROGRAMS.into_iter().map(|name| (name, name));
     for (name, tracepoint) in programs_here.chain(optional) {
         let program: &mut BtfTracePoint = ebpf
@@ -271,7 +313,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
             .with_context(|| format!("the object has no program {name}"))?
             .try_into()?;
         program
-            .load(tracepoint, &btf)
+            .load(tracepoint, btf)
             .with_context(|| format!("load the program for {tracepoint}"))?;
         let link = program
             .attach()
@@ -285,10 +327,11 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
             dir.pin_link(name, FdLink::from(program.take_link(link)?))?;
         }
     }
-    if let Some((dir, _)) = &options.pin {
-        dir.pin_maps(&ebpf, &PINNED_MAPS)?;
-    }
+    Ok(())
+}
 
+/// Loads the program that is attached to nothing.
+fn load_balances(ebpf: &mut Ebpf, options: &LoadOptions) -> anyhow::Result<OwnedFd> {
     let program: &mut RawTracePoint = ebpf
         .program_mut(BALANCES)
         .context("the object has no program for balances")?
@@ -298,47 +341,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
     if let Some((dir, _)) = &options.pin {
         dir.pin_program(BALANCES, &balances)?;
     }
-
-    let mut take = |name: &str| {
-        ebpf.take_map(name)
-            .with_context(|| format!("the object has no map {name}"))
-    };
-    let mut take_ring = |name: &str| match take(name)? {
-        Map::RingBuf(ring) => Ok(ring),
-        _ => Err(anyhow::anyhow!("the map {name} is not a ring buffer")),
-    };
-    let (data, control) = (take_ring("RING")?, take_ring("CONTROL")?);
-    let Map::Array(credits) = take("CREDITS")? else {
-        anyhow::bail!("the map CREDITS is not an array");
-    };
-    let maps = Maps {
-        data,
-        control,
-        credits,
-        cpus: take("CPUS")?,
-        channels: [take("CHANNELS")?, take("PROXY_CHANNELS")?],
-        tags: take("TAGS")?,
-    };
-    let messages = Messages::of(&mut ebpf)?;
-    let (pinned, capture_id) = options.pin.clone().unzip();
-    let mut capture = Capture {
-        functions,
-        tier: options.tier,
-        _continued: continued,
-        _ebpf: Some(ebpf),
-        messages: Some(messages),
-        pinned,
-        ..of_maps(maps, programs, balances, options.generation, offsets)?
-    };
-    if let (Some(dir), Some(id)) = (&capture.pinned, capture_id) {
-        dir.sign(&Note::new(
-            options.generation,
-            &id,
-            capture.offsets_digest(),
-        )?)?;
-        capture.rings.keep();
-    }
-    Ok(capture)
+    Ok(balances)
 }
 
 /// Opens what another process has loaded and pinned, and loads nothing. Reading goes on where that process told the kernel
@@ -365,7 +368,7 @@ pub fn resume(dir: PinDir, note: &Note) -> anyhow::Result<Capture> {
         .position(|(name, _)| name == BALANCES)
         .context("the program for balances is not pinned")?;
     let (_, balances) = programs.remove(balances);
-    let mut capture = of_maps(maps, programs, balances, note.generation, offsets)?;
+    let mut capture = of_maps(maps, programs, balances, note.generation, &offsets)?;
     anyhow::ensure!(
         capture.offsets_digest() == note.offsets_sha256,
         "the pinned programs were loaded for other kernel structures"
@@ -388,12 +391,40 @@ struct Maps {
     tags: Map,
 }
 
+impl Maps {
+    /// Out of the loaded object.
+    fn taken_from(ebpf: &mut Ebpf) -> anyhow::Result<Self> {
+        let mut take = |name: &str| {
+            ebpf.take_map(name)
+                .with_context(|| format!("the object has no map {name}"))
+        };
+        let mut take_ring = |name: &str| {
+            let Map::RingBuf(ring) = take(name)? else {
+                anyhow::bail!("the map {name} is not a ring buffer");
+            };
+            Ok(ring)
+        };
+        let (data, control) = (take_ring("RING")?, take_ring("CONTROL")?);
+        let Map::Array(credits) = take("CREDITS")? else {
+            anyhow::bail!("the map CREDITS is not an array");
+        };
+        Ok(Self {
+            data,
+            control,
+            credits,
+            cpus: take("CPUS")?,
+            channels: [take("CHANNELS")?, take("PROXY_CHANNELS")?],
+            tags: take("TAGS")?,
+        })
+    }
+}
+
 fn of_maps(
     maps: Maps,
     programs: Vec<(String, OwnedFd)>,
     balances: OwnedFd,
     generation: u64,
-    offsets: Offsets,
+    offsets: &Offsets,
 ) -> anyhow::Result<Capture> {
     let Map::Unsupported(tags) = maps.tags else {
         anyhow::bail!("the map TAGS is not a task storage");
@@ -425,7 +456,7 @@ fn of_maps(
         balances,
         payload_bytes: 0,
         generation,
-        offsets,
+        offsets: *offsets,
         messages: None,
     })
 }
