@@ -22,10 +22,10 @@ use crate::{
     emit::{capture_buffer, count, missing, walk},
     iterator::vectors_in,
     log,
-    maps::{MULTISHOTS, REQUESTS},
+    maps::{MULTISHOTS, REQUESTS, THREADS},
     offsets::{current, functions_carry, group_leader, kernel, off},
     resolve::{FILES, file_of, resolve},
-    scope::{KEPT_MAX, Request, Thread, tag_of, thread},
+    scope::{KEPT_MAX, Request, Thread, bits_of, thread},
 };
 
 /// In the table of requests that complete more than once: two with the same user data are under way.
@@ -72,7 +72,7 @@ pub unsafe fn completed(task: *mut task_struct, request: u64) {
     // SAFETY: the caller's.
     unsafe {
         let leader = group_leader(task);
-        let bits = tag_of(leader).unwrap_or(0);
+        let bits = bits_of(leader);
         if bits == 0 {
             return;
         }
@@ -84,8 +84,12 @@ pub unsafe fn completed(task: *mut task_struct, request: u64) {
         }
         let key = key_of(request);
         let result: i32 = kernel(request, off!(kiocb_cqe) + 8).unwrap_or(0);
-        if result > 0 {
-            moved(task, leader, request, result as u64, what(bits, opcode));
+        if result > 0
+            && moved(task, leader, request, result as u64, what(bits, opcode)) != 0
+            && let Some(thread) = THREADS.find(task)
+        {
+            let message: u64 = kernel(request, off!(sr_buf)).unwrap_or(0);
+            ends::received(thread, message);
         }
         let _ = REQUESTS.remove(&request);
         if let Some(known) = MULTISHOTS.get(&key)
@@ -105,7 +109,7 @@ pub unsafe fn completed_again(task: *mut task_struct, ring: u64, user_data: u64,
     // SAFETY: the caller's.
     unsafe {
         let leader = group_leader(task);
-        let bits = tag_of(leader).unwrap_or(0);
+        let bits = bits_of(leader);
         if bits == 0 || result <= 0 {
             return;
         }
@@ -143,7 +147,8 @@ fn what(bits: u32, opcode: u8) -> u64 {
     u64::from(bits) << 32 | u64::from(opcode)
 }
 
-/// One completion of `returned` bytes.
+/// One completion of `returned` bytes; 1 when a message was received that may have brought descriptors. Those are looked at by the caller:
+/// this function needs most of the stack.
 #[inline(never)]
 unsafe fn moved(
     task: *mut task_struct,
@@ -244,21 +249,15 @@ unsafe fn moved(
                 capture_buffer(thread, address.wrapping_sub(u64::from(done)))
             }
             _ => {
-                if form == Form::Message && op_direction == direction::READ {
-                    capture_vectors(thread, returned);
-                    let message: u64 = kernel(request, off!(sr_buf)).unwrap_or(0);
-                    ends::received(thread, message);
-                } else {
-                    capture_vectors(thread, returned);
-                }
+                capture_vectors(thread, returned);
                 (*thread).missed == 0
             }
         };
         if !whole {
             tell_missed((*thread).missed, returned);
         }
+        i64::from(form == Form::Message && op_direction == direction::READ)
     }
-    0
 }
 
 /// Takes what the table knows of the request to the thread's state.
@@ -430,6 +429,6 @@ fn is_compat(request: u64) -> bool {
         return false;
     }
     let ring: u64 = kernel(request, off!(kiocb_ctx)).unwrap_or(0);
-    let byte: u8 = kernel(ring, bit / 8).unwrap_or(1 << (bit % 8));
+    let byte: u8 = kernel(ring, bit / 8).unwrap_or(u8::MAX);
     byte >> (bit % 8) & 1 != 0
 }
