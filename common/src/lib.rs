@@ -19,6 +19,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Version of the layouts in this crate. Stored in every spool segment header.
 pub const ABI_VERSION: u32 = 2;
 
+/// Oldest version that is read like the present one: version 2 added record kinds and values, and changed none.
+pub const ABI_VERSION_OLDEST: u32 = 1;
+
 /// Largest payload of one [`Transfer`] record, in bytes. Longer operations are sent as several records.
 pub const CHUNK_MAX_BYTES: usize = 64 * 1024;
 
@@ -61,6 +64,8 @@ pub mod kind {
     /// buffer while the channel was locked. `op_seq`, `stream_before`, `exit_ns` and `returned` are 0: none is known by then. The operation's other
     /// records have the same channel, thread and `enter_ns` and come later; bytes past what it returned never reached the reader.
     pub const KERNEL_COPY: u16 = 11;
+    /// [`SocketAddress`](super::SocketAddress): the addresses of a TCP socket's end, before anything else names it.
+    pub const SOCKET_ADDRESS: u16 = 9;
     /// [`Evasion`](super::evasion::Evasion): a watched process tried something that can get round the witness.
     pub const EVASION: u16 = 10;
 
@@ -90,6 +95,14 @@ pub mod channel_kind {
     pub const UNIX_STREAM: u8 = 3;
     /// A regular file that a proxy writes: the third view.
     pub const FILE: u8 = 4;
+    /// An `AF_UNIX` `SOCK_DGRAM` socket. It has a peer only where two are connected to each other, as a socket pair is.
+    pub const UNIX_DGRAM: u8 = 5;
+    /// An `AF_UNIX` `SOCK_SEQPACKET` socket, connected.
+    pub const UNIX_SEQPACKET: u8 = 6;
+    /// A TCP socket over IPv4 or IPv6, connected.
+    pub const TCP: u8 = 7;
+    /// One side of a pseudo-terminal.
+    pub const TTY: u8 = 8;
 }
 
 /// Values of [`Transfer::direction`], as seen by the process.
@@ -130,6 +143,9 @@ pub mod transfer_flags {
     pub const BY_FUNCTION: u16 = 1 << 11;
     /// [`kind::KERNEL_COPY`](super::kind::KERNEL_COPY) records were made for every byte of the operation.
     pub const KERNEL_COPY: u16 = 1 << 12;
+    /// The receiver took a message (or, of a stream, bytes) that it had no buffer for: the rest is gone. Where its size is known, a
+    /// gap record with [`gap::TRUNCATED`](super::gap::TRUNCATED) covers it.
+    pub const MESSAGE_TRUNCATED: u16 = 1 << 13;
 }
 
 /// Values of [`Transfer::reason`] in a [`kind::GAP`] record.
@@ -155,6 +171,8 @@ pub mod gap {
     /// The kernel moved the bytes by an iterator that is not followed: one of another kind, pages whose address is not
     /// known, or bytes that it did not copy to the reader.
     pub const ITERATOR: u16 = 10;
+    /// The receiver had no room for these bytes of a message, or threw them away (`MSG_TRUNC`): they came, and nobody has them.
+    pub const TRUNCATED: u16 = 11;
 }
 
 /// Values of [`ChannelEnd::how`].
@@ -234,6 +252,12 @@ pub mod counter {
     pub const KERNEL_COPY_FAILED: u32 = 24;
     /// Bytes found in pipes by [`SNAPSHOT`](super::transfer_flags::SNAPSHOT).
     pub const SNAPSHOT_BYTES: u32 = 25;
+    /// Bytes that tagged tasks moved through terminals that are not watched: those whose other side nobody in the tree holds.
+    pub const TERMINAL_BYTES: u32 = 18;
+    /// Messages of which the receiver took a part only.
+    pub const MESSAGES_TRUNCATED: u32 = 19;
+    /// TCP connections whose addresses could not be kept: their other end is found late or never.
+    pub const TUPLE_FAILED: u32 = 20;
     /// Attempts to get round the witness, reported or not.
     pub const EVASIONS: u32 = 26;
     /// Of those, the ones that were folded into the count of an earlier report.
@@ -468,8 +492,46 @@ pub struct Peer {
     pub uid: u32,
 }
 
+/// The addresses of one end of a TCP connection. 168 bytes.
+///
+/// IPv4 addresses are mapped into IPv6 (`::ffff:a.b.c.d`), so that the two ends of a connection mirror each other whatever family
+/// their sockets have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SocketAddress {
+    /// Common header.
+    pub header: RecordHeader,
+    /// Who used it.
+    pub task: Task,
+    /// Which channel, from this end.
+    pub channel: ChannelId,
+    /// The socket's cookie; 0 when nobody has asked for one.
+    pub cookie: u64,
+    /// This end's address, in network order.
+    pub local: [u8; 16],
+    /// The other end's address.
+    pub remote: [u8; 16],
+    /// Inode number of the network namespace.
+    pub net_ns: u32,
+    /// This end's port.
+    pub local_port: u16,
+    /// The other end's port.
+    pub remote_port: u16,
+    /// Sequence number at which this end's bytes begin, give or take one (the number that `SYN` takes); 0 when not settled.
+    pub local_start: u32,
+    /// The same of the other end's bytes. Two ends that mirror each other in addresses and in these are one connection.
+    pub remote_start: u32,
+    /// `AF_INET` or `AF_INET6`: the socket's family.
+    pub family: u16,
+    /// The socket's state, as in `include/net/tcp_states.h`.
+    pub state: u8,
+    /// Zero.
+    pub reserved: [u8; 5],
+}
+
 const _: () = {
     assert!(size_of::<RecordHeader>() == 32);
+    assert!(size_of::<SocketAddress>() == 168);
     assert!(size_of::<Task>() == 16);
     assert!(size_of::<ChannelId>() == 56);
     assert!(size_of::<Transfer>() == 168);

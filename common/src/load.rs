@@ -5,6 +5,8 @@ use core::mem::size_of;
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use super::channel_kind;
+
 /// Byte offsets of kernel structure members, read from the running kernel's BTF and set before the programs are loaded.
 ///
 /// Named `STRUCT_MEMBER`; each is relative to the start of the named structure, through anonymous members.
@@ -116,6 +118,27 @@ pub struct Offsets {
     pub shinfo_nr_frags: u32,
     pub shinfo_frags: u32,
     pub shinfo_frag_list: u32,
+    // Channel kinds: TCP sockets and terminals.
+    pub sock_protocol: u32,
+    pub sock_state: u32,
+    pub sock_num: u32,
+    pub sock_dport: u32,
+    pub sock_rcv_saddr: u32,
+    pub sock_daddr: u32,
+    pub sock_v6_rcv_saddr: u32,
+    pub sock_v6_daddr: u32,
+    pub sock_net: u32,
+    pub sock_cookie: u32,
+    pub net_inum: u32,
+    pub tcp_rcv_nxt: u32,
+    pub tcp_bytes_received: u32,
+    pub tcp_snd_una: u32,
+    pub tcp_bytes_acked: u32,
+    pub tty_file_tty: u32,
+    pub tty_link: u32,
+    pub tty_index: u32,
+    pub inode_rdev: u32,
+    pub signal_tty: u32,
     // Evasion.
     pub task_ptrace: u32,
     pub task_parent: u32,
@@ -148,6 +171,20 @@ impl Offsets {
     /// Of an optional member, or value of an enumerator, that the running kernel lacks.
     pub const UNKNOWN: u32 = u32::MAX;
 }
+
+/// The bit of a channel kind in a set of them.
+pub const fn kind_bit(kind: u8) -> u32 {
+    1 << kind
+}
+
+/// The channel kinds that kernel functions can carry: all but files.
+pub const CARRIED_KINDS: u32 = kind_bit(channel_kind::PIPE)
+    | kind_bit(channel_kind::FIFO)
+    | kind_bit(channel_kind::UNIX_STREAM)
+    | kind_bit(channel_kind::UNIX_DGRAM)
+    | kind_bit(channel_kind::UNIX_SEQPACKET)
+    | kind_bit(channel_kind::TCP)
+    | kind_bit(channel_kind::TTY);
 
 /// Key of the kernel's channel table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -185,6 +222,34 @@ pub struct ChannelState {
     pub ready: u64,
     /// Kernel address of the super block that `dev` and `kind` were read from; 0 for sockets.
     pub super_block: u64,
+}
+
+/// Key of the table of TCP connections: one end's view.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct TcpTuple {
+    /// This end's address in IPv6, network order.
+    pub local: [u64; 2],
+    /// The other end's.
+    pub remote: [u64; 2],
+    /// Inode number of the network namespace; 0 for the entry by which other namespaces find it.
+    pub net_ns: u32,
+    /// This end's port.
+    pub local_port: u16,
+    /// The other end's port.
+    pub remote_port: u16,
+}
+
+/// Key of the table of addresses on which the tree listens.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct TcpListener {
+    /// The address in IPv6, network order; zeroes, or a mapped 0.0.0.0, for any.
+    pub local: [u64; 2],
+    /// Inode number of the network namespace.
+    pub net_ns: u32,
+    /// The port.
+    pub port: u32,
 }
 
 /// Key of the table of proxy executables.
@@ -248,9 +313,11 @@ pub struct WatchedFile {
 }
 
 const _: () = {
+    assert!(size_of::<TcpTuple>() == 40);
+    assert!(size_of::<TcpListener>() == 24);
     assert!(size_of::<AttemptKey>() == 32);
     assert!(size_of::<WatchedFile>() == 40);
-    assert!(size_of::<Offsets>() == (47 + 18 + 18 + 11 + 24 + 1) * 4);
+    assert!(size_of::<Offsets>() == (47 + 18 + 18 + 11 + 20 + 24 + 1) * 4);
     assert!(size_of::<ChannelKey>() == 16);
     assert!(size_of::<ChannelState>() == 80);
     assert!(size_of::<ExeKey>() == 16);

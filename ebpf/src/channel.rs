@@ -6,15 +6,16 @@ use core::{ffi::c_void, ptr::read_volatile};
 
 use aya_ebpf::helpers::generated::{bpf_ktime_get_boot_ns, bpf_loop};
 use countersign_common::{
-    ChannelId, Transfer, counter, direction,
+    ChannelId, Transfer, channel_kind, counter, direction,
     load::{ChannelKey, ChannelState, MOVED},
     tag,
 };
 
 use crate::{
     emit::{count, fetch_add},
+    inet,
     maps::{CHANNELS, PROXY_CHANNELS},
-    resolve::identify,
+    resolve::{identify, is_own_terminal},
     scope::Held,
 };
 
@@ -157,35 +158,32 @@ fn find(held: &mut Held, leave: u64) -> (Enrolled, Option<*mut ChannelState>) {
     if found.is_none() {
         found = here.or_else(|| CHANNELS.get_ptr_mut(&key));
         if found.is_none() {
-            if leave & MAY_ADD == 0 && !other_end_known(&held.channel) {
+            if !may_be_added(held, leave) {
                 return (Enrolled::No, None);
             }
             let _ = identify(held);
             let id = &held.channel;
-            // SAFETY: no arguments.
-            let now = unsafe { bpf_ktime_get_boot_ns() };
-            let state = ChannelState {
-                epoch: now,
-                peer_object: id.peer_object,
-                peer_inode: id.peer_inode,
-                ops: [0; 2],
-                bytes: [0; 2],
-                dev: id.dev,
-                kind: u32::from(id.kind),
-                ready: 1,
-                super_block: held.super_block,
-            };
-            // Another CPU may have added it since: then this one is refused and the look-up finds the other.
-            let _ = CHANNELS.insert(&key, &state, NO_EXIST);
+            let what = u64::from(id.dev) << 8 | u64::from(id.kind);
+            add_channel(key.object, key.inode, what, held.super_block);
             found = CHANNELS.get_ptr_mut(&key);
             how = Enrolled::New;
+            if held.channel.kind == channel_kind::TCP {
+                let id = &held.channel;
+                tell_peer(id.object, id.inode, id.peer_object, id.peer_inode);
+            }
+        } else if let Some(state) = found
+            && held.channel.kind == channel_kind::TCP
+        {
+            // SAFETY: a value of the map. No socket leads to the other end of a TCP connection: it was found before, or it told.
+            unsafe {
+                held.channel.peer_object = (*state).peer_object;
+                held.channel.peer_inode = (*state).peer_inode;
+            }
         }
         if leave & BY_PROXY != 0 || other_end_of_proxy(&held.channel) {
-            if let Some(state) = found {
-                // SAFETY: a value of the map.
-                if let Some(moved) = unsafe { move_to_proxies(&key, state) } {
-                    found = Some(moved);
-                }
+            move_channel(key.object, key.inode);
+            if let Some(moved) = PROXY_CHANNELS.get_ptr_mut(&key) {
+                found = Some(moved);
             }
         }
     }
@@ -220,6 +218,54 @@ fn find(held: &mut Held, leave: u64) -> (Enrolled, Option<*mut ChannelState>) {
     (how, Some(state))
 }
 
+/// Whether a channel that is not in the tables may be added. Finds the other end of a TCP connection.
+#[inline(always)]
+fn may_be_added(held: &mut Held, leave: u64) -> bool {
+    let of_tree = leave & MAY_ADD != 0;
+    if held.channel.kind == channel_kind::TCP {
+        let peer = inet::tcp_meet(held.channel.object, held.channel.inode, of_tree);
+        held.channel.peer_object = peer;
+        held.channel.peer_inode = inet::socket_inode(peer);
+        return of_tree || peer != 0;
+    }
+    let near = other_end_known(&held.channel);
+    if held.channel.kind == channel_kind::TTY {
+        // Nobody outside is drawn in by holding the other side of a terminal: they may be whoever shows it to a person.
+        let own = is_own_terminal(held.channel.object, held.channel.inode) != 0;
+        return of_tree && (near || own);
+    }
+    of_tree || near
+}
+
+/// Names this end in the state of the other one, which came first.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn tell_peer(object: u64, inode: u64, peer_object: u64, peer_inode: u64) -> u64 {
+    let key = ChannelKey {
+        object: peer_object,
+        inode: peer_inode,
+    };
+    if let Some(state) = PROXY_CHANNELS
+        .get_ptr_mut(&key)
+        .or_else(|| CHANNELS.get_ptr_mut(&key))
+    {
+        // SAFETY: a value of the map, word-sized stores.
+        unsafe {
+            (*state).peer_object = object;
+            (*state).peer_inode = inode;
+        }
+    }
+    0
+}
+
+/// Forgets a TCP socket that connects: what it was connected to before is another channel.
+#[inline(always)]
+pub fn forget(id: &ChannelId) {
+    let key = key_of(id);
+    let _ = CHANNELS.remove(&key);
+    let _ = PROXY_CHANNELS.remove(&key);
+}
+
 /// Whether the channel has begun to move to the proxies' table: its counters are marked one after the other, this one first.
 ///
 /// # Safety
@@ -228,6 +274,53 @@ fn find(held: &mut Held, leave: u64) -> (Enrolled, Option<*mut ChannelState>) {
 unsafe fn has_moved(state: *mut ChannelState) -> bool {
     // SAFETY: the caller's.
     unsafe { read_volatile(&raw const (*state).ops[0]) & MOVED != 0 }
+}
+
+// Functions with a C name are global to the verifier: it looks at each once, and not again in every state of every caller.
+
+/// Adds a channel: `what` is device and kind. Another CPU may have added it since: then this one is refused.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn add_channel(object: u64, inode: u64, what: u64, super_block: u64) -> u64 {
+    let key = ChannelKey { object, inode };
+    // SAFETY: no arguments.
+    let now = unsafe { bpf_ktime_get_boot_ns() };
+    let state = ChannelState {
+        epoch: now,
+        peer_object: 0,
+        peer_inode: 0,
+        ops: [0; 2],
+        bytes: [0; 2],
+        dev: (what >> 8) as u32,
+        kind: (what & 0xff) as u32,
+        ready: 1,
+        super_block,
+    };
+    let _ = CHANNELS.insert(&key, &state, NO_EXIST);
+    0
+}
+
+/// Moves a channel to the proxies' table.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn move_channel(object: u64, inode: u64) -> u64 {
+    let key = ChannelKey { object, inode };
+    if let Some(state) = CHANNELS.get_ptr_mut(&key) {
+        // SAFETY: a value of the map.
+        let _ = unsafe { move_to_proxies(&key, state) };
+    }
+    0
+}
+
+/// Whether a channel is in one of the tables. 1 if so.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn has_channel(object: u64, inode: u64) -> u64 {
+    if object == 0 || inode == 0 {
+        return 0;
+    }
+    let key = ChannelKey { object, inode };
+    u64::from(CHANNELS.get_ptr(&key).is_some() || PROXY_CHANNELS.get_ptr(&key).is_some())
 }
 
 /// Moves a channel to the proxies' table with its epoch and counts. An operation on another CPU meanwhile finds [`MOVED`] in
@@ -239,12 +332,14 @@ unsafe fn has_moved(state: *mut ChannelState) -> bool {
 unsafe fn move_to_proxies(key: &ChannelKey, old: *mut ChannelState) -> Option<*mut ChannelState> {
     // SAFETY: word-sized reads of a value, atomic additions to its counters.
     unsafe {
+        // For a zero that it knows LLVM calls a `memset`, and its frame.
+        let zero = core::hint::black_box(0_u64);
         let state = ChannelState {
             epoch: (*old).epoch,
             peer_object: (*old).peer_object,
             peer_inode: (*old).peer_inode,
-            ops: [0; 2],
-            bytes: [0; 2],
+            ops: [zero; 2],
+            bytes: [zero; 2],
             dev: (*old).dev,
             kind: (*old).kind,
             ready: 0,
@@ -381,24 +476,13 @@ unsafe fn add(state: *mut ChannelState, op_direction: u8, ops: u64, bytes: u64) 
 /// Whether the channel is in one of the tables.
 #[inline(always)]
 pub fn is_known(id: &ChannelId) -> bool {
-    let key = ChannelKey {
-        object: id.object,
-        inode: id.inode,
-    };
-    CHANNELS.get_ptr(&key).is_some() || PROXY_CHANNELS.get_ptr(&key).is_some()
+    has_channel(id.object, id.inode) != 0
 }
 
 /// Whether the socket at the other end is in one of the tables.
 #[inline(always)]
 pub fn other_end_known(id: &ChannelId) -> bool {
-    if id.peer_object == 0 || id.peer_inode == 0 {
-        return false;
-    }
-    let key = ChannelKey {
-        object: id.peer_object,
-        inode: id.peer_inode,
-    };
-    CHANNELS.get_ptr(&key).is_some() || PROXY_CHANNELS.get_ptr(&key).is_some()
+    has_channel(id.peer_object, id.peer_inode) != 0
 }
 
 /// Whether the socket at the other end is one that a proxy has used.

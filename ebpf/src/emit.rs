@@ -188,7 +188,9 @@ pub unsafe extern "C" fn walk(thread: *mut Thread) -> u64 {
         );
         let left = (*thread).op_left;
         if left > 0 {
-            if (*thread).vectors_left == 0 {
+            if (*thread).transfer.flags & transfer_flags::MESSAGE_TRUNCATED != 0 {
+                missing(thread, left, gap::TRUNCATED);
+            } else if (*thread).vectors_left == 0 {
                 // The vectors in user memory now describe less than the kernel moved: they were replaced.
                 count(counter::FAULT_BYTES, left);
                 missing(thread, left, gap::FAULT);
@@ -202,16 +204,16 @@ pub unsafe extern "C" fn walk(thread: *mut Thread) -> u64 {
     0
 }
 
-/// Captures an operation with one buffer; whether all of it. Most fit into one record and need no walk.
+/// Captures an operation with one buffer, which has room for so many bytes; whether all of it. Most fit into one record and need no walk.
 ///
 /// # Safety
 /// `thread` is the current thread's state, with the operation described and begun.
 #[inline(always)]
-pub unsafe fn capture_buffer(thread: *mut Thread, address: u64) -> bool {
+pub unsafe fn capture_buffer(thread: *mut Thread, address: u64, room: u64) -> bool {
     // SAFETY: the caller's.
     unsafe {
         let len = (*thread).op_left;
-        if len <= CHUNK_MAX_BYTES as u64 && len <= (*thread).limit_left {
+        if len <= CHUNK_MAX_BYTES as u64 && len <= (*thread).limit_left && len <= room {
             match chunk(thread, address, len) {
                 CAPTURED => return true,
                 // What the walker would do after its own attempt: page by page.
@@ -224,7 +226,7 @@ pub unsafe fn capture_buffer(thread: *mut Thread, address: u64) -> bool {
             }
         }
         (*thread).segment = address;
-        (*thread).segment_left = len;
+        (*thread).segment_left = room;
         (*thread).vectors_left = 0;
         walk(thread);
         (*thread).missed == 0

@@ -64,7 +64,8 @@ unsafe fn kernel_chunk_of<const CLASS: u64>(
             count(counter::RING_DROPPED_RECORDS, 1);
             return 0;
         }
-        // The compiler must not know that it is: the verifier of Linux 6.1 forgets a comparison made before a spill.
+        // Once more, in a register of its own: the compiler may compare a value on the stack and read it from there again, and Linux 6.1 does
+        // not know that they are the same.
         let len = core::hint::black_box(len);
         let len = if len > CLASS { CLASS } else { len };
         if bpf_probe_read_kernel(

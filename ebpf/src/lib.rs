@@ -206,11 +206,13 @@ pub fn is_in(numbers: &Numbers, number: u64) -> bool {
     if number >= NUMBERS {
         return false;
     }
-    // The comparison above may be of another copy of the number, of which the verifier of Linux 6.1 knows nothing then: the index
-    // gets its bound in itself, and the compiler must not know that it has one.
+    // Once more where the compiler cannot see that it is superfluous: where it reads the number twice from the stack,
+    // Linux 6.1 does not know that the second one is the one that was compared.
     let word = core::hint::black_box(number / 64) & (NUMBERS / 64 - 1);
     numbers[word as usize] >> (number % 64) & 1 != 0
 }
+
+const _: () = assert!((NUMBERS / 64).is_power_of_two());
 
 const fn numbers(enter: bool) -> Numbers {
     let mut set = [0; (NUMBERS / 64) as usize];

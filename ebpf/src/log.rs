@@ -4,6 +4,8 @@
 //! Each kind of message comes at most once in [`SILENCE_NS`]. Only paths that lose something or give something up have one, so an
 //! operation that is captured never comes here. No message holds payload.
 //!
+//! The functions are global to the verifier, which so looks at each once, and not again in every state of every caller.
+//!
 //! Call from a program itself, not from a callback: a message takes some of the 512 bytes of stack that all frames share.
 
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, generated::bpf_ktime_get_boot_ns};

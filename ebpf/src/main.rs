@@ -26,6 +26,7 @@ mod attempt;
 mod channel;
 mod emit;
 mod functions;
+mod inet;
 mod iterator;
 mod kernel_chunk;
 mod log;
@@ -37,6 +38,7 @@ mod scope;
 mod target;
 
 use aya_ebpf::{
+    EbpfContext as _,
     bindings::task_struct,
     helpers::{bpf_probe_read_user, generated::bpf_get_current_task_btf},
     macros::btf_tracepoint,
@@ -52,11 +54,11 @@ use crate::{
     arch::{Abi, PtRegs, abi_of, syscall_number},
     emit::count,
     maps::{COMPAT_ENTER, COMPAT_EXIT, EVASION_AT_ENTER, EVASION_AT_EXIT},
-    offsets::{functions_carry, group_leader, has_storage, kernel, off},
+    offsets::{functions_carry, functions_carry_all, group_leader, has_storage, kernel, off},
     probes::{
         aio,
         compat::{self, arguments},
-        delivery, ends, evasion, process, splice, transfer, uring, uring_submit,
+        delivery, ends, evasion, inet as sockets, process, splice, transfer, uring, uring_submit,
     },
     scope::{bits_of, tag_of},
 };
@@ -132,7 +134,7 @@ unsafe fn entered<const COMPAT: bool>(
                 return true;
             }
             Class::Aio if !COMPAT && !functions_carry() => aio::enter(task, bits, regs),
-            Class::Aio if functions_carry() && bits & tag::PROXY == 0 => {
+            Class::Aio if functions_carry_all() && bits & tag::PROXY == 0 => {
                 // As below.
             }
             Class::Aio => {
@@ -142,7 +144,7 @@ unsafe fn entered<const COMPAT: bool>(
             Class::Attempt => return true,
             Class::Unseen => {
                 // Where functions carry transfers they see what moves; not so what a proxy writes to files.
-                let seen = functions_carry() && bits & tag::PROXY == 0;
+                let seen = functions_carry_all() && bits & tag::PROXY == 0;
                 if !seen && unseen::<COMPAT>(number, regs) {
                     count(counter::UNSEEN_SUBMISSIONS, 1);
                     log::unseen(number);
@@ -285,14 +287,14 @@ unsafe fn exited_otherwise<const COMPAT: bool>(
                 splice::exit::<COMPAT>(leader, bits, regs, number, returned);
             }
             Class::End if bits != 0 => {
-                ends::tagged_exit::<COMPAT>(leader, bits, regs, number, returned);
+                ends::tagged_exit::<COMPAT>(bits, regs, number, returned);
                 return 1;
             }
             Class::Attempt if bits != 0 => return 1,
             Class::OwnEnd if bits & tag::TREE != 0 => {
-                ends::tagged_exit::<COMPAT>(leader, bits, regs, number, returned);
+                ends::tagged_exit::<COMPAT>(bits, regs, number, returned);
             }
-            Class::End => ends::untagged_exit::<COMPAT>(task, leader, regs, number, returned),
+            Class::End => ends::untagged_exit::<COMPAT>(regs, number, returned),
             _ => {}
         }
     }
@@ -406,6 +408,16 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
 pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: as above.
     unsafe { process::exit(ctx.arg(0)) };
+    0
+}
+
+/// `inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)`, `net/ipv4/af_inet.c`.
+#[btf_tracepoint(function = "inet_sock_set_state")]
+pub fn inet_sock_set_state(ctx: BtfTracePointContext) -> i32 {
+    // The socket is read as a number: a typed pointer is none that a global function takes.
+    let sock = kernel::<u64>(ctx.as_ptr() as u64, 0).unwrap_or(0);
+    // SAFETY: as above.
+    unsafe { sockets::state_changed(sock, ctx.arg(1), ctx.arg(2)) };
     0
 }
 

@@ -10,7 +10,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use countersign_common::load::{
-    AttemptKey, ChannelKey, ChannelState, CpuState, ExeKey, WatchedFile,
+    AttemptKey, ChannelKey, ChannelState, CpuState, ExeKey, TcpListener, TcpTuple, WatchedFile,
 };
 
 use crate::{
@@ -44,6 +44,19 @@ pub static PROXY_CHANNELS: LruHashMap<ChannelKey, ChannelState, 16384> = LruHash
 /// Addresses (`struct unix_address`, shared by a listener and what it accepts) on which the tree listens.
 #[btf_map]
 pub static LISTENERS: LruHashMap<u64, u64, 1024> = LruHashMap::new();
+
+/// Ends of TCP connections of the tree, by their addresses: how the other end is found. Each is compared with its socket when it is
+/// used, so one that is out of date finds nothing.
+#[btf_map]
+pub static TUPLES: LruHashMap<TcpTuple, ChannelKey, 32768> = LruHashMap::new();
+
+/// Sockets (`struct sock`) with which the tree is connecting over TCP.
+#[btf_map]
+pub static CONNECTING: LruHashMap<u64, u64, 4096> = LruHashMap::new();
+
+/// Addresses and ports on which the tree listens, with the listening socket.
+#[btf_map]
+pub static TCP_LISTENERS: LruHashMap<TcpListener, u64, 1024> = LruHashMap::new();
 
 /// Executables that are proxies.
 #[btf_map]

@@ -9,7 +9,10 @@ use aya_ebpf::{
     bindings::task_struct,
     helpers::{bpf_get_current_pid_tgid, generated::bpf_probe_read_kernel},
 };
-use countersign_common::{Task, counter, load::Offsets};
+use countersign_common::{
+    Task, counter,
+    load::{CARRIED_KINDS, Offsets},
+};
 
 use crate::emit::count;
 
@@ -21,7 +24,8 @@ pub static OFFSETS: Offsets = ZERO;
 #[unsafe(no_mangle)]
 pub static GENERATION: u64 = 0;
 
-/// Not 0 when programs on kernel functions capture transfers (tiers K and F). Set at load.
+/// The channel kinds (a [`kind_bit`](countersign_common::load::kind_bit) each) whose transfers programs on kernel functions capture (tiers K
+/// and F); 0 in tier T. Set at load.
 #[unsafe(no_mangle)]
 pub static FUNCTIONS: u32 = 0;
 
@@ -37,8 +41,25 @@ pub static VMEMMAP_BASE: u64 = 0;
 /// verifier, which removes the way that is not taken.
 #[inline(always)]
 pub fn functions_carry() -> bool {
+    carried_kinds() != 0
+}
+
+#[inline(always)]
+fn carried_kinds() -> u32 {
     // SAFETY: a static of this object, volatile because the loader sets it.
-    unsafe { core::ptr::read_volatile(&raw const FUNCTIONS) != 0 }
+    unsafe { core::ptr::read_volatile(&raw const FUNCTIONS) }
+}
+
+/// Whether they capture those of every kind: then nothing needs to be looked up before it is known that they did not.
+#[inline(always)]
+pub fn functions_carry_all() -> bool {
+    carried_kinds() == CARRIED_KINDS
+}
+
+/// Whether they capture those of this kind. What they do not is left to the programs on system calls.
+#[inline(always)]
+pub fn functions_carry_kind(kind: u8) -> bool {
+    carried_kinds() >> (kind & 31) & 1 != 0
 }
 
 const ZERO: Offsets = {

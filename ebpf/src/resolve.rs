@@ -1,4 +1,4 @@
-//! From a descriptor to a channel: `fd → struct file → inode → pipe, FIFO, unix stream socket or regular file`.
+//! From a descriptor to a channel: `fd → struct file → inode → pipe, FIFO, unix or TCP socket, terminal or regular file`.
 //!
 //! Every pointer is read with `bpf_probe_read_kernel`: objects that vanish meanwhile give a failed or stale read, never a
 //! fault. The look-up holds no reference, so another thread can swap the descriptor between this look-up and the
@@ -7,11 +7,15 @@
 
 use core::{ffi::c_void, mem::MaybeUninit};
 
-use aya_ebpf::{bindings::task_struct, helpers::generated::bpf_probe_read_kernel};
+use aya_ebpf::{
+    bindings::task_struct,
+    helpers::generated::{bpf_get_current_task_btf, bpf_probe_read_kernel},
+};
 use countersign_common::{channel_kind, counter};
 
 use crate::{
     emit::count,
+    inet::socket_inode,
     offsets::{kernel, off},
     scope::Held,
 };
@@ -22,8 +26,20 @@ const S_IFREG: u16 = 0o100_000;
 const S_IFSOCK: u16 = 0o140_000;
 /// `PIPEFS_MAGIC` (`include/uapi/linux/magic.h`): the super block of anonymous pipes.
 const PIPEFS_MAGIC: u64 = 0x5049_5045;
+const S_IFCHR: u16 = 0o020_000;
 const AF_UNIX: u16 = 1;
-const SOCK_STREAM: u16 = 1;
+const AF_INET: u16 = 2;
+const AF_INET6: u16 = 10;
+const SOCK_STREAM: u64 = 1;
+const SOCK_DGRAM: u64 = 2;
+const SOCK_SEQPACKET: u64 = 5;
+const IPPROTO_TCP: u16 = 6;
+/// `/dev/tty` and `/dev/ptmx`, as `dev_t` of the kernel; and the majors of `/dev/pts/N` (`Documentation/admin-guide/devices.txt`).
+const DEV_TTY: u32 = 5 << 20;
+const DEV_PTMX: u32 = 5 << 20 | 2;
+const PTS_MAJORS: core::ops::RangeInclusive<u32> = 136..=143;
+/// In the inode number of a terminal: it is the master's side.
+const MASTER: u64 = 1 << 32;
 
 /// `struct file` behind a descriptor of the current task; 0 for none.
 #[inline(always)]
@@ -139,6 +155,12 @@ impl<'a> Window<'a> {
         })
     }
 
+    /// Whether a member lies inside.
+    #[inline(always)]
+    pub fn holds<T>(&self, offset: u64) -> bool {
+        offset.wrapping_sub(self.start) <= (WINDOW_BYTES - size_of::<T>()) as u64
+    }
+
     /// A member; read from the kernel where it lies outside. Offsets are constants to the verifier, which removes the way
     /// that is not taken.
     #[inline(always)]
@@ -161,10 +183,17 @@ fn min(a: u64, b: u64) -> u64 {
 
 #[inline(always)]
 fn try_resolve(held: &mut Held, file: u64, with_files: bool) -> Option<()> {
-    let (mut room, mut second_room) = (Room::uninit(), Room::uninit());
-    let file = Window::read(&mut room, file, min(off!(file_inode), off!(file_mode)))?;
-    let address: u64 = file.member(off!(file_inode))?;
-    let inode = Window::read(&mut second_room, address, off!(inode_sb))?;
+    // One after the other in the same room.
+    let mut room = Room::uninit();
+    let window = Window::read(&mut room, file, min(off!(file_inode), off!(file_mode)))?;
+    let address: u64 = window.member(off!(file_inode))?;
+    let file_mode = u64::from(window.member::<u32>(off!(file_mode))?);
+    let private_is_near = window.holds::<u64>(off!(file_private_data));
+    let mut private: u64 = 0;
+    if private_is_near {
+        private = window.member(off!(file_private_data))?;
+    }
+    let inode = Window::read(&mut room, address, off!(inode_sb))?;
     // The mode is the first member, the number follows the super block: two lines of the cache.
     let mode: u16 = kernel(address, off!(inode_mode))?;
     let format = mode & S_IFMT;
@@ -172,7 +201,7 @@ fn try_resolve(held: &mut Held, file: u64, with_files: bool) -> Option<()> {
         held.super_block = inode.member(off!(inode_sb))?;
         held.channel.object = address;
         held.channel.inode = inode.member(off!(inode_ino))?;
-        held.mode = u64::from(file.member::<u32>(off!(file_mode))?);
+        held.mode = file_mode;
         // A pipe until its super block says otherwise.
         held.channel.kind = if format == S_IFIFO {
             channel_kind::PIPE
@@ -181,31 +210,128 @@ fn try_resolve(held: &mut Held, file: u64, with_files: bool) -> Option<()> {
         };
     } else if format == S_IFSOCK {
         held.channel.inode = inode.member(off!(inode_ino))?;
-        let socket: u64 = file.member(off!(file_private_data))?;
+        if !private_is_near {
+            private = kernel(file, off!(file_private_data))?;
+        }
         let start = min(off!(socket_type), off!(socket_sk));
-        let socket = Window::read(&mut second_room, socket, start)?;
-        if socket.member::<u16>(off!(socket_type))? != SOCK_STREAM {
-            return None;
-        }
+        let socket = Window::read(&mut room, private, start)?;
+        let of_type: u16 = socket.member(off!(socket_type))?;
         let sock: u64 = socket.member(off!(socket_sk))?;
-        if sock == 0 || kernel::<u16>(sock, off!(sock_family))? != AF_UNIX {
-            return None;
-        }
         held.channel.object = sock;
         held.mode = 3;
-        let peer: u64 = kernel(sock, off!(unix_peer))?;
-        if peer != 0 {
+        let kind = socket_kind(sock, u64::from(of_type));
+        held.channel.kind = kind as u8;
+        if kind != 0 && kind != u64::from(channel_kind::TCP) {
+            let peer = unix_peer(sock, kind);
             held.channel.peer_object = peer;
-            let peer_socket: u64 = kernel(peer, off!(sock_socket))?;
-            // A peer that is closed, or that nobody has accepted yet, has no socket.
-            if peer_socket != 0 {
-                held.channel.peer_inode =
-                    kernel(peer_socket + off!(socket_alloc_inode), off!(inode_ino))?;
-            }
+            // A peer that is closed, or that nobody has accepted yet, has no inode.
+            held.channel.peer_inode = socket_inode(peer);
         }
-        held.channel.kind = channel_kind::UNIX_STREAM;
+    } else if format == S_IFCHR {
+        let device: u32 = kernel(address, off!(inode_rdev))?;
+        if device != DEV_TTY && device != DEV_PTMX && !PTS_MAJORS.contains(&(device >> 20)) {
+            return None;
+        }
+        if !private_is_near {
+            private = kernel(file, off!(file_private_data))?;
+        }
+        let tty: u64 = kernel(private, off!(tty_file_tty))?;
+        let link = terminal_link(tty);
+        if link != 0 {
+            let number = terminal_number(tty);
+            // The inodes of masters are all the same one, so the terminal's number stands for it.
+            let of_master = if device == DEV_PTMX { MASTER } else { 0 };
+            held.channel.object = tty;
+            held.channel.peer_object = link;
+            held.channel.inode = number | of_master;
+            held.channel.peer_inode = number | (MASTER ^ of_master);
+            held.channel.dev = DEV_TTY;
+            held.channel.kind = channel_kind::TTY;
+            held.mode = file_mode;
+        }
     }
     Some(())
+}
+
+// Functions with a C name are global to the verifier: it looks at each once, and not again in every state of every caller.
+
+/// The kind of a socket; 0 for one that is not watched.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn socket_kind(sock: u64, of_type: u64) -> u64 {
+    if sock == 0 {
+        return 0;
+    }
+    let Some(family) = kernel::<u16>(sock, off!(sock_family)) else {
+        return 0;
+    };
+    let kind = if family == AF_UNIX {
+        match of_type {
+            SOCK_STREAM => channel_kind::UNIX_STREAM,
+            SOCK_DGRAM => channel_kind::UNIX_DGRAM,
+            SOCK_SEQPACKET => channel_kind::UNIX_SEQPACKET,
+            _ => 0,
+        }
+    } else if (family == AF_INET || family == AF_INET6)
+        && of_type == SOCK_STREAM
+        && kernel::<u16>(sock, off!(sock_protocol)) == Some(IPPROTO_TCP)
+    {
+        channel_kind::TCP
+    } else {
+        0
+    };
+    u64::from(kind)
+}
+
+/// The socket that a unix socket is connected to; 0 for none. A datagram socket can be connected to one that takes messages from
+/// anybody: that is no pair, and its end is a channel of its own.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn unix_peer(sock: u64, kind: u64) -> u64 {
+    let peer = kernel::<u64>(sock, off!(unix_peer)).unwrap_or(0);
+    if peer == 0 {
+        return 0;
+    }
+    if kind == u64::from(channel_kind::UNIX_DGRAM)
+        && kernel::<u64>(peer, off!(unix_peer)) != Some(sock)
+    {
+        return 0;
+    }
+    peer
+}
+
+/// The other side of a pseudo-terminal; 0 for a console, which has none.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn terminal_link(tty: u64) -> u64 {
+    if tty == 0 {
+        return 0;
+    }
+    kernel(tty, off!(tty_link)).unwrap_or(0)
+}
+
+/// The number of a terminal, from 1.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn terminal_number(tty: u64) -> u64 {
+    u64::from(kernel::<u32>(tty, off!(tty_index)).unwrap_or(0)) + 1
+}
+
+/// Whether a task of the tree that uses this terminal may make it a watched channel: the master's side is the tree's own
+/// making. Of the slave's side the one that is the task's controlling terminal is left alone: as a rule somebody sits at it, and
+/// what they type and see is none of the evidence's business. (What the tree makes itself is watched from the master's side on.)
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn is_own_terminal(tty: u64, inode: u64) -> u64 {
+    if inode & MASTER != 0 {
+        return 1;
+    }
+    // SAFETY: no arguments.
+    let task = unsafe { bpf_get_current_task_btf() };
+    let Some(signal) = kernel::<u64>(task as u64, off!(task_signal)) else {
+        return 0;
+    };
+    u64::from(kernel::<u64>(signal, off!(signal_tty)) != Some(tty))
 }
 
 /// Reads device and kind from the super block.

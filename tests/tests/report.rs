@@ -29,7 +29,8 @@ FINDINGS
 
 NOT SEEN
   anything before 2026-11-20T23:59:59.000000001Z and after 2026-11-21T00:00:09.000000001Z
-  anything over TCP, datagram sockets, terminals, files and shared memory: never watched so far
+  what TLS and HTTP over TCP say (their bytes are counted), UDP, files and shared memory, and the
+  terminal that the agent runs in: never read so far
   gap ring_full: 1 time, 4096 bytes
 ";
     let (start, end) = text.split_at(text.find("\nEVIDENCE").unwrap());

@@ -14,7 +14,7 @@ use aya_ebpf::{
         generated::{bpf_get_current_task_btf, bpf_ktime_get_boot_ns, bpf_loop},
     },
 };
-use countersign_common::{counter, direction, end_how, tag, transfer_flags};
+use countersign_common::{channel_kind, counter, direction, end_how, tag, transfer_flags};
 use countersign_ebpf::{AIO_BLOCKS_MAX, AIO_EVENTS_BACK_MAX, nr, op_limit};
 
 use super::{
@@ -141,6 +141,9 @@ unsafe extern "C" fn block_step(_index: u64, context: *mut c_void) -> i64 {
             &raw mut (*thread).transfer,
         );
         if enrolled == Enrolled::No && (*thread).first.channel.epoch == 0 {
+            if (*thread).first.channel.kind == channel_kind::TTY {
+                count(counter::TERMINAL_BYTES, returned);
+            }
             return 0;
         }
         let who = current(group_leader(task));
@@ -163,7 +166,7 @@ unsafe extern "C" fn block_step(_index: u64, context: *mut c_void) -> i64 {
         (*thread).limit_left = op_limit(bits, op_direction);
         begin(thread, returned);
         if opcode == PREAD || opcode == PWRITE {
-            capture_buffer(thread, words[1]);
+            capture_buffer(thread, words[1], returned);
         } else {
             from_vectors(thread, words[1], words[2]);
         }

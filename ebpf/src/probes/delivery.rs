@@ -12,7 +12,7 @@ use aya_ebpf::bindings::task_struct;
 use countersign_common::{channel_kind, counter, direction, kind, tag, transfer_flags};
 use countersign_ebpf::{direction_of, nr};
 
-use super::transfer::{describe, message_flags, whose};
+use super::transfer::{describe, given_flags, message_flags, whose};
 use crate::{
     emit::count,
     kernel_chunk::kernel_chunk,
@@ -50,7 +50,8 @@ pub unsafe fn delivers(task: *mut task_struct, buffer: u64, len: i32) {
             // Several messages in one call, of which none has begun when its bytes pass here.
             || number == nr::RECVMMSG
             // Looking ahead begins at a place that the buffer does not tell, and is no part of the stream; neither is this.
-            || message_flags(number, &(*thread).args) & (transfer_flags::PEEK | transfer_flags::OOB)
+            || message_flags(given_flags(number, (*thread).args[2], (*thread).args[3]))
+                & (transfer_flags::PEEK | transfer_flags::OOB)
                 != 0
         {
             return;

@@ -2,12 +2,9 @@
 
 use core::ffi::c_void;
 
-use aya_ebpf::{
-    bindings::task_struct,
-    helpers::{
-        bpf_get_current_uid_gid, bpf_probe_read_user,
-        generated::{bpf_get_current_task_btf, bpf_loop},
-    },
+use aya_ebpf::helpers::{
+    bpf_get_current_uid_gid, bpf_probe_read_user,
+    generated::{bpf_get_current_task_btf, bpf_loop},
 };
 use countersign_common::{
     ChannelEnd, ChannelId, FileOpen, Peer, Task, channel_kind, counter, end_how, kind, tag,
@@ -15,18 +12,20 @@ use countersign_common::{
 };
 use countersign_ebpf::nr;
 
-use super::compat::arguments;
+use super::{compat::arguments, inet};
 use crate::{
     arch::PtRegs,
-    channel::{Enrolled, MAY_ADD, enrol, is_known, leave, other_end_known},
+    channel::{Enrolled, MAY_ADD, enrol, forget, is_known, leave, other_end_known},
     emit::{count, record},
+    inet::{find_peer, tcp_goes_to_tree, tcp_listens},
     maps::LISTENERS,
-    offsets::{current, kernel, off},
+    offsets::{current, group_leader, kernel, off},
     resolve::{FILES, WHOLE, file_of, resolve},
-    scope::{Held, Thread, set_tag},
+    scope::{Held, Thread, set_tag, thread},
 };
 
 const FMODE_WRITE: u64 = 2;
+const EINPROGRESS: i64 = 115;
 const SOL_SOCKET: u32 = 1;
 const SCM_RIGHTS: u32 = 1;
 /// Steps over the control data of one message: `SCM_MAX_FD` descriptors and a few headers.
@@ -35,6 +34,10 @@ const CONTROL_STEPS_MAX: u32 = 300;
 /// Reports that `who` holds an end.
 #[inline(always)]
 pub fn report(held: &Held, who: &Task, how: u8, fd: u32) {
+    let id = &held.channel;
+    if id.kind == channel_kind::TCP {
+        inet::tcp_report(id.object, id.inode, id.epoch, id.peer_object, id.peer_inode);
+    }
     // SAFETY: references.
     unsafe { report_end(held, who, u64::from(how), u64::from(fd)) };
 }
@@ -63,21 +66,20 @@ unsafe extern "C" fn report_end(held: *const Held, who: *const Task, how: u64, f
 /// At `sys_exit` of a tagged task's call that yields an end.
 ///
 /// # Safety
-/// The arguments are the tracepoint's; `leader` is the task's.
+/// The arguments are the tracepoint's.
 #[inline(never)]
 pub unsafe fn tagged_exit<const COMPAT: bool>(
-    leader: *mut task_struct,
     bits: u32,
     regs: *const PtRegs,
     number: u64,
     returned: i64,
 ) {
-    if returned < 0 {
+    if returned < 0 && !is_in_progress(number, returned) {
         return;
     }
-    // SAFETY: the caller's; no arguments.
-    let (task, args) = unsafe { (bpf_get_current_task_btf(), arguments::<COMPAT>(regs)) };
-    let who = current(leader);
+    // SAFETY: the caller's.
+    let args = unsafe { arguments::<COMPAT>(regs) };
+    let bits = u64::from(bits);
     match number {
         nr::PIPE | nr::PIPE2 | nr::SOCKETPAIR => {
             let place = if number == nr::SOCKETPAIR {
@@ -89,74 +91,81 @@ pub unsafe fn tagged_exit<const COMPAT: bool>(
             let Ok(pair) = (unsafe { bpf_probe_read_user(place as *const [u32; 2]) }) else {
                 return;
             };
-            hold(task, bits, &who, end_how::CREATED, pair[0]);
-            hold(task, bits, &who, end_how::CREATED, pair[1]);
+            hold_end(bits, end_how::CREATED, u64::from(pair[0]));
+            hold_end(bits, end_how::CREATED, u64::from(pair[1]));
         }
-        nr::LISTEN => listening(task, args[0]),
-        nr::CONNECT => hold(task, bits, &who, end_how::CONNECTED, args[0] as u32),
-        nr::ACCEPT | nr::ACCEPT4 => hold(task, bits, &who, end_how::ACCEPTED, returned as u32),
-        nr::PIDFD_GETFD => hold(task, bits, &who, end_how::PIDFD_GETFD, returned as u32),
-        _ => hold(task, bits, &who, end_how::OPENED, returned as u32),
+        nr::LISTEN => {
+            listening(args[0]);
+        }
+        nr::CONNECT => hold_end(bits, end_how::CONNECTED, args[0]),
+        nr::ACCEPT | nr::ACCEPT4 => {
+            // It may listen at a socket that it did not bring to listen.
+            listening(args[0]);
+            hold_end(bits, end_how::ACCEPTED, returned as u64);
+        }
+        nr::PIDFD_GETFD => hold_end(bits, end_how::PIDFD_GETFD, returned as u64),
+        _ => hold_end(bits, end_how::OPENED, returned as u64),
     }
+}
+
+#[inline(always)]
+fn hold_end(bits: u64, how: u8, fd: u64) {
+    hold(bits, u64::from(how), fd);
 }
 
 /// At `sys_exit` of an untagged task's call that may yield an end of a watched channel: marks it as a peer if so.
 ///
 /// # Safety
-/// The arguments are the tracepoint's; `leader` is the task's.
+/// The arguments are the tracepoint's.
 #[inline(never)]
-pub unsafe fn untagged_exit<const COMPAT: bool>(
-    task: *mut task_struct,
-    leader: *mut task_struct,
-    regs: *const PtRegs,
-    number: u64,
-    returned: i64,
-) {
-    if returned < 0 {
+pub unsafe fn untagged_exit<const COMPAT: bool>(regs: *const PtRegs, number: u64, returned: i64) {
+    if returned < 0 && !is_in_progress(number, returned) {
         return;
     }
     let (fd, how) = match number {
         // SAFETY: the caller's.
-        nr::CONNECT => (
-            unsafe { arguments::<COMPAT>(regs) }[0] as u32,
-            end_how::CONNECTED,
-        ),
-        nr::ACCEPT | nr::ACCEPT4 => (returned as u32, end_how::ACCEPTED),
-        nr::PIDFD_GETFD => (returned as u32, end_how::PIDFD_GETFD),
-        _ => (returned as u32, end_how::OPENED),
+        nr::CONNECT => (unsafe { arguments::<COMPAT>(regs) }[0], end_how::CONNECTED),
+        nr::ACCEPT | nr::ACCEPT4 => (returned as u64, end_how::ACCEPTED),
+        nr::PIDFD_GETFD => (returned as u64, end_how::PIDFD_GETFD),
+        _ => (returned as u64, end_how::OPENED),
     };
-    // SAFETY: the caller's.
-    unsafe { untagged_end(task, leader, number, fd, how) };
+    mark_holder(u64::from(how), fd);
 }
 
-/// An end that an untagged task has got. A function of its own for the sake of the stack, which messages need most of.
-///
-/// # Safety
-/// As [`untagged_exit`].
+// Functions with a C name are global to the verifier: it looks at each once, and not again in every state of every caller.
+
+/// Marks the current process as a peer if the descriptor is an end of a watched channel.
+#[unsafe(no_mangle)]
 #[inline(never)]
-unsafe fn untagged_end(
-    task: *mut task_struct,
-    leader: *mut task_struct,
-    number: u64,
-    fd: u32,
-    how: u8,
-) -> i64 {
+extern "C" fn mark_holder(how: u64, fd: u64) -> u64 {
+    // SAFETY: the current task and its leader.
+    let (task, leader) = unsafe {
+        let task = bpf_get_current_task_btf();
+        (task, group_leader(task))
+    };
+    let how = how as u8;
     let mut held = Held::empty();
-    resolve(&mut held, file_of(task, u64::from(fd)), WHOLE);
-    if held.channel.kind == 0 {
-        return 0;
-    }
-    let watched = is_known(&held.channel)
-        || other_end_known(&held.channel)
-        || (number == nr::CONNECT && to_listener_of_tree(&held.channel));
-    if !watched {
+    resolve(&mut held, file_of(task, fd), WHOLE);
+    let connects = how == end_how::CONNECTED;
+    let watched = match held.channel.kind {
+        0 => false,
+        channel_kind::TCP => {
+            is_known(&held.channel)
+                || find_peer(&mut held)
+                || (connects && tcp_goes_to_tree(held.channel.object) != 0)
+        }
+        channel_kind::TTY => is_known(&held.channel),
+        _ => {
+            is_known(&held.channel)
+                || other_end_known(&held.channel)
+                || (connects && to_listener_of_tree(&held.channel))
+        }
+    };
+    // SAFETY: the leader of the current task.
+    if !watched || !unsafe { set_tag(leader, tag::PEER) } {
         return 0;
     }
     let who = current(leader);
-    // SAFETY: the caller's.
-    if !unsafe { set_tag(leader, tag::PEER) } {
-        return 0;
-    }
     count(counter::PEERS_MARKED, 1);
     enrol(&mut held, MAY_ADD);
     record::<Peer>(kind::PEER, |place| {
@@ -168,8 +177,14 @@ unsafe fn untagged_end(
             (*place).uid = bpf_get_current_uid_gid() as u32;
         }
     });
-    report(&held, &who, how, fd);
-    0
+    report(&held, &who, how, fd as u32);
+    1
+}
+
+/// Whether a `connect` goes on after its return: the addresses are settled by then.
+#[inline(always)]
+fn is_in_progress(number: u64, returned: i64) -> bool {
+    number == nr::CONNECT && returned == -EINPROGRESS
 }
 
 /// At `sys_exit` of a `recvmsg` by a watched task: reports the descriptors that came with it. Best effort: the control
@@ -223,14 +238,12 @@ unsafe extern "C" fn control_step(_index: u64, context: *mut c_void) -> i64 {
             };
             (*thread).vector = place + step;
             (*thread).vectors_left = if left > step { left - step } else { 0 };
-            let task = bpf_get_current_task_btf();
-            let who = (*thread).transfer.task;
             let bits = if (*thread).transfer.flags & transfer_flags::BY_PEER == 0 {
                 tag::TREE
             } else {
                 0
             };
-            hold(task, bits, &who, end_how::SCM_RIGHTS, fd);
+            hold_end(u64::from(bits), end_how::SCM_RIGHTS, u64::from(fd));
             return 0;
         }
         if left < 16 {
@@ -255,33 +268,47 @@ unsafe extern "C" fn control_step(_index: u64, context: *mut c_void) -> i64 {
     }
 }
 
-/// Puts the channel behind `fd` into the table (if it is one that counts) and reports the end.
+/// Puts the channel behind `fd` into the table (if it is one that counts) and reports the end. The place for the channel is that of the
+/// splice family's second descriptor: none of those calls yields an end, and what this calls needs the stack.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn hold(task: *mut task_struct, bits: u32, who: &Task, how: u8, fd: u32) {
-    let mut held = Held::empty();
-    let proxy_open = bits & tag::PROXY != 0 && how == end_how::OPENED;
-    resolve(
-        &mut held,
-        file_of(task, u64::from(fd)),
-        if proxy_open { WHOLE | FILES } else { WHOLE },
-    );
-    if held.channel.kind == 0 {
-        return;
-    }
-    if held.channel.kind == channel_kind::FILE {
-        if held.mode & FMODE_WRITE != 0 {
-            file_opened(&held, who);
+extern "C" fn hold(bits: u64, how: u64, fd: u64) -> u64 {
+    // SAFETY: the current task, its state and its leader.
+    unsafe {
+        let task = bpf_get_current_task_btf();
+        let Some(thread) = thread(task) else { return 0 };
+        let held = &mut (*thread).second;
+        let (bits, how) = (bits as u32, how as u8);
+        let proxy_open = bits & tag::PROXY != 0 && how == end_how::OPENED;
+        resolve(
+            held,
+            file_of(task, fd),
+            if proxy_open { WHOLE | FILES } else { WHOLE },
+        );
+        if held.channel.kind == 0 {
+            return 0;
         }
-        return;
+        let who = current(group_leader(task));
+        if held.channel.kind == channel_kind::FILE {
+            if held.mode & FMODE_WRITE != 0 {
+                file_opened(held, &who);
+            }
+            return 0;
+        }
+        let mut leave = leave(bits);
+        if how == end_how::CONNECTED {
+            if held.channel.kind == channel_kind::TCP {
+                forget(&held.channel);
+            } else if to_listener_of_tree(&held.channel) {
+                leave |= MAY_ADD;
+            }
+        }
+        if enrol(held, leave) == Enrolled::No && held.channel.epoch == 0 {
+            return 0;
+        }
+        report(held, &who, how, fd as u32);
     }
-    let mut leave = leave(bits);
-    if how == end_how::CONNECTED && to_listener_of_tree(&held.channel) {
-        leave |= MAY_ADD;
-    }
-    if enrol(&mut held, leave) == Enrolled::No && held.channel.epoch == 0 {
-        return;
-    }
-    report(&held, who, how, fd);
+    1
 }
 
 #[inline(always)]
@@ -300,24 +327,32 @@ fn file_opened(held: &Held, who: &Task) {
 
 /// Remembers the address that the tree listens on. What connects gets a peer socket that nobody has accepted yet, without
 /// an inode; it shares the listener's `struct unix_address`, though.
+#[unsafe(no_mangle)]
 #[inline(never)]
-fn listening(task: *mut task_struct, fd: u64) {
+extern "C" fn listening(fd: u64) -> u64 {
     let mut held = Held::empty();
-    resolve(&mut held, file_of(task, fd), WHOLE);
-    if held.channel.kind != channel_kind::UNIX_STREAM {
-        return;
-    }
-    if let Some(address) = kernel::<u64>(held.channel.object, off!(unix_addr))
-        && address != 0
-        && LISTENERS.insert(&address, &held.channel.object, 0).is_err()
-    {
-        count(counter::CHANNEL_FAILED, 1);
+    // SAFETY: the current task.
+    let file = file_of(unsafe { bpf_get_current_task_btf() }, fd);
+    resolve(&mut held, file, WHOLE);
+    match held.channel.kind {
+        channel_kind::TCP => tcp_listens(held.channel.object),
+        channel_kind::UNIX_STREAM | channel_kind::UNIX_SEQPACKET => {
+            if let Some(address) = kernel::<u64>(held.channel.object, off!(unix_addr))
+                && address != 0
+                && LISTENERS.insert(&address, &held.channel.object, 0).is_err()
+            {
+                count(counter::CHANNEL_FAILED, 1);
+            }
+            0
+        }
+        _ => 0,
     }
 }
 
 #[inline(always)]
 fn to_listener_of_tree(id: &ChannelId) -> bool {
-    if id.peer_object == 0 {
+    let is_unix = id.kind == channel_kind::UNIX_STREAM || id.kind == channel_kind::UNIX_SEQPACKET;
+    if id.peer_object == 0 || !is_unix {
         return false;
     }
     let Some(address) = kernel::<u64>(id.peer_object, off!(unix_addr)) else {

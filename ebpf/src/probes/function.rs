@@ -11,12 +11,14 @@ use aya_ebpf::{
     bindings::task_struct,
     helpers::generated::{bpf_get_current_task_btf, bpf_ktime_get_boot_ns, bpf_task_pt_regs},
 };
-use countersign_common::{SYSCALL_UNKNOWN, counter, direction, end_how, gap, transfer_flags};
+use countersign_common::{
+    SYSCALL_UNKNOWN, channel_kind, counter, direction, end_how, gap, transfer_flags,
+};
 use countersign_ebpf::{nr, op_limit};
 
 use super::{
     ends,
-    transfer::{MSG_OOB, MSG_PEEK, begin, tell_missed, whose},
+    transfer::{MSG_ERRQUEUE, MSG_OOB, MSG_PEEK, MSG_TRUNC, begin, tell_missed, whose},
 };
 use crate::{
     arch::{PtRegs, in_compat, syscall_number},
@@ -25,7 +27,7 @@ use crate::{
     iterator::{self, Start},
     log,
     maps::THREADS,
-    offsets::{current, group_leader, has_storage, kernel, off},
+    offsets::{current, functions_carry_kind, group_leader, has_storage, kernel, off},
     resolve::resolve,
     scope::{Thread, tag_of, thread},
 };
@@ -119,7 +121,8 @@ unsafe fn socket_enter(
         return;
     };
     let mut flags = 0;
-    if message_flags & MSG_PEEK != 0 && op_direction == direction::READ {
+    // What lies in the error queue has been sent, not received.
+    if message_flags & (MSG_PEEK | MSG_ERRQUEUE) != 0 && op_direction == direction::READ {
         flags |= transfer_flags::PEEK;
     }
     if message_flags & MSG_OOB != 0 {
@@ -153,7 +156,9 @@ unsafe fn enter(watched: &Watched, op_direction: u8, file: u64, iter: u64, flags
             (*call).open = 0;
         }
         resolve(&mut (*call).held, file, 0);
-        if (*call).held.channel.kind == 0 || iterator::note(call, iter).is_none() {
+        // What only one of a kind's functions would see is left to the programs on system calls, or it would be there twice.
+        if !functions_carry_kind((*call).held.channel.kind) || iterator::note(call, iter).is_none()
+        {
             return;
         }
         (*call).bits = u64::from(watched.bits);
@@ -216,6 +221,9 @@ pub unsafe fn exit(op_direction: u8, returned: i64) {
         );
         if enrolled == Enrolled::No {
             if (*call).held.channel.epoch == 0 {
+                if (*call).held.channel.kind == channel_kind::TTY {
+                    count(counter::TERMINAL_BYTES, returned as u64);
+                }
                 return;
             }
             log::no_channel((*call).held.channel.inode);
@@ -256,6 +264,7 @@ unsafe fn capture(
     // SAFETY: the caller's.
     unsafe {
         let mut beyond = 0;
+        let mut reason = gap::ITERATOR;
         if op_direction == direction::READ {
             // What the kernel says it moved and did not copy (`MSG_TRUNC`): the buffer does not hold it.
             let copied = iterator::advanced(call);
@@ -263,12 +272,17 @@ unsafe fn capture(
                 beyond = returned - copied;
                 (*thread).op_left = copied;
             }
+            if is_truncated(call, beyond) {
+                (*thread).transfer.flags |= transfer_flags::MESSAGE_TRUNCATED;
+                count(counter::MESSAGES_TRUNCATED, 1);
+                reason = gap::TRUNCATED;
+            }
         }
         if (*thread).op_left > 0 {
             match iterator::start(thread, call) {
                 Start::Walked => {}
                 Start::Buffer(address) => {
-                    if capture_buffer(thread, address) && beyond == 0 {
+                    if capture_buffer(thread, address, (*thread).op_left) && beyond == 0 {
                         return true;
                     }
                 }
@@ -280,9 +294,26 @@ unsafe fn capture(
         if beyond > 0 {
             (*thread).transfer.offset = returned - beyond;
             (*thread).op_left = beyond;
-            missing(thread, beyond, gap::ITERATOR);
+            missing(thread, beyond, reason);
         }
         (*thread).missed == 0
+    }
+}
+
+/// Whether the receiver took less than came: the kernel's own word on a message, and bytes of a TCP stream that it threw away.
+#[inline(always)]
+unsafe fn is_truncated(call: *mut crate::scope::Call, beyond: u64) -> bool {
+    // SAFETY: the caller's.
+    unsafe {
+        match (*call).held.channel.kind {
+            channel_kind::TCP => beyond > 0,
+            channel_kind::UNIX_DGRAM | channel_kind::UNIX_SEQPACKET => {
+                let message = (*call).iter - off!(msghdr_iter);
+                let said = kernel::<u32>(message, off!(msghdr_flags)).unwrap_or(0);
+                beyond > 0 || u64::from(said) & MSG_TRUNC != 0
+            }
+            _ => false,
+        }
     }
 }
 

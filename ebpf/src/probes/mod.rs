@@ -8,6 +8,7 @@ pub mod ends;
 pub mod environment;
 pub mod evasion;
 pub mod function;
+pub mod inet;
 pub mod process;
 pub mod splice;
 pub mod transfer;

@@ -7,7 +7,7 @@ use aya_ebpf::{
     bindings::task_struct,
     helpers::generated::{bpf_get_current_task_btf, bpf_ktime_get_boot_ns},
 };
-use countersign_common::{counter, direction, end_how, gap, transfer_flags};
+use countersign_common::{channel_kind, counter, direction, end_how, gap, transfer_flags};
 use countersign_ebpf::nr;
 
 use super::{
@@ -169,6 +169,9 @@ unsafe fn end(
         }
         let enrolled = enrol(&mut (*thread).first, leave(bits));
         if enrolled == Enrolled::No && (*thread).first.channel.epoch == 0 {
+            if (*thread).first.channel.kind == channel_kind::TTY {
+                count(counter::TERMINAL_BYTES, returned);
+            }
             return;
         }
         let who = current(leader);

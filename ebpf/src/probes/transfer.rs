@@ -9,7 +9,9 @@ use aya_ebpf::{
         generated::{bpf_get_current_task_btf, bpf_ktime_get_boot_ns, bpf_loop},
     },
 };
-use countersign_common::{Task, channel_kind, counter, end_how, gap, tag, transfer_flags};
+use countersign_common::{
+    Task, channel_kind, counter, direction, end_how, gap, tag, transfer_flags,
+};
 use countersign_ebpf::{MESSAGES_MAX, VECTORS_MAX, direction_of, nr, op_limit};
 
 use super::{compat::arguments, ends};
@@ -19,13 +21,19 @@ use crate::{
     emit::{capture_buffer, count, walk},
     iterator::vectors_in,
     log,
-    offsets::{current, functions_carry, group_leader},
+    offsets::{current, functions_carry, functions_carry_all, functions_carry_kind, group_leader},
     resolve::{FILES, file_of, resolve},
     scope::{Thread, bits_of, entered, thread},
 };
 
 pub const MSG_OOB: u64 = 1;
 pub const MSG_PEEK: u64 = 2;
+pub const MSG_TRUNC: u64 = 0x20;
+pub const MSG_ERRQUEUE: u64 = 0x2000;
+/// Offset of the flags that come back in `struct user_msghdr`.
+const MSG_FLAGS_OFFSET: u64 = 48;
+/// The same in `struct compat_msghdr`.
+const COMPAT_MSG_FLAGS_OFFSET: u64 = 24;
 /// Size of `struct mmsghdr`: a `struct user_msghdr` of 56 bytes, `msg_len`, padding (`include/linux/socket.h`).
 const MMSGHDR_BYTES: u64 = 64;
 const MSG_LEN_OFFSET: u64 = 56;
@@ -53,7 +61,7 @@ pub unsafe fn enter<const COMPAT: bool>(
         if functions_carry() {
             (*thread).carried_ops = 0;
             (*thread).carried_bytes = 0;
-            if files == 0 {
+            if files == 0 && functions_carry_all() {
                 // Most likely the functions look at it. If not, there is time for it at the end.
                 (*thread).first.file = file;
                 (*thread).first.channel.kind = 0;
@@ -93,7 +101,8 @@ unsafe fn note<const COMPAT: bool>(
 unsafe fn is_left(task: *mut task_struct, thread: *mut Thread, number: u64, returned: i64) -> bool {
     // SAFETY: the caller's.
     unsafe {
-        if (*thread).first.channel.kind == channel_kind::FILE {
+        let kind = (*thread).first.channel.kind;
+        if kind != 0 && !functions_carry_kind(kind) {
             return true;
         }
         if is_carried(thread, number, returned) {
@@ -200,7 +209,13 @@ pub unsafe fn exit<const COMPAT: bool>(
         if COMPAT {
             flags |= transfer_flags::COMPAT;
         }
-        flags |= message_flags(number, &(*thread).args) | whose(bits);
+        flags = all_flags(
+            number,
+            (*thread).args[2],
+            (*thread).args[3],
+            u64::from(bits),
+            u64::from(flags),
+        ) as u16;
         let bytes = if numbers_itself(number) || flags & transfer_flags::PEEK != 0 {
             0
         } else {
@@ -215,6 +230,9 @@ pub unsafe fn exit<const COMPAT: bool>(
         );
         if enrolled == Enrolled::No {
             if (*thread).first.channel.epoch == 0 {
+                if (*thread).first.channel.kind == channel_kind::TTY {
+                    count(counter::TERMINAL_BYTES, returned as u64);
+                }
                 return;
             }
             log::no_channel((*thread).first.channel.inode);
@@ -230,6 +248,14 @@ pub unsafe fn exit<const COMPAT: bool>(
         if flags & transfer_flags::NO_ENTER != 0 {
             count(counter::NO_ENTER, 1);
         }
+        let compat = if COMPAT { COMPAT_MESSAGE } else { 0 };
+        flags |= truncation(
+            compat | u64::from((*thread).first.channel.kind) << 32 | number,
+            given_flags(number, (*thread).args[2], (*thread).args[3]),
+            (*thread).args[1],
+            (*thread).args[2],
+            returned as u64,
+        ) as u16;
         describe(thread, &who, number, exit_ns, flags, op_direction);
         (*thread).limit_left = op_limit(bits, op_direction);
         (*thread).missed = 0;
@@ -237,6 +263,69 @@ pub unsafe fn exit<const COMPAT: bool>(
             tell_missed((*thread).missed, returned as u64);
         }
     }
+}
+
+// Functions with a C name are global to the verifier: it looks at each once, and does not know what they return. Flags that it knew
+// would be looked at in each of their combinations.
+
+/// All flags that are known before the channel is.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn all_flags(number: u64, third: u64, fourth: u64, bits: u64, flags: u64) -> u64 {
+    let given = given_flags(number, third, fourth);
+    flags | u64::from(message_flags(given) | whose(bits as u32))
+}
+
+/// [`transfer_flags::MESSAGE_TRUNCATED`] or nothing: whether the receiver took less than came. Of a message it took what its
+/// buffers hold, of a TCP stream with `MSG_TRUNC` nothing at all. The messages of `recvmmsg` are looked at one by one.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn truncation(
+    kind_and_number: u64,
+    given: u64,
+    message: u64,
+    room: u64,
+    returned: u64,
+) -> u64 {
+    let number = kind_and_number & 0xffff_ffff;
+    if direction_of(number) != direction::READ || numbers_itself(number) {
+        return 0;
+    }
+    let truncated = match (kind_and_number >> 32) as u8 {
+        channel_kind::TCP => given & MSG_TRUNC != 0,
+        channel_kind::UNIX_DGRAM | channel_kind::UNIX_SEQPACKET => match number {
+            nr::RECVFROM => returned > room,
+            // SAFETY: the helper checks the address.
+            nr::RECVMSG => unsafe { says_truncated(message, kind_and_number & COMPAT_MESSAGE) },
+            _ => false,
+        },
+        _ => false,
+    };
+    if !truncated {
+        return 0;
+    }
+    count(counter::MESSAGES_TRUNCATED, 1);
+    u64::from(transfer_flags::MESSAGE_TRUNCATED)
+}
+
+/// In the first argument of [`truncation`]: the message is one of the 32-bit ABI.
+const COMPAT_MESSAGE: u64 = 1 << 40;
+
+/// Whether the kernel has said of a message that it was cut. Its word lies in the receiver's memory.
+///
+/// # Safety
+/// In a program; the helper checks the address.
+#[inline(always)]
+pub unsafe fn says_truncated(message: u64, compat: u64) -> bool {
+    let place = message
+        + if compat != 0 {
+            COMPAT_MSG_FLAGS_OFFSET
+        } else {
+            MSG_FLAGS_OFFSET
+        };
+    // SAFETY: the helper checks the address.
+    let said = unsafe { bpf_probe_read_user(place as *const u32) };
+    said.is_ok_and(|said| u64::from(said) & MSG_TRUNC != 0)
 }
 
 /// Messages about what an operation lacks.
@@ -375,7 +464,15 @@ unsafe fn capture(thread: *mut Thread, number: u64, returned: u64) -> bool {
             }
             _ => {
                 begin(thread, returned);
-                return capture_buffer(thread, (*thread).args[1]);
+                let mut room = returned;
+                if (*thread).transfer.flags & transfer_flags::MESSAGE_TRUNCATED != 0 {
+                    room = if discards(thread) {
+                        0
+                    } else {
+                        (*thread).args[2]
+                    };
+                }
+                return capture_buffer(thread, (*thread).args[1], room);
             }
         }
         (*thread).missed == 0
@@ -402,15 +499,28 @@ pub unsafe fn from_vectors(thread: *mut Thread, vector: u64, vectors: u64) {
 pub unsafe fn from_message(thread: *mut Thread, message: u64) {
     // SAFETY: the caller's; the helper checks the address.
     unsafe {
+        let (vector, mut vectors);
         if (*thread).compat != 0 {
-            let [vector, vectors] =
-                bpf_probe_read_user((message + 8) as *const [u32; 2]).unwrap_or([0, 0]);
-            from_vectors(thread, u64::from(vector), u64::from(vectors));
+            let words = bpf_probe_read_user((message + 8) as *const [u32; 2]).unwrap_or([0, 0]);
+            (vector, vectors) = (u64::from(words[0]), u64::from(words[1]));
         } else {
-            let [vector, vectors] =
-                bpf_probe_read_user((message + 16) as *const [u64; 2]).unwrap_or([0, 0]);
-            from_vectors(thread, vector, vectors);
+            let words = bpf_probe_read_user((message + 16) as *const [u64; 2]).unwrap_or([0, 0]);
+            (vector, vectors) = (words[0], words[1]);
         }
+        if discards(thread) {
+            vectors = 0;
+        }
+        from_vectors(thread, vector, vectors);
+    }
+}
+
+/// Whether the bytes went nowhere: what `MSG_TRUNC` means to TCP.
+#[inline(always)]
+pub unsafe fn discards(thread: *mut Thread) -> bool {
+    // SAFETY: the current thread's state.
+    unsafe {
+        (*thread).transfer.flags & transfer_flags::MESSAGE_TRUNCATED != 0
+            && (*thread).transfer.channel.kind == channel_kind::TCP
     }
 }
 
@@ -434,6 +544,19 @@ unsafe extern "C" fn message_step(_index: u64, context: *mut c_void) -> i64 {
             return 0;
         }
         (*thread).limit_left = (*thread).args[2];
+        (*thread).transfer.flags &= !transfer_flags::MESSAGE_TRUNCATED;
+        if (*thread).transfer.direction == direction::READ
+            && match (*thread).first.channel.kind {
+                channel_kind::UNIX_DGRAM | channel_kind::UNIX_SEQPACKET => {
+                    says_truncated(message, u64::from((*thread).compat))
+                }
+                channel_kind::TCP => (*thread).args[3] & MSG_TRUNC != 0,
+                _ => false,
+            }
+        {
+            (*thread).transfer.flags |= transfer_flags::MESSAGE_TRUNCATED;
+            count(counter::MESSAGES_TRUNCATED, 1);
+        }
         number(thread, u64::from(len));
         from_message(thread, message);
         0
@@ -441,14 +564,19 @@ unsafe extern "C" fn message_step(_index: u64, context: *mut c_void) -> i64 {
 }
 
 #[inline(always)]
-pub fn message_flags(number: u64, args: &[u64; 6]) -> u16 {
-    let given = match number {
-        nr::SENDTO | nr::RECVFROM | nr::SENDMMSG | nr::RECVMMSG => args[3],
-        nr::SENDMSG | nr::RECVMSG => args[2],
+pub const fn given_flags(number: u64, third: u64, fourth: u64) -> u64 {
+    match number {
+        nr::SENDTO | nr::RECVFROM | nr::SENDMMSG | nr::RECVMMSG => fourth,
+        nr::SENDMSG | nr::RECVMSG => third,
         _ => 0,
-    };
+    }
+}
+
+#[inline(always)]
+pub const fn message_flags(given: u64) -> u16 {
     let mut flags = 0;
-    if given & MSG_PEEK != 0 {
+    // What lies in the error queue has been sent, not received.
+    if given & (MSG_PEEK | MSG_ERRQUEUE) != 0 {
         flags |= transfer_flags::PEEK;
     }
     if given & MSG_OOB != 0 {

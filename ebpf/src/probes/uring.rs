@@ -6,7 +6,10 @@
 
 use aya_ebpf::{
     bindings::task_struct,
-    helpers::{bpf_get_current_pid_tgid, generated::bpf_ktime_get_boot_ns},
+    helpers::{
+        bpf_get_current_pid_tgid, bpf_probe_read_user,
+        generated::{bpf_ktime_get_boot_ns, bpf_probe_read_kernel},
+    },
 };
 use countersign_common::{
     channel_kind, counter, direction, end_how, gap, load::Offsets, tag, transfer_flags,
@@ -15,15 +18,17 @@ use countersign_ebpf::{Form, direction_of_request, form_of, op, op_limit};
 
 use super::{
     ends,
-    transfer::{begin, describe, tell_missed, whose},
+    transfer::{
+        MSG_TRUNC, begin, describe, discards, message_flags, says_truncated, tell_missed, whose,
+    },
 };
 use crate::{
     channel::{Enrolled, enrol_operation, leave},
     emit::{capture_buffer, count, missing, walk},
     iterator::vectors_in,
     log,
-    maps::{MULTISHOTS, REQUESTS, THREADS},
-    offsets::{current, functions_carry, group_leader, kernel, off},
+    maps::{MULTISHOTS, REQUESTS},
+    offsets::{current, functions_carry_kind, group_leader, kernel, off},
     resolve::{FILES, file_of, resolve},
     scope::{KEPT_MAX, Request, Thread, bits_of, thread},
 };
@@ -39,8 +44,6 @@ pub const RECV_MULTISHOT: u16 = 1 << 1;
 pub const BUNDLE: u16 = 1 << 4;
 /// `IORING_SEND_VECTORIZED`.
 pub const VECTORIZED: u16 = 1 << 5;
-const MSG_OOB: u32 = 1;
-const MSG_PEEK: u32 = 2;
 /// `SPLICE_F_FD_IN_FIXED`: the source is in the ring's own table.
 const FD_IN_FIXED: u32 = 1 << 31;
 /// No descriptor.
@@ -84,12 +87,14 @@ pub unsafe fn completed(task: *mut task_struct, request: u64) {
         }
         let key = key_of(request);
         let result: i32 = kernel(request, off!(kiocb_cqe) + 8).unwrap_or(0);
-        if result > 0
-            && moved(task, leader, request, result as u64, what(bits, opcode)) != 0
-            && let Some(thread) = THREADS.find(task)
-        {
-            let message: u64 = kernel(request, off!(sr_buf)).unwrap_or(0);
-            ends::received(thread, message);
+        if result > 0 {
+            let message = moved(task, leader, request, result as u64, what(bits, opcode));
+            // Not in there, where the stack is short.
+            if message != 0
+                && let Some(thread) = thread(task)
+            {
+                ends::received(thread, message);
+            }
         }
         let _ = REQUESTS.remove(&request);
         if let Some(known) = MULTISHOTS.get(&key)
@@ -147,8 +152,7 @@ fn what(bits: u32, opcode: u8) -> u64 {
     u64::from(bits) << 32 | u64::from(opcode)
 }
 
-/// One completion of `returned` bytes; 1 when a message was received that may have brought descriptors. Those are looked at by the caller:
-/// this function needs most of the stack.
+/// One completion of `returned` bytes. Of a message that was received and captured, its address; else 0.
 #[inline(never)]
 unsafe fn moved(
     task: *mut task_struct,
@@ -156,7 +160,8 @@ unsafe fn moved(
     request: u64,
     returned: u64,
     what: u64,
-) -> i64 {
+) -> u64 {
+    let mut message = 0;
     // SAFETY: the caller's.
     unsafe {
         let (bits, opcode, again) = ((what >> 32) as u32, what as u8, what & AGAIN != 0);
@@ -184,23 +189,30 @@ unsafe fn moved(
         };
         resolve(&mut (*thread).first, file, how);
         if form == Form::Splice {
-            return spliced(task, leader, thread, bits, request, opcode, returned, flags);
+            spliced(task, leader, thread, bits, request, opcode, returned, flags);
+            return 0;
         }
-        if (*thread).first.channel.kind == 0
-            || (functions_carry() && (*thread).first.channel.kind != channel_kind::FILE)
-        {
+        if (*thread).first.channel.kind == 0 || functions_carry_kind((*thread).first.channel.kind) {
             return 0;
         }
         count(counter::URING_OPS, 1);
         let mut sr_flags = 0;
+        let mut returned = returned;
         if matches!(form, Form::Socket | Form::Message) {
             sr_flags = socket_flags(request);
-            let given: u32 = kernel(request, off!(sr_msg_flags)).unwrap_or(0);
-            if given & MSG_PEEK != 0 && op_direction == direction::READ {
-                flags |= transfer_flags::PEEK;
+            if form == Form::Message && sr_flags & RECV_MULTISHOT != 0 {
+                returned = payload_of(request, returned);
+                if returned == 0 {
+                    return 0;
+                }
             }
-            if given & MSG_OOB != 0 {
-                flags |= transfer_flags::OOB;
+            let given: u32 = kernel(request, off!(sr_msg_flags)).unwrap_or(0);
+            let said = message_flags(u64::from(given));
+            if op_direction == direction::READ {
+                let what = u64::from((*thread).first.channel.kind) << 32 | u64::from(given);
+                flags |= said | truncated_request(request, what, form as u64, returned) as u16;
+            } else {
+                flags |= said & !transfer_flags::PEEK;
             }
         }
         if !open_operation(
@@ -241,23 +253,97 @@ unsafe fn moved(
         let whole = match form {
             Form::Buffer => {
                 let address: u64 = kernel(request, off!(rw_addr)).unwrap_or(0);
-                capture_buffer(thread, address)
+                capture_buffer(thread, address, returned)
             }
             Form::Socket if sr_flags & VECTORIZED == 0 => {
                 let address: u64 = kernel(request, off!(sr_buf)).unwrap_or(0);
                 let done: u32 = kernel(request, off!(sr_done)).unwrap_or(0);
-                capture_buffer(thread, address.wrapping_sub(u64::from(done)))
+                let mut room = returned;
+                if (*thread).transfer.flags & transfer_flags::MESSAGE_TRUNCATED != 0 {
+                    room = if discards(thread) {
+                        0
+                    } else {
+                        room_of(request)
+                    };
+                }
+                capture_buffer(thread, address.wrapping_sub(u64::from(done)), room)
             }
             _ => {
                 capture_vectors(thread, returned);
+                if form == Form::Message && op_direction == direction::READ {
+                    message = kernel(request, off!(sr_buf)).unwrap_or(0);
+                }
                 (*thread).missed == 0
             }
         };
         if !whole {
             tell_missed((*thread).missed, returned);
         }
-        i64::from(form == Form::Message && op_direction == direction::READ)
     }
+    message
+}
+
+/// [`transfer_flags::MESSAGE_TRUNCATED`] or nothing: whether a request received less than came. `what` is the kind of the channel and the
+/// flags given. As with system calls, a message that was cut without a word (`IORING_OP_RECV` without `MSG_TRUNC`) is not known to be.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn truncated_request(request: u64, what: u64, form: u64, returned: u64) -> u64 {
+    let truncated = match (what >> 32) as u8 {
+        channel_kind::TCP => what & MSG_TRUNC != 0,
+        channel_kind::UNIX_DGRAM | channel_kind::UNIX_SEQPACKET => {
+            if form == Form::Message as u64 {
+                let message: u64 = kernel(request, off!(sr_buf)).unwrap_or(0);
+                // SAFETY: in a program.
+                unsafe { says_truncated(message, u64::from(is_compat(request))) }
+            } else {
+                what & MSG_TRUNC != 0 && returned > room_of(request)
+            }
+        }
+        _ => false,
+    };
+    if !truncated {
+        return 0;
+    }
+    count(counter::MESSAGES_TRUNCATED, 1);
+    u64::from(transfer_flags::MESSAGE_TRUNCATED)
+}
+
+/// Bytes of a message that was received into a buffer from a group. Before it there lie `struct io_uring_recvmsg_out` and room for name and control
+/// data, as long as the message says that was given: what it says is in the program's memory.
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn payload_of(request: u64, returned: u64) -> u64 {
+    const OUT_BYTES: u64 = 16;
+    let message: u64 = kernel(request, off!(sr_buf)).unwrap_or(0);
+    // SAFETY: the helper checks the addresses.
+    let (name, control) = unsafe {
+        if is_compat(request) {
+            let name = bpf_probe_read_user((message + 4) as *const u32).unwrap_or(0);
+            let control = bpf_probe_read_user((message + 20) as *const u32).unwrap_or(0);
+            (u64::from(name), u64::from(control))
+        } else {
+            let name = bpf_probe_read_user((message + 8) as *const u32).unwrap_or(0);
+            let control = bpf_probe_read_user((message + 40) as *const u64).unwrap_or(0);
+            (u64::from(name), control)
+        }
+    };
+    let before = OUT_BYTES + name + (control & 0xffff_ffff);
+    if before <= returned {
+        returned - before
+    } else if OUT_BYTES <= returned {
+        // It says something else by now.
+        returned - OUT_BYTES
+    } else {
+        0
+    }
+}
+
+/// Bytes that a request with one buffer had room for.
+#[inline(always)]
+fn room_of(request: u64) -> u64 {
+    let left: u32 = kernel(request, off!(sr_len)).unwrap_or(0);
+    let done: u32 = kernel(request, off!(sr_done)).unwrap_or(0);
+    u64::from(left) + u64::from(done)
 }
 
 /// Takes what the table knows of the request to the thread's state.
@@ -311,6 +397,9 @@ unsafe fn open_operation(
             &raw mut (*thread).transfer,
         );
         if enrolled == Enrolled::No && (*thread).first.channel.epoch == 0 {
+            if (*thread).first.channel.kind == channel_kind::TTY {
+                count(counter::TERMINAL_BYTES, returned);
+            }
             return false;
         }
         let who = current(leader);
@@ -330,7 +419,10 @@ unsafe fn open_operation(
 unsafe fn capture_vectors(thread: *mut Thread, returned: u64) {
     // SAFETY: the current thread's state.
     unsafe {
-        let given = (*thread).request.vectors;
+        let mut given = (*thread).request.vectors;
+        if discards(thread) {
+            given = 0;
+        }
         if given > KEPT_MAX as u64 {
             count(counter::FAULT_BYTES, returned);
             missing(thread, returned, gap::VECTORS);
@@ -429,6 +521,19 @@ fn is_compat(request: u64) -> bool {
         return false;
     }
     let ring: u64 = kernel(request, off!(kiocb_ctx)).unwrap_or(0);
-    let byte: u8 = kernel(ring, bit / 8).unwrap_or(u8::MAX);
-    byte >> (bit % 8) & 1 != 0
+    // Not an `Option`: Linux 6.1 loses sight of when its value is there.
+    let mut byte = [0_u8];
+    // SAFETY: a byte on the stack; the helper checks the other address.
+    let failed = unsafe {
+        bpf_probe_read_kernel(
+            (&raw mut byte).cast(),
+            1,
+            (ring + bit / 8) as *const core::ffi::c_void,
+        )
+    };
+    if failed != 0 {
+        count(counter::KERNEL_READ_FAILED, 1);
+        return true;
+    }
+    byte[0] >> (bit % 8) & 1 != 0
 }

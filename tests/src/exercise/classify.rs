@@ -1,22 +1,12 @@
 //! What a capture has of one attempt: its bytes, a declaration that they are missing, or neither.
 
-use countersign_common::{Transfer, channel_kind, direction, gap, kind};
+use countersign_common::{Transfer, channel_kind, direction, gap, kind, transfer_flags};
 use zerocopy::FromBytes;
 
 use super::{Outcome, Side, Truth, token};
 
 /// Nanoseconds in a clock tick (`USER_HZ` is 100).
 const TICK_NS: u64 = 10_000_000;
-
-/// `transfer_flags::SNAPSHOT` and `gap::TRUNCATED` of the record layout, likewise.
-const SNAPSHOT: u16 = 1 << 10;
-const TRUNCATED: u16 = 11;
-
-/// Channel kinds that this crate's `countersign-common` has no names for yet have the numbers of the record layout.
-const UNIX_DGRAM: u8 = 5;
-const UNIX_SEQPACKET: u8 = 6;
-const TCP: u8 = 7;
-const TTY: u8 = 8;
 
 /// What a capture has of an attempt.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -66,7 +56,8 @@ impl Part {
             Side::Send => direction::WRITE,
             Side::Receive => direction::READ,
         };
-        let is_tty = channel_kind_of(&truth.kind) == TTY && transfer.channel.kind == TTY;
+        let is_tty = channel_kind_of(&truth.kind) == channel_kind::TTY
+            && transfer.channel.kind == channel_kind::TTY;
         transfer.direction == wanted
             && transfer.task.tgid == truth.pid
             && transfer.task.start_boot_ns / TICK_NS == truth.start_ticks
@@ -82,10 +73,10 @@ fn channel_kind_of(name: &str) -> u8 {
         "pipe" => channel_kind::PIPE,
         "fifo" => channel_kind::FIFO,
         "unix_stream" | "unix_stream_listener" => channel_kind::UNIX_STREAM,
-        "unix_dgram" | "unix_dgram_named" => UNIX_DGRAM,
-        "unix_seqpacket" | "unix_seqpacket_listener" => UNIX_SEQPACKET,
-        "tcp4" | "tcp6" | "tcp4_netns" => TCP,
-        "pty_master" | "pty_slave" => TTY,
+        "unix_dgram" | "unix_dgram_named" => channel_kind::UNIX_DGRAM,
+        "unix_seqpacket" | "unix_seqpacket_listener" => channel_kind::UNIX_SEQPACKET,
+        "tcp4" | "tcp6" | "tcp4_netns" => channel_kind::TCP,
+        "pty_master" | "pty_slave" => channel_kind::TTY,
         _ => 0,
     }
 }
@@ -111,7 +102,7 @@ pub fn classify(truth: &Truth, parts: &[Part]) -> Status {
             return Status::Wrong(format!("channel kind {}", transfer.channel.kind));
         }
         let end = at + transfer.len as usize;
-        if transfer.header.kind == kind::GAP && transfer.reason == TRUNCATED && end > bytes {
+        if transfer.header.kind == kind::GAP && transfer.reason == gap::TRUNCATED && end > bytes {
             // The rest of a message, which nobody received.
             declared |= at < bytes;
             at = bytes;
@@ -125,7 +116,7 @@ pub fn classify(truth: &Truth, parts: &[Part]) -> Status {
         } else if part.payload != moved {
             return Status::Wrong(format!("other bytes at {at}"));
         }
-        snapshot |= transfer.flags & SNAPSHOT != 0;
+        snapshot |= transfer.flags & transfer_flags::SNAPSHOT != 0;
         at = end;
     }
     if at < bytes {
@@ -206,10 +197,10 @@ mod tests {
     #[test]
     fn a_snapshot_is_told_apart_and_what_nobody_received_is_no_surplus() {
         let mut part = part(0, &token(7, 32));
-        part.transfer.flags = SNAPSHOT;
+        part.transfer.flags = transfer_flags::SNAPSHOT;
         assert_eq!(classify(&truth(), &[part.clone()]), Status::Snapshot);
         part.transfer.flags = 0;
-        let mut rest = gap_of(9, TRUNCATED);
+        let mut rest = gap_of(9, gap::TRUNCATED);
         rest.transfer.offset = 32;
         assert_eq!(classify(&truth(), &[part, rest.clone()]), Status::Captured);
         rest.transfer.reason = gap::SPLICE;

@@ -13,6 +13,7 @@ mod outcome;
 mod processes;
 pub mod program;
 pub mod session;
+mod sockets;
 
 use std::collections::VecDeque;
 use std::ops::Range;
@@ -83,6 +84,8 @@ pub struct Shown {
 #[derive(Debug)]
 struct Channel {
     kind: u8,
+    /// Neither end is told of the other.
+    unnamed: bool,
     /// Per end: object, inode.
     keys: [(u64, u64); 2],
     epoch: u64,
@@ -299,11 +302,7 @@ impl Scene {
             if self.untold.contains(&ix) {
                 continue;
             }
-            let ends = if self.channels[ix].kind == abi::channel_kind::UNIX_STREAM {
-                2
-            } else {
-                1
-            };
+            let ends = 1 + usize::from(sockets::is_two_way(self.channels[ix].kind));
             for end in 0..ends {
                 let id = self.channel_id(End { channel: ix, end });
                 let [(read_ops, read_bytes), (written_ops, written_bytes)] =
@@ -413,6 +412,7 @@ impl Scene {
         });
         self.channels.push(Channel {
             kind,
+            unnamed: false,
             keys,
             epoch: self.now,
             queues: [VecDeque::new(), VecDeque::new()],
@@ -426,9 +426,9 @@ impl Scene {
 
     fn channel_id(&self, end: End) -> abi::ChannelId {
         let channel = &self.channels[end.channel];
-        let socket = channel.kind == abi::channel_kind::UNIX_STREAM;
+        let socket = sockets::is_two_way(channel.kind);
         let (object, inode) = channel.keys[if socket { end.end } else { 0 }];
-        let (peer_object, peer_inode) = if socket {
+        let (peer_object, peer_inode) = if socket && !channel.unnamed {
             channel.keys[1 - end.end]
         } else {
             (0, 0)
@@ -447,7 +447,7 @@ impl Scene {
     }
 
     fn is_socket(&self, end: End) -> bool {
-        self.channels[end.channel].kind == abi::channel_kind::UNIX_STREAM
+        sockets::is_two_way(self.channels[end.channel].kind)
     }
 
     fn new_process(&mut self) -> Proc {

@@ -6,7 +6,10 @@ use countersign_common::{channel_kind, counter, direction, gap, tag, transfer_fl
 
 use countersign::bpf::tier::Tier;
 
-use crate::harness::{carried, close, pipe, read, socket_pair, tier, token, witness, write};
+use crate::harness::{
+    carried, close, pipe, read, socket_pair, socket_pair_of, tcp_pair, terminal, tier, token,
+    witness, write,
+};
 
 /// How a test sends or receives.
 type Method = (&'static str, i64, fn(i32, &mut [u8]) -> isize);
@@ -152,11 +155,11 @@ fn each_pair(channel: u8, writes: &[Method], reads: &[Method], mut make: impl Fn
             assert_eq!((flags, op.gaps.len()), (carried(0), 0), "{op:?}");
             assert!(op.first.enter_ns <= op.first.exit_ns);
         }
-        if channel == channel_kind::UNIX_STREAM {
+        if matches!(channel, channel_kind::PIPE | channel_kind::FIFO) {
+            assert_eq!(written.first.channel, read.first.channel);
+        } else {
             assert_eq!(written.first.channel.peer_object, read.first.channel.object);
             assert_eq!(written.first.channel.peer_inode, read.first.channel.inode);
-        } else {
-            assert_eq!(written.first.channel, read.first.channel);
         }
     }
     assert_eq!(witness.counter(counter::RING_DROPPED_RECORDS), 0);
@@ -189,6 +192,44 @@ fn every_call_on_a_fifo_is_captured_at_both_ends() {
 
 #[test]
 fn every_call_on_a_socket_pair_is_captured_at_both_ends() {
+    each_socket_pair(channel_kind::UNIX_STREAM, socket_pair);
+}
+
+#[test]
+fn every_call_on_a_seqpacket_pair_is_captured_at_both_ends() {
+    each_socket_pair(channel_kind::UNIX_SEQPACKET, || {
+        socket_pair_of(libc::SOCK_SEQPACKET)
+    });
+}
+
+#[test]
+fn every_call_on_a_datagram_pair_is_captured_at_both_ends() {
+    each_socket_pair(channel_kind::UNIX_DGRAM, || {
+        socket_pair_of(libc::SOCK_DGRAM)
+    });
+}
+
+#[test]
+fn every_call_on_a_tcp_connection_over_ipv4_is_captured_at_both_ends() {
+    each_socket_pair(channel_kind::TCP, || tcp_pair("127.0.0.1:0"));
+}
+
+#[test]
+fn every_call_on_a_tcp_connection_over_ipv6_is_captured_at_both_ends() {
+    each_socket_pair(channel_kind::TCP, || tcp_pair("[::1]:0"));
+}
+
+#[test]
+fn every_call_on_a_terminal_of_the_trees_own_is_captured_at_both_ends() {
+    let methods = |methods: &[Method]| methods[..2].to_vec();
+    let (writes, reads) = (methods(PIPE_WRITES), methods(PIPE_READS));
+    each_pair(channel_kind::TTY, &writes, &reads, || {
+        let [master, slave] = terminal();
+        [slave, master]
+    });
+}
+
+fn each_socket_pair(channel: u8, make: impl FnMut() -> [i32; 2]) {
     let writes = [PIPE_WRITES, SOCKET_WRITES].concat();
     let writes: Vec<_> = writes
         .into_iter()
@@ -199,7 +240,7 @@ fn every_call_on_a_socket_pair_is_captured_at_both_ends() {
         .into_iter()
         .filter(|method| method.0 != "preadv2")
         .collect();
-    each_pair(channel_kind::UNIX_STREAM, &writes, &reads, socket_pair);
+    each_pair(channel, &writes, &reads, make);
 }
 
 #[test]

@@ -1,7 +1,10 @@
 //! A capture, a forked child that is tagged before it does anything, and what was captured of it.
 
 use std::{
-    fmt, panic,
+    fmt,
+    net::{TcpListener, TcpStream},
+    os::fd::IntoRawFd,
+    panic,
     sync::{Mutex, MutexGuard},
     time::{Duration, Instant},
 };
@@ -12,7 +15,7 @@ use countersign::bpf::{
     tier::Tier,
 };
 use countersign_common::{
-    ChannelEnd, Exec, Exit, FileOpen, Fork, Peer, RecordHeader, Transfer, direction,
+    ChannelEnd, Exec, Exit, FileOpen, Fork, Peer, RecordHeader, SocketAddress, Transfer, direction,
     evasion::Evasion, kind, transfer_flags,
 };
 use zerocopy::FromBytes;
@@ -309,6 +312,10 @@ impl Witness {
         self.of(kind::FILE_OPEN)
     }
 
+    pub(crate) fn addresses(&self) -> Vec<SocketAddress> {
+        self.of(kind::SOCKET_ADDRESS)
+    }
+
     pub(crate) fn peers(&self) -> Vec<Peer> {
         self.of(kind::PEER)
     }
@@ -412,12 +419,48 @@ pub(crate) fn pipe() -> [i32; 2] {
 }
 
 pub(crate) fn socket_pair() -> [i32; 2] {
+    socket_pair_of(libc::SOCK_STREAM)
+}
+
+pub(crate) fn socket_pair_of(kind: i32) -> [i32; 2] {
     let mut fds = [0; 2];
     // SAFETY: room for two descriptors.
     assert_eq!(
-        unsafe { libc::socketpair(libc::AF_UNIX, libc::SOCK_STREAM, 0, fds.as_mut_ptr()) },
+        unsafe { libc::socketpair(libc::AF_UNIX, kind, 0, fds.as_mut_ptr()) },
         0
     );
+    fds
+}
+
+/// Both ends of a connection to a listener at this address: who connected, who accepted.
+pub(crate) fn tcp_pair(address: &str) -> [i32; 2] {
+    let listener = TcpListener::bind(address).expect("an address of this host");
+    let near = TcpStream::connect(listener.local_addr().unwrap()).expect("it listens");
+    let (far, _) = listener.accept().expect("somebody connected");
+    near.set_nodelay(true).unwrap();
+    far.set_nodelay(true).unwrap();
+    [near.into_raw_fd(), far.into_raw_fd()]
+}
+
+/// A pseudo-terminal that changes no bytes: master, slave.
+pub(crate) fn terminal() -> [i32; 2] {
+    let mut fds = [0; 2];
+    // SAFETY: room for two descriptors and the settings.
+    unsafe {
+        let mut settings: libc::termios = std::mem::zeroed();
+        libc::cfmakeraw(&raw mut settings);
+        let [master, slave] = &mut fds;
+        assert_eq!(
+            libc::openpty(
+                master,
+                slave,
+                std::ptr::null_mut(),
+                &raw const settings,
+                std::ptr::null()
+            ),
+            0
+        );
+    }
     fds
 }
 

@@ -23,6 +23,8 @@ mod peers;
 mod preemption;
 mod processes;
 mod ring;
+mod sockets;
 mod source;
+mod terminals;
 mod torture;
 mod uring;

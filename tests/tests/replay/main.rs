@@ -14,6 +14,7 @@ mod lies;
 mod loss;
 mod nested;
 mod past;
+mod sockets;
 mod values;
 
 use countersign_tests::scene::Outcome;

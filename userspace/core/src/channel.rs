@@ -1,15 +1,22 @@
 //! Channels: kernel objects told apart, socket ends joined into pairs, holders of ends remembered.
 //!
-//! Owns the identity of pipes, FIFOs, unix socket pairs and proxies' files. A channel is keyed by kernel address *and* inode
+//! Owns the identity of pipes, FIFOs, sockets and their pairs, terminals and proxies' files. A channel is keyed by kernel address *and* inode
 //! number, so a reused address is another channel. It does not look at bytes.
 
+mod address;
+mod kind;
+
 use std::collections::HashMap;
+use std::net::SocketAddr;
 
 use countersign_common as abi;
 
 use crate::process::ProcessIx;
 use crate::record::Direction;
 use crate::time::BootNs;
+
+pub use address::Address;
+pub use kind::ChannelKind;
 
 /// Channels kept. Stops an agent that opens pipes in a loop from filling memory.
 pub const CHANNELS_MAX: usize = 1 << 20;
@@ -49,44 +56,6 @@ impl End {
         match self {
             Self::Writer => "writer",
             Self::Reader => "reader",
-        }
-    }
-}
-
-/// Kind of a channel.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum ChannelKind {
-    /// An anonymous pipe.
-    Pipe,
-    /// A named pipe.
-    Fifo,
-    /// A connected `AF_UNIX` stream socket pair.
-    UnixStream,
-    /// A regular file that a proxy writes.
-    File,
-    /// A kind that this version does not know.
-    Unknown,
-}
-
-impl ChannelKind {
-    /// Name as stored in the evidence.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Pipe => "pipe",
-            Self::Fifo => "fifo",
-            Self::UnixStream => "unix_stream",
-            Self::File => "file",
-            Self::Unknown => "unknown",
-        }
-    }
-
-    fn from_abi(kind: u8) -> Self {
-        match kind {
-            abi::channel_kind::PIPE => Self::Pipe,
-            abi::channel_kind::FIFO => Self::Fifo,
-            abi::channel_kind::UNIX_STREAM => Self::UnixStream,
-            abi::channel_kind::FILE => Self::File,
-            _ => Self::Unknown,
         }
     }
 }
@@ -175,6 +144,8 @@ pub struct Channel {
     pub kind: ChannelKind,
     /// Its ends; pipes and files have the first only.
     pub ends: [Option<EndKey>; 2],
+    /// Of a TCP connection: the addresses as each end sees them.
+    pub addresses: [Option<Address>; 2],
     /// Kernel `dev_t` of its file system, 0 for sockets.
     pub dev: u32,
     /// First record that named it.
@@ -215,6 +186,12 @@ impl Channel {
         found.filter(fits).map(|holder| holder.process)
     }
 
+    /// The address of an end of a TCP connection, as it said itself, else as the other one sees it.
+    pub fn address_of(&self, end: u8) -> Option<SocketAddr> {
+        let own = self.addresses[usize::from(end)].map(|address| address.local());
+        own.or_else(|| self.addresses[usize::from(1 - end)].map(|address| address.remote()))
+    }
+
     /// The process that made the channel, when that was seen.
     pub fn creator(&self) -> Option<ProcessIx> {
         self.holders
@@ -249,6 +226,7 @@ pub struct ChannelTable {
     /// Socket ends known from their peer before their inode number was.
     awaited: HashMap<u64, (ChannelIx, u8)>,
     by_inode: HashMap<(u32, u64), (ChannelIx, u8)>,
+    by_address: address::Ends,
     /// Ends found whose channel no record has named yet.
     found: HashMap<(u32, u64), Vec<Found>>,
     found_len: usize,
@@ -288,13 +266,10 @@ impl ChannelTable {
 
     /// The stream that an operation at an end belongs to, and the side it was seen at.
     pub fn stream_of(&self, ix: ChannelIx, end: u8, direction: Direction) -> (StreamIx, End) {
-        let from_end = match (self.channel(ix).kind, direction) {
-            (ChannelKind::UnixStream, Direction::Write) => end,
-            (ChannelKind::UnixStream, Direction::Read) => 1 - end,
-            (
-                ChannelKind::Pipe | ChannelKind::Fifo | ChannelKind::File | ChannelKind::Unknown,
-                Direction::Read | Direction::Write,
-            ) => 0,
+        let from_end = match (self.channel(ix).kind.is_two_way(), direction) {
+            (true, Direction::Write) => end,
+            (true, Direction::Read) => 1 - end,
+            (false, Direction::Read | Direction::Write) => 0,
         };
         let side = match direction {
             Direction::Write => End::Writer,
@@ -388,16 +363,44 @@ impl ChannelTable {
     }
 
     fn learn(&mut self, key: EndKey, id: &abi::ChannelId, at: BootNs) -> Option<(ChannelIx, u8)> {
+        let kind = ChannelKind::from_abi(id.kind);
         if let Some((ix, end)) = self.awaited.get(&key.object).copied() {
             let other = self.channels[ix.0 as usize].ends[usize::from(1 - end)];
-            if other.is_some_and(|other| other.object == id.peer_object || id.peer_object == 0) {
+            // The memory of a TCP socket can be another's by now, one that has not been found its other end.
+            let unsaid = id.peer_object == 0 && kind != ChannelKind::Tcp;
+            if kind == self.channels[ix.0 as usize].kind
+                && other.is_some_and(|other| other.object == id.peer_object || unsaid)
+            {
                 self.awaited.remove(&key.object);
-                self.channels[ix.0 as usize].ends[usize::from(end)] = Some(key);
-                self.by_key.insert(key, (ix, end));
-                self.name(ix, end, key.inode);
+                self.join(ix, end, key);
                 return Some((ix, end));
             }
         }
+        let peer = EndKey {
+            object: id.peer_object,
+            inode: id.peer_inode,
+        };
+        if peer.object != 0
+            && let Some((ix, end)) = self.by_key.get(&peer).copied()
+            && self.channels[ix.0 as usize].kind == kind
+            && self.channels[ix.0 as usize].ends[usize::from(1 - end)].is_none()
+        {
+            // The other end came first, when it could not name this one.
+            self.join(ix, 1 - end, key);
+            return Some((ix, 1 - end));
+        }
+        self.add(key, id, at)
+    }
+
+    /// Gives a channel its second end.
+    fn join(&mut self, ix: ChannelIx, end: u8, key: EndKey) {
+        self.channels[ix.0 as usize].ends[usize::from(end)] = Some(key);
+        self.by_key.insert(key, (ix, end));
+        self.name(ix, end, key.inode);
+    }
+
+    /// Makes a channel of an end of which no other is known.
+    fn add(&mut self, key: EndKey, id: &abi::ChannelId, at: BootNs) -> Option<(ChannelIx, u8)> {
         if self.channels.len() >= CHANNELS_MAX {
             self.overflowed += 1;
             return None;
@@ -406,6 +409,7 @@ impl ChannelTable {
         self.channels.push(Channel {
             kind: ChannelKind::from_abi(id.kind),
             ends: [Some(key), None],
+            addresses: [None, None],
             dev: id.dev,
             first_seen: at,
             last_seen: at,
@@ -420,7 +424,7 @@ impl ChannelTable {
     }
 
     fn learn_peer(&mut self, ix: ChannelIx, end: u8, id: &abi::ChannelId) {
-        if id.peer_object == 0 || self.channels[ix.0 as usize].kind != ChannelKind::UnixStream {
+        if id.peer_object == 0 || !self.channels[ix.0 as usize].kind.is_two_way() {
             return;
         }
         let slot = usize::from(1 - end);
@@ -440,9 +444,7 @@ impl ChannelTable {
             // apart, which can only lose a pairing, never make one up.
             return;
         }
-        self.channels[ix.0 as usize].ends[slot] = Some(key);
-        self.by_key.insert(key, (ix, 1 - end));
-        self.name(ix, 1 - end, key.inode);
+        self.join(ix, 1 - end, key);
     }
 }
 

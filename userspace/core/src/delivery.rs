@@ -77,6 +77,7 @@ pub struct StreamFrames {
     opaque: [usize; 2],
     mcp_like: [usize; 2],
     contention: Contention,
+    json: bool,
 }
 
 /// When writes of several processes were on their way at once and one of them was long enough to be cut by another: which
@@ -181,7 +182,10 @@ impl StreamFrames {
                     return false;
                 }
             }
-        } else if frame.is_complete() {
+        } else {
+            self.json = true;
+        }
+        if !frame.flags.contains(FrameFlags::NOT_JSON) && frame.is_complete() {
             self.tie(ix, frame, frames, side);
         }
         match frame.end {
@@ -189,6 +193,11 @@ impl StreamFrames {
             End::Reader => self.read.push(ix),
         }
         true
+    }
+
+    /// Whether anything that begins like JSON was seen in it.
+    pub fn has_json(&self) -> bool {
+        self.json
     }
 
     /// Notes missing bytes.

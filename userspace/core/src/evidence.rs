@@ -163,6 +163,7 @@ pub fn self_inflicted(gap: &Gap, roles: &Roles) -> bool {
                 | GapReason::Multishot
                 | GapReason::Aio
                 | GapReason::Compat
+                | GapReason::Truncated
         )
 }
 

@@ -28,6 +28,8 @@ pub enum Record<'a> {
     FileOpen(abi::FileOpen),
     /// A process outside the tree is watched from now on.
     Peer(abi::Peer),
+    /// The addresses of an end of a TCP connection.
+    SocketAddress(abi::SocketAddress),
     /// A watched process tried something that can get round the witness.
     Evasion(abi::evasion::Evasion),
     /// Written by user space: kind and JSON text.
@@ -49,6 +51,7 @@ impl Record<'_> {
             Self::ChannelEnd(end) => &end.header,
             Self::FileOpen(open) => &open.header,
             Self::Peer(peer) => &peer.header,
+            Self::SocketAddress(address) => &address.header,
             Self::Evasion(evasion) => &evasion.header,
             Self::User(header, _) | Self::Unknown(header) => header,
         }
@@ -85,6 +88,8 @@ pub enum GapReason {
     Aio,
     /// Vectors of the 32-bit ABI were not followed.
     Compat,
+    /// The receiver had no room for the rest of a message, or threw bytes away.
+    Truncated,
     /// Operations or parts of them never arrived; sized from the kernel's counters.
     UnseenOps,
     /// The spool says that records were lost outside the kernel.
@@ -110,6 +115,7 @@ impl GapReason {
             Self::Multishot => "multishot",
             Self::Aio => "aio",
             Self::Compat => "compat",
+            Self::Truncated => "truncated",
             Self::UnseenOps => "unseen_ops",
             Self::SpoolLoss => "spool_loss",
             Self::Attached => "attached",
@@ -129,6 +135,7 @@ impl GapReason {
             abi::gap::MULTISHOT => Self::Multishot,
             abi::gap::AIO => Self::Aio,
             abi::gap::COMPAT => Self::Compat,
+            abi::gap::TRUNCATED => Self::Truncated,
             _ => Self::Unknown,
         }
     }
@@ -231,6 +238,7 @@ pub fn parse(bytes: &[u8]) -> Result<Record<'_>, RecordError> {
         abi::kind::CHANNEL_END => Record::ChannelEnd(fixed(header.kind, bytes)?.0),
         abi::kind::FILE_OPEN => Record::FileOpen(fixed(header.kind, bytes)?.0),
         abi::kind::PEER => Record::Peer(fixed(header.kind, bytes)?.0),
+        abi::kind::SOCKET_ADDRESS => Record::SocketAddress(fixed(header.kind, bytes)?.0),
         abi::kind::EVASION => Record::Evasion(fixed(header.kind, bytes)?.0),
         abi::kind::FIRST_USER.. => {
             let (header, json) = fixed::<abi::RecordHeader>(header.kind, bytes)?;

@@ -11,7 +11,10 @@ use aya::{
     Btf, Ebpf,
     programs::{FEntry, FExit, KProbe},
 };
-use countersign_common::load::Offsets;
+use countersign_common::{
+    channel_kind,
+    load::{CARRIED_KINDS, Offsets, kind_bit},
+};
 
 use super::{
     kprobe::{KprobeEvent, Side, Tracefs},
@@ -35,21 +38,28 @@ struct Function {
     shape: &'static str,
     /// What goes through it.
     covers: &'static str,
+    /// The channel kinds of that, a [`kind_bit`] each.
+    kinds: u32,
     /// Whether a tier without it is none.
     required: bool,
 }
+
+const PIPES: u32 = kind_bit(channel_kind::PIPE) | kind_bit(channel_kind::FIFO);
+const DATAGRAMS: u32 = kind_bit(channel_kind::UNIX_DGRAM) | kind_bit(channel_kind::UNIX_SEQPACKET);
 
 const FUNCTIONS: [Function; 11] = [
     Function {
         names: &["anon_pipe_read", "pipe_read"],
         shape: "k_file_read",
         covers: "pipes and FIFOs, read",
+        kinds: PIPES,
         required: true,
     },
     Function {
         names: &["anon_pipe_write", "pipe_write"],
         shape: "k_file_write",
         covers: "pipes and FIFOs, written",
+        kinds: PIPES,
         required: true,
     },
     // The families' own functions and not `sock_recvmsg`, which the second message of a `recvmmsg` and those after it pass by.
@@ -57,54 +67,63 @@ const FUNCTIONS: [Function; 11] = [
         names: &["unix_stream_recvmsg"],
         shape: "k_receive",
         covers: "unix stream sockets, read",
+        kinds: kind_bit(channel_kind::UNIX_STREAM),
         required: true,
     },
     Function {
         names: &["unix_stream_sendmsg"],
         shape: "k_send",
         covers: "unix stream sockets, written",
+        kinds: kind_bit(channel_kind::UNIX_STREAM),
         required: true,
     },
     Function {
         names: &["unix_dgram_recvmsg"],
         shape: "k_receive",
         covers: "unix datagram and seqpacket sockets, read",
+        kinds: DATAGRAMS,
         required: false,
     },
     Function {
         names: &["unix_dgram_sendmsg"],
         shape: "k_send",
         covers: "unix datagram and seqpacket sockets, written",
+        kinds: DATAGRAMS,
         required: false,
     },
     Function {
         names: &["inet_recvmsg"],
         shape: "k_receive",
         covers: "TCP over IPv4, read",
+        kinds: kind_bit(channel_kind::TCP),
         required: false,
     },
     Function {
         names: &["inet6_recvmsg"],
         shape: "k_receive",
         covers: "TCP over IPv6, read",
+        kinds: kind_bit(channel_kind::TCP),
         required: false,
     },
     Function {
         names: &["tcp_sendmsg"],
         shape: "k_send",
         covers: "TCP, written",
+        kinds: kind_bit(channel_kind::TCP),
         required: false,
     },
     Function {
         names: &["tty_read"],
         shape: "k_file_read",
         covers: "terminals, read",
+        kinds: kind_bit(channel_kind::TTY),
         required: false,
     },
     Function {
         names: &["tty_write"],
         shape: "k_file_write",
         covers: "terminals, written",
+        kinds: kind_bit(channel_kind::TTY),
         required: false,
     },
 ];
@@ -137,6 +156,32 @@ pub(super) struct Functions {
 pub(super) struct LinearMap {
     pub(super) page_offset_base: u64,
     pub(super) vmemmap_base: u64,
+}
+
+/// The channel kinds all of whose functions the running kernel lists once, a [`kind_bit`] each: what tier T leaves to programs on functions.
+/// A function that every tier on functions needs is taken to be there: without it there is none.
+pub(super) fn carried_kinds() -> u32 {
+    static FOUND: OnceLock<u32> = OnceLock::new();
+    *FOUND.get_or_init(|| kinds_from_kallsyms(&fs::read_to_string(KALLSYMS).unwrap_or_default()))
+}
+
+fn kinds_from_kallsyms(text: &str) -> u32 {
+    let mut times = [0_u32; FUNCTIONS.len()];
+    for name in text
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(2))
+    {
+        for (function, times) in FUNCTIONS.iter().zip(&mut times) {
+            *times += u32::from(function.names.contains(&name));
+        }
+    }
+    FUNCTIONS
+        .iter()
+        .zip(times)
+        .filter(|(function, times)| !function.required && *times != 1)
+        .fold(CARRIED_KINDS, |kinds, (function, _)| {
+            kinds & !function.kinds
+        })
 }
 
 impl LinearMap {
@@ -293,7 +338,7 @@ impl Functions {
         let name = found.or_else(|| function.names.first().copied());
         let name = name.unwrap_or_default();
         ensure!(
-            found.is_some() || !function.required,
+            found.is_some() || carried_kinds() & function.kinds == 0,
             "{name} cannot be watched: {why}"
         );
         self.status.push(FunctionStatus {
@@ -338,6 +383,24 @@ impl Functions {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kind_is_left_to_functions_when_each_of_its_functions_is_listed_once() {
+        let all: String = FUNCTIONS
+            .iter()
+            .filter_map(|function| function.names.first())
+            .map(|name| format!("0000000000000000 t {name}\n"))
+            .collect();
+        assert_eq!(kinds_from_kallsyms(&all), CARRIED_KINDS);
+        let less = all.replace("t tcp_sendmsg\n", "t tcp_sendmsg.isra.0\n");
+        let without_tcp = CARRIED_KINDS & !kind_bit(channel_kind::TCP);
+        assert_eq!(kinds_from_kallsyms(&less), without_tcp);
+        let twice = all.clone() + "0000000000000000 t tty_read\t[other]\n";
+        let without_terminals = CARRIED_KINDS & !kind_bit(channel_kind::TTY);
+        assert_eq!(kinds_from_kallsyms(&twice), without_terminals);
+        let required = PIPES | kind_bit(channel_kind::UNIX_STREAM);
+        assert_eq!(kinds_from_kallsyms(""), required);
+    }
 
     #[test]
     fn variables_of_the_linear_mapping_are_found_unless_hidden() {

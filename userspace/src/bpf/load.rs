@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
-    functions::{FunctionStatus, Functions, LinearMap},
+    functions::{FunctionStatus, Functions, LinearMap, carried_kinds},
     messages::{self, Messages},
     object, offsets,
     pin::{Note, PinDir},
@@ -40,10 +40,11 @@ const RELEASE_PAUSE: Duration = Duration::from_millis(1);
 
 /// The programs of tier T; each has the name of its tracepoint. Fork comes first and `sys_exit` before `sys_enter`: what is
 /// attached half-way can only miss, never misattribute.
-const PROGRAMS: [&str; 5] = [
+const PROGRAMS: [&str; 6] = [
     "sched_process_fork",
     "sched_process_exec",
     "sched_process_exit",
+    "inet_sock_set_state",
     "sys_exit",
     "sys_enter",
 ];
@@ -179,7 +180,11 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
     let object = object::require_object()?;
     let (offsets, optional) = offsets::of_running_kernel(&OPTIONAL)?;
     let btf = aya::Btf::from_sys_fs().context("read the kernel's btf")?;
-    let carry = u32::from(options.tier != Tier::Tracepoints);
+    let carry = if options.tier == Tier::Tracepoints {
+        0
+    } else {
+        carried_kinds()
+    };
     let linear_map = if carry == 0 {
         LinearMap::default()
     } else {

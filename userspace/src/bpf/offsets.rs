@@ -150,6 +150,36 @@ fn of_rings(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         sr_flags: optional(btf.offset("io_sr_msg", "flags")),
         uring_splice_fd_in: optional(btf.offset("io_splice", "splice_fd_in")),
         uring_splice_flags: optional(btf.offset("io_splice", "flags")),
+        ..of_sockets(btf)?
+    })
+}
+
+/// The members by which TCP sockets and terminals are known.
+fn of_sockets(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
+    let common = |member: &str| btf.offset("sock", &format!("__sk_common.{member}"));
+    let tcp = |member| btf.offset("tcp_sock", member);
+    Ok(Offsets {
+        sock_protocol: btf.offset("sock", "sk_protocol")?,
+        sock_state: common("skc_state")?,
+        sock_num: common("skc_num")?,
+        sock_dport: common("skc_dport")?,
+        sock_rcv_saddr: common("skc_rcv_saddr")?,
+        sock_daddr: common("skc_daddr")?,
+        // A kernel without IPv6 has no socket whose family leads here.
+        sock_v6_rcv_saddr: common("skc_v6_rcv_saddr").unwrap_or(0),
+        sock_v6_daddr: common("skc_v6_daddr").unwrap_or(0),
+        sock_net: common("skc_net.net")?,
+        sock_cookie: common("skc_cookie")?,
+        net_inum: btf.offset("net", "ns.inum")?,
+        tcp_rcv_nxt: tcp("rcv_nxt")?,
+        tcp_bytes_received: tcp("bytes_received")?,
+        tcp_snd_una: tcp("snd_una")?,
+        tcp_bytes_acked: tcp("bytes_acked")?,
+        tty_file_tty: btf.offset("tty_file_private", "tty")?,
+        tty_link: btf.offset("tty_struct", "link")?,
+        tty_index: btf.offset("tty_struct", "index")?,
+        inode_rdev: btf.offset("inode", "i_rdev")?,
+        signal_tty: btf.offset("signal_struct", "tty")?,
         ..of_attempts(btf)?
     })
 }

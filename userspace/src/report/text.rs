@@ -148,9 +148,11 @@ fn push_losses(out: &mut String, summary: &Summary) {
             "  start and end of the capture: it is not known what was watched",
         ),
     }
-    line(
+    push_wrapped(
         out,
-        "  anything over TCP, datagram sockets, terminals, files and shared memory: never watched so far",
+        "  ",
+        "what TLS and HTTP over TCP say (their bytes are counted), UDP, files and shared memory, \
+         and the terminal that the agent runs in: never read so far",
     );
     if summary.unchecked_signatures > 0 {
         let signatures = plural(summary.unchecked_signatures, "signature");

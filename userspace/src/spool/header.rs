@@ -89,7 +89,8 @@ impl SegmentHeader {
             abi_version: u32,
         }
         let Version { abi_version } = serde_json::from_slice(body)?;
-        if abi_version != countersign_common::ABI_VERSION {
+        let readable = countersign_common::ABI_VERSION_OLDEST..=countersign_common::ABI_VERSION;
+        if !readable.contains(&abi_version) {
             return Err(HeaderError::Abi {
                 found: abi_version,
                 expected: countersign_common::ABI_VERSION,

@@ -5,6 +5,7 @@
 
 mod case;
 mod copies;
+mod echo;
 mod loss;
 mod notes;
 mod rows;
@@ -14,7 +15,7 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 
-use crate::channel::{ChannelTable, End, StreamIx};
+use crate::channel::{ChannelKind, ChannelTable, End, StreamIx};
 use crate::delivery::StreamFrames;
 use crate::evasion::{Attempts, Recorder};
 use crate::frame::line::LineFramer;
@@ -310,6 +311,10 @@ impl Correlator {
                 self.advance(peer.header.boot_ns);
                 self.processes.marked_peer(&peer);
             }
+            Record::SocketAddress(address) => {
+                self.advance(address.header.boot_ns);
+                self.channels.addressed(&address);
+            }
             Record::Evasion(evasion) => {
                 self.advance(evasion.header.boot_ns);
                 let at = BootNs(evasion.header.boot_ns);
@@ -376,14 +381,18 @@ impl Correlator {
         step: impl FnOnce(&mut EndLog, &mut dyn FnMut(Item<'_>)),
     ) {
         let channel = self.channels.channel(stream.channel);
-        let attached = !channel.created && channel.kind != crate::channel::ChannelKind::File;
-        let of_records = channel.kind == crate::channel::ChannelKind::File;
+        let attached = !channel.created && channel.kind != ChannelKind::File;
+        let kind = channel.kind;
         let state = self.ends.entry((stream, side)).or_insert_with(|| {
             let framer = LineFramer::new(stream, side, attached);
             EndState {
                 log: EndLog::default(),
-                framer: if of_records {
+                framer: if kind == ChannelKind::File {
                     framer.of_records()
+                } else if kind == ChannelKind::Tcp {
+                    framer.of_a_network()
+                } else if kind.is_of_messages() {
+                    framer.of_messages()
                 } else {
                     framer
                 },
@@ -401,6 +410,19 @@ impl Correlator {
                 data,
             } => {
                 lines.bytes(op, offset, position, data, &mut |frame| frames.push(frame));
+                let to = offset.saturating_add(data.len() as u64);
+                if op.flags & abi::transfer_flags::MESSAGE_TRUNCATED != 0 && to >= op.returned {
+                    // The rest of the message is gone, and nobody knows how long it was.
+                    lines.gap(&mut |frame| frames.push(frame));
+                    gaps.push(Gap {
+                        position: position.saturating_add(data.len() as u64),
+                        len: None,
+                        reason: GapReason::Truncated,
+                        process: Some(op.process),
+                        since: op.enter,
+                        until: op.exit,
+                    });
+                }
             }
             Item::Gap(gap) => {
                 lines.gap(&mut |frame| frames.push(frame));
@@ -428,6 +450,9 @@ impl Correlator {
         };
         let len = frame.bytes.len() as u64;
         frame.hash = frame::hash(&frame.bytes);
+        if self.is_echo(&frame) {
+            return;
+        }
         let own = Arc::as_ptr(&frame.bytes);
         let of_stream = self.streams.entry(stream).or_default();
         if self.retained.saturating_add(len + FRAME_COST_BYTES) > self.settings.retained_bytes_max {

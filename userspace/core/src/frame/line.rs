@@ -9,6 +9,7 @@ use std::sync::Arc;
 use smallvec::SmallVec;
 
 use crate::channel::{End, StreamIx};
+use crate::frame::network::Network;
 use crate::frame::value::Values;
 use crate::frame::{CARRIERS_MAX, FRAME_MAX_BYTES, Frame, FrameFlags};
 use crate::json::{Document, Kind as JsonKind, Limits};
@@ -30,6 +31,9 @@ const MCP_HINT_UTF32: &[u8] = b"j\0\0\0s\0\0\0o\0\0\0n\0\0\0r\0\0\0p\0\0\0c";
 /// How far into a line numbers and other scalars before an object or array are looked at.
 const SCALARS_MAX_BYTES: usize = 256;
 
+/// Messages that one value may go over. Stops very many short ones from having the value read again with each.
+const MESSAGES_OF_A_VALUE_MAX: u32 = 16;
+
 /// Cuts one end of one stream into lines.
 #[derive(Debug)]
 pub struct LineFramer {
@@ -42,6 +46,10 @@ pub struct LineFramer {
     last_by: Option<(ProcessIx, u32)>,
     current_op_overlaps: bool,
     values: Option<Values>,
+    /// Each operation moved a message, whole.
+    messages: bool,
+    /// Of a network: what its first bytes say it carries.
+    network: Option<Network>,
     /// Lines that did not begin like JSON.
     pub opaque_lines: u64,
     /// Their bytes.
@@ -59,6 +67,8 @@ struct Line {
     bytes: Vec<u8>,
     flags: FrameFlags,
     kind: Kind,
+    /// Messages that ended within it.
+    messages: u32,
     /// The last bytes of a line that is not kept, so that a hint cut in two is found.
     tail: Vec<u8>,
 }
@@ -90,6 +100,8 @@ impl LineFramer {
             last_by: None,
             current_op_overlaps: false,
             values: Some(Values::default()),
+            messages: false,
+            network: None,
             opaque_lines: 0,
             opaque_bytes: 0,
         }
@@ -100,6 +112,25 @@ impl LineFramer {
     pub fn of_records(mut self) -> Self {
         self.values = None;
         self
+    }
+
+    /// Of messages: a value that ends with its message needs no line end.
+    #[must_use]
+    pub fn of_messages(mut self) -> Self {
+        self.messages = true;
+        self
+    }
+
+    /// Of a network connection, which can carry framings that are not read.
+    #[must_use]
+    pub fn of_a_network(mut self) -> Self {
+        self.network = Some(Network::default());
+        self
+    }
+
+    /// The framing that is not read here, if it is one of those.
+    pub fn undecoded(&self) -> Option<&'static str> {
+        self.network.as_ref().and_then(Network::undecoded)
     }
 
     /// Bytes held for the line and the value in progress.
@@ -119,6 +150,18 @@ impl LineFramer {
     ) {
         if offset == 0 {
             self.begin_op(op);
+            if self.messages {
+                self.begin_message(op, data, out);
+            }
+        }
+        if let Some(network) = &mut self.network
+            && network.takes(data)
+        {
+            self.opaque_bytes += data.len() as u64;
+            if network.begins_to_speak(data) {
+                out(self.hint(op, position, data.len() as u64));
+            }
+            return;
         }
         let mut rest = data;
         let mut at = position;
@@ -137,6 +180,9 @@ impl LineFramer {
                 && let Some(line) = &mut self.line
             {
                 line.flags |= FrameFlags::ORDER_AMBIGUOUS;
+            }
+            if self.messages {
+                self.end_message(op, out);
             }
             self.current_op_overlaps = false;
             self.last_exit = self.last_exit.max(op.exit);
@@ -176,6 +222,42 @@ impl LineFramer {
         }
     }
 
+    /// A message that is a value by itself is one, whatever an earlier message began.
+    fn begin_message(&mut self, op: &Op, data: &[u8], out: &mut impl FnMut(Frame)) {
+        if self.line.is_some() && data.len() as u64 == op.returned && is_value(data) {
+            self.end_line(op, out);
+        }
+    }
+
+    /// What a message ends with ends there, unless it is a value that later messages can go on with.
+    fn end_message(&mut self, op: &Op, out: &mut impl FnMut(Frame)) {
+        let Some(line) = &mut self.line else { return };
+        line.messages += 1;
+        let goes_on = line.kind == Kind::Json
+            && (line.messages > MESSAGES_OF_A_VALUE_MAX || !is_value(&line.bytes));
+        if !goes_on {
+            self.end_line(op, out);
+        }
+    }
+
+    /// Stands for bytes of a framing that is not read and speaks of JSON-RPC.
+    fn hint(&self, op: &Op, position: u64, len: u64) -> Frame {
+        Frame {
+            stream: self.stream,
+            end: self.end,
+            position,
+            len,
+            first_enter: op.enter,
+            first_exit: op.exit,
+            last_exit: op.exit,
+            by: SmallVec::from_slice(&[op.process]),
+            bytes: Arc::default(),
+            hash: 0,
+            flags: FrameFlags::NOT_JSON | FrameFlags::MCP_LIKE,
+            partner: None,
+        }
+    }
+
     fn append(&mut self, op: &Op, position: u64, data: &[u8]) {
         let line = self.line.get_or_insert_with(|| Line {
             position,
@@ -187,6 +269,7 @@ impl LineFramer {
             bytes: Vec::new(),
             flags: std::mem::take(&mut self.next_flags) | FrameFlags::KERNEL_COPY,
             kind: Kind::Blank,
+            messages: 0,
             tail: Vec::new(),
         });
         line.last_exit = line.last_exit.max(op.exit);
@@ -357,6 +440,11 @@ fn are_scalars(text: &[u8]) -> bool {
     true
 }
 
+fn is_value(text: &[u8]) -> bool {
+    matches!(text.trim_ascii().last(), Some(b'}' | b']'))
+        && Document::parse(text.trim_ascii(), Limits::default()).is_ok()
+}
+
 fn is_object(text: &[u8]) -> bool {
     Document::parse(text, Limits::default())
         .is_ok_and(|document| document.root().kind() == JsonKind::Object)
@@ -368,107 +456,5 @@ fn is_blank(byte: u8) -> bool {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
-    use super::*;
-    use crate::channel::ChannelIx;
-
-    const STREAM: StreamIx = StreamIx {
-        channel: ChannelIx(0),
-        from_end: 0,
-    };
-
-    #[test]
-    fn a_gap_makes_the_line_in_progress_and_the_next_one_suspect() {
-        let mut lines = LineFramer::new(STREAM, End::Reader, false);
-        let mut frames = Vec::new();
-        feed(&mut lines, b"{\"a\":1}\n{\"b\"", 0, &mut frames);
-        lines.gap(&mut |frame| frames.push(frame));
-        feed(&mut lines, b"{2}\n{\"c\":3}\n", 100, &mut frames);
-        let flags: Vec<_> = frames.iter().map(|frame| frame.flags).collect();
-        assert_eq!(
-            flags,
-            [
-                FrameFlags::empty(),
-                FrameFlags::INCOMPLETE,
-                FrameFlags::HEAD_MISSING,
-                FrameFlags::empty()
-            ]
-        );
-    }
-
-    #[test]
-    fn lines_that_are_not_json_are_counted_not_kept() {
-        let mut lines = LineFramer::new(STREAM, End::Reader, false);
-        let mut frames = Vec::new();
-        feed(&mut lines, b"hello world\n\n  \n{}\r\n", 0, &mut frames);
-        assert_eq!(lines.opaque_lines, 1);
-        assert!(frames[0].bytes.is_empty());
-        assert_eq!(frames[1].bytes.as_slice(), b"{}");
-    }
-
-    #[test]
-    fn blanks_before_a_message_hide_nothing() {
-        let text = [vec![b' '; 10_000], b"{}\n".to_vec()].concat();
-        for chunk in [1, 4096, text.len()] {
-            let mut lines = LineFramer::new(STREAM, End::Reader, false);
-            let mut frames = Vec::new();
-            for (piece, at) in text.chunks(chunk).zip((0u64..).step_by(chunk)) {
-                feed(&mut lines, piece, at, &mut frames);
-            }
-            assert_eq!(frames[0].bytes.as_slice(), b"{}");
-        }
-    }
-
-    proptest::proptest! {
-        #[test]
-        fn rechunking_changes_no_frame(
-            text in "([ {}\\[\\]:,1a\"\\\\\n\r]{0,40}\n){0,6}",
-            cuts in proptest::collection::vec(0usize..300, 0..12),
-        ) {
-            let whole = frames_of(text.as_bytes(), &[]);
-            let cut = frames_of(text.as_bytes(), &cuts);
-            proptest::prop_assert_eq!(whole, cut);
-        }
-    }
-
-    fn frames_of(text: &[u8], cuts: &[usize]) -> Vec<(u64, Vec<u8>, FrameFlags)> {
-        let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (text.len() + 1)).collect();
-        cuts.extend([0, text.len()]);
-        cuts.sort_unstable();
-        let mut lines = LineFramer::new(STREAM, End::Reader, false);
-        let mut frames = Vec::new();
-        for pair in cuts.windows(2) {
-            if pair[0] < pair[1] {
-                feed(
-                    &mut lines,
-                    &text[pair[0]..pair[1]],
-                    pair[0] as u64,
-                    &mut frames,
-                );
-            }
-        }
-        frames
-            .into_iter()
-            .map(|frame| (frame.position, frame.bytes.to_vec(), frame.flags))
-            .collect()
-    }
-
-    pub(in crate::frame) fn feed(
-        lines: &mut LineFramer,
-        data: &[u8],
-        position: u64,
-        frames: &mut Vec<Frame>,
-    ) {
-        let op = Op {
-            process: ProcessIx(0),
-            tid: 1,
-            syscall: 0,
-            flags: 0,
-            enter: BootNs(position),
-            exit: BootNs(position + 1),
-            returned: data.len() as u64,
-            stream_before: position,
-        };
-        lines.bytes(&op, 0, position, data, &mut |frame| frames.push(frame));
-    }
-}
+#[path = "line_tests.rs"]
+pub(super) mod tests;

@@ -12,6 +12,7 @@ use crate::process::ProcessIx;
 use crate::time::BootNs;
 
 pub mod line;
+mod network;
 mod value;
 
 /// Longest frame kept, in bytes. Stops a writer that never ends its line from filling memory.

@@ -104,6 +104,10 @@ impl Roles {
         if channel.kind == ChannelKind::File {
             return (writer.map_or(Leg::Direct, Leg::ProxyFile), None);
         }
+        // A proxy has connections for other purposes, and some in framings that are not read: of these nothing can be said.
+        if channel.kind.is_for_anything() && !frames.has_json() {
+            return (Leg::Direct, None);
+        }
         let (writer, reader) = match (writer, reader) {
             (None, None) => self.found_at_ends(stream, frames, channel),
             (Some(_), _) | (None, Some(_)) => (writer, reader),
@@ -147,7 +151,7 @@ impl Roles {
         frames: &StreamFrames,
         channel: &Channel,
     ) -> (Option<InstanceIx>, Option<InstanceIx>) {
-        let read_end = if channel.kind == ChannelKind::UnixStream {
+        let read_end = if channel.kind.is_two_way() {
             1 - stream.from_end
         } else {
             0

@@ -5,13 +5,13 @@ use super::table::table;
 use super::{BootNs, UtcNs};
 
 table! {
-    /// One row per pipe, FIFO, socket pair or log file that was watched, with its balance: what was written must have been read.
+    /// One row per pipe, FIFO, socket, TCP connection, terminal or log file that was watched, with its balance: what was written must have been read.
     ChannelRow: "channels" by first_seen_utc {
         /// Id of the channel.
         channel_id: ChannelId,
         /// Capture that it belongs to.
         capture_id: CaptureId,
-        /// `pipe`, `fifo`, `unix_stream` or `file`.
+        /// `pipe`, `fifo`, `unix_stream`, `unix_dgram`, `unix_seqpacket`, `tcp`, `tty` or `file`.
         kind: &'static str,
         /// Device of the inode (`major << 20 | minor`); 0 for sockets.
         dev: u64,
@@ -19,6 +19,13 @@ table! {
         a_inode: u64,
         /// Inode of end b; null for other kinds than sockets, or if it is not known.
         b_inode: Option<u64>,
+        /// Address and port of end a of a TCP connection; null for other kinds.
+        a_address: Option<String>,
+        /// Address and port of end b; null for other kinds.
+        b_address: Option<String>,
+        /// Framing that is not read: `http`, `http2` or `tls`, by the first bytes of either direction. Its bytes are counted, no message in
+        /// it is known. Null for what is read.
+        undecoded: Option<&'static str>,
         /// What it carries: `client_proxy`, `proxy_server`, `direct`, `proxy_log`, `other` or `unknown`.
         role: &'static str,
         /// Name of the proxy that it leads to or from, or whose log it is.

@@ -16,7 +16,7 @@ table! {
         capture_id: CaptureId,
         /// Channel that it went through.
         channel_id: ChannelId,
-        /// Which of the channel's byte streams: `only` (pipe, FIFO, file), `a_to_b` or `b_to_a` (sockets; `channels` says which end is a).
+        /// Which of the channel's byte streams: `only` (pipe, FIFO, file), `a_to_b` or `b_to_a` (sockets, terminals; `channels` says which end is a).
         stream: &'static str,
         /// Leg of the call's way: `client_to_proxy`, `proxy_to_server`, `server_to_proxy`, `proxy_to_client`, `direct_request`,
         /// `direct_response`, or `unknown`.

@@ -13,6 +13,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::json;
 
 use super::targets::Found;
+use crate::bpf::inet_peers::inet_peers;
 use crate::bpf::scan::{self, ProcessScan};
 use crate::bpf::unix_peers::unix_peers;
 use crate::cli::tell;
@@ -169,20 +170,22 @@ fn mark_peers(
     tree: &BTreeSet<u32>,
     recording: &Recording,
 ) -> Result<usize, Failure> {
-    match unix_peers() {
-        Ok(peers) => {
-            // Sockets have no device number in the kernel's records.
-            let others: Vec<_> = inodes
-                .iter()
-                .filter(|(dev, _)| *dev == 0)
-                .filter_map(|(_, inode)| peers.get(inode).map(|peer| (0, *peer)))
-                .collect();
-            inodes.extend(others);
-        }
-        Err(error) => {
-            tracing::warn!(%error, "the peers of sockets cannot be listed");
-            let body = json!({ "what": "scan_failed", "cause": error.to_string() });
-            recording.note(kind::LOSS, &body);
+    // Sockets have no device number in the kernel's records.
+    let sockets: Vec<u64> = inodes
+        .iter()
+        .filter_map(|(dev, inode)| (*dev == 0).then_some(*inode))
+        .collect();
+    for peers in [unix_peers(), inet_peers()] {
+        match peers {
+            Ok(peers) => {
+                let others = sockets.iter().filter_map(|inode| peers.get(inode));
+                inodes.extend(others.map(|peer| (0, *peer)));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the peers of sockets cannot be listed");
+                let body = json!({ "what": "scan_failed", "cause": error.to_string() });
+                recording.note(kind::LOSS, &body);
+            }
         }
     }
     let mut except: HashSet<u32> = tree.iter().copied().collect();

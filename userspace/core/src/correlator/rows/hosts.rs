@@ -215,6 +215,9 @@ impl Writer<'_> {
                 dev: u64::from(channel.dev),
                 a_inode: channel.ends[0].map_or(0, |end| end.inode),
                 b_inode: channel.ends[1].map(|end| end.inode),
+                a_address: channel.address_of(0).map(|address| address.to_string()),
+                b_address: channel.address_of(1).map(|address| address.to_string()),
+                undecoded: self.undecoded(ix),
                 role,
                 proxy_name: self.proxy_name_of_leg(leg),
                 start: if channel.created {
@@ -269,7 +272,7 @@ impl Writer<'_> {
                 .map(|(_, moved)| *moved)
                 .unwrap_or_default()
         };
-        let socket = kind == ChannelKind::UnixStream;
+        let socket = kind.is_two_way();
         let (out, into) = if socket {
             (holder.end, 1 - holder.end)
         } else {
@@ -309,6 +312,16 @@ impl Writer<'_> {
             read_ops: read.ops,
             read_bytes: read.bytes,
         }
+    }
+
+    fn undecoded(&self, channel: ChannelIx) -> Option<&'static str> {
+        [0, 1]
+            .into_iter()
+            .flat_map(|from_end| [End::Writer, End::Reader].map(|end| (from_end, end)))
+            .find_map(|(from_end, end)| {
+                let stream = StreamIx { channel, from_end };
+                self.correlator.ends.get(&(stream, end))?.framer.undecoded()
+            })
     }
 
     fn moved(&self, stream: StreamIx) -> Moved {

@@ -19,7 +19,7 @@ use std::collections::BTreeMap;
 use super::Correlator;
 use super::case::Derived;
 use crate::call::{Call, Passage, PlacedIx};
-use crate::channel::{ChannelIx, ChannelKind, End, StreamIx};
+use crate::channel::{ChannelIx, End, StreamIx};
 use crate::frame::{FrameFlags, FrameIx};
 use crate::pairing::LogEntry;
 use crate::pairing::statement::EntryIx;
@@ -169,13 +169,10 @@ impl Writer<'_> {
 
     fn stream_name(&self, stream: StreamIx) -> &'static str {
         let channel = self.correlator.channels.channel(stream.channel);
-        match (channel.kind, stream.from_end) {
-            (ChannelKind::UnixStream, 0) => "a_to_b",
-            (ChannelKind::UnixStream, _) => "b_to_a",
-            (
-                ChannelKind::Pipe | ChannelKind::Fifo | ChannelKind::File | ChannelKind::Unknown,
-                _,
-            ) => "only",
+        match (channel.kind.is_two_way(), stream.from_end) {
+            (true, 0) => "a_to_b",
+            (true, _) => "b_to_a",
+            (false, _) => "only",
         }
     }
 
