@@ -19,7 +19,7 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Version of the layouts in this crate. Stored in every spool segment header.
 pub const ABI_VERSION: u32 = 2;
 
-/// Oldest version that is read like the present one: version 2 added record kinds and values, and changed none.
+/// Oldest version whose records are read: version 2 added kinds, flags and reasons, and changed no layout.
 pub const ABI_VERSION_OLDEST: u32 = 1;
 
 /// Largest payload of one [`Transfer`] record, in bytes. Longer operations are sent as several records.
@@ -60,6 +60,8 @@ pub mod kind {
     pub const FILE_OPEN: u16 = 7;
     /// [`Peer`](super::Peer): a process outside the tagged tree touched a watched channel and is watched from now on.
     pub const PEER: u16 = 8;
+    /// [`Queued`](super::Queued): what a channel's counts and its queue said at one moment.
+    pub const QUEUED: u16 = 12;
     /// [`Transfer`](super::Transfer) followed by `len` bytes that the kernel was about to copy to a reader, taken from the kernel's own
     /// buffer while the channel was locked. `op_seq`, `stream_before`, `exit_ns` and `returned` are 0: none is known by then. The operation's other
     /// records have the same channel, thread and `enter_ns` and come later; bytes past what it returned never reached the reader.
@@ -173,6 +175,18 @@ pub mod gap {
     pub const ITERATOR: u16 = 10;
     /// The receiver had no room for these bytes of a message, or threw them away (`MSG_TRUNC`): they came, and nobody has them.
     pub const TRUNCATED: u16 = 11;
+    /// The agent had more on its way to the consumer than one may: its own flood, which costs nobody else.
+    pub const CREDIT: u16 = 9;
+}
+
+/// Values of [`Queued::why`].
+pub mod queued_why {
+    /// A descriptor of it is about to be closed.
+    pub const CLOSE: u8 = 1;
+    /// A process that holds an end is about to end.
+    pub const EXIT: u8 = 2;
+    /// User space asked, between operations or at the end.
+    pub const ASKED: u8 = 3;
 }
 
 /// Values of [`ChannelEnd::how`].
@@ -201,6 +215,24 @@ pub mod tag {
     pub const PEER: u32 = 1 << 1;
     /// Its executable is one of the configured proxies'. Set and cleared at exec, never inherited over one.
     pub const PROXY: u32 = 1 << 2;
+    /// From this bit on: the number of the agent, which each descendant inherits. 0 for what belongs to none.
+    pub const AGENT_SHIFT: u32 = 8;
+    /// Largest number of an agent. More of them share numbers, and with them their room in the rings.
+    pub const AGENT_MAX: u32 = 63;
+
+    /// The bits of an agent's number.
+    pub const fn of_agent(number: u32) -> u32 {
+        (number & AGENT_MAX) << AGENT_SHIFT
+    }
+
+    /// Which [`Credit`](super::load::Credit) a task with this tag uses up. A proxy has one of its own, so that no flood by the
+    /// agent around it costs the end of record anything.
+    pub const fn pool(bits: u32) -> u32 {
+        (bits >> AGENT_SHIFT & AGENT_MAX) << 1 | (bits & PROXY != 0) as u32
+    }
+
+    /// Number of pools.
+    pub const POOLS: usize = 2 * (AGENT_MAX as usize + 1);
 }
 
 /// Indices into the kernel's counter array. Each path that loses something bumps one.
@@ -262,6 +294,14 @@ pub mod counter {
     pub const EVASIONS: u32 = 26;
     /// Of those, the ones that were folded into the count of an earlier report.
     pub const EVASIONS_FOLDED: u32 = 27;
+    /// Of the records dropped: those that were to say who did what (process, end, peer).
+    pub const CONTROL_DROPPED_RECORDS: u32 = 28;
+    /// Of the records dropped: those for which their agent had no credit left.
+    pub const CREDIT_DROPPED_RECORDS: u32 = 29;
+    /// Payload bytes of those.
+    pub const CREDIT_DROPPED_BYTES: u32 = 30;
+    /// Descriptors of an ending process, or queues, that were too many to look at.
+    pub const BALANCE_SKIPPED: u32 = 31;
     /// Number of counters.
     pub const COUNT: u32 = 32;
 }
@@ -492,6 +532,35 @@ pub struct Peer {
     pub uid: u32,
 }
 
+/// What a channel's counters and its queue said at one moment: bytes that went in, came out and wait. 144 bytes.
+///
+/// For a socket it speaks of the stream that is read at `channel`'s end. The counters are read at `begun_ns`, the queue until the
+/// header's time: an operation on its way meanwhile can be in the one and not in the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Queued {
+    /// Common header.
+    pub header: RecordHeader,
+    /// Which channel, from the end that reads.
+    pub channel: ChannelId,
+    /// Bytes written, by the operations counted.
+    pub written_bytes: u64,
+    /// Bytes read, by the operations counted.
+    pub read_bytes: u64,
+    /// Bytes waiting to be read.
+    pub queued_bytes: u64,
+    /// Operations counted that wrote.
+    pub written_ops: u64,
+    /// Operations counted that read.
+    pub read_ops: u64,
+    /// `CLOCK_BOOTTIME` nanoseconds before the counters were read.
+    pub begun_ns: u64,
+    /// One of [`queued_why`].
+    pub why: u8,
+    /// Zero.
+    pub reserved: [u8; 7],
+}
+
 /// The addresses of one end of a TCP connection. 168 bytes.
 ///
 /// IPv4 addresses are mapped into IPv6 (`::ffff:a.b.c.d`), so that the two ends of a connection mirror each other whatever family
@@ -530,6 +599,7 @@ pub struct SocketAddress {
 }
 
 const _: () = {
+    assert!(size_of::<Queued>() == 144);
     assert!(size_of::<RecordHeader>() == 32);
     assert!(size_of::<SocketAddress>() == 168);
     assert!(size_of::<Task>() == 16);

@@ -66,6 +66,18 @@ pub struct Offsets {
     pub kernfs_id: u32,
     pub pid_level: u32,
     pub pid_numbers: u32,
+    // Queues: what a pipe and a unix socket hold.
+    pub inode_pipe: u32,
+    pub pipe_head: u32,
+    pub pipe_tail: u32,
+    pub pipe_ring_size: u32,
+    pub pipe_bufs: u32,
+    pub pipe_buffer_len: u32,
+    pub pipe_buffer_size: u32,
+    pub sock_receive_queue: u32,
+    pub skb_list_next: u32,
+    pub skb_list_qlen: u32,
+    pub skb_next: u32,
     // Capture at kernel functions. `Offsets::UNKNOWN` where the kernel has none.
     pub kiocb_filp: u32,
     pub iter_type: u32,
@@ -106,6 +118,9 @@ pub struct Offsets {
     pub sr_flags: u32,
     pub uring_splice_fd_in: u32,
     pub uring_splice_flags: u32,
+    pub kiocb_async_data: u32,
+    pub async_msg_namelen: u32,
+    pub async_msg_controllen: u32,
     // The kernel's own copy.
     pub skb_cb: u32,
     pub skb_len: u32,
@@ -222,7 +237,27 @@ pub struct ChannelState {
     pub ready: u64,
     /// Kernel address of the super block that `dev` and `kind` were read from; 0 for sockets.
     pub super_block: u64,
+    /// Operations counted when a [`Queued`](super::Queued) record of it was made last.
+    pub told_ops: u64,
 }
+
+/// What a pool of tasks has on its way to the consumer, in bytes of ring, by ring: 0 data, 1 control. Each side on cache lines of its
+/// own. The difference is what waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Credit {
+    /// Reserved so far; only the kernel programs add to it.
+    pub produced: [u64; 2],
+    /// Zero.
+    pub reserved: [u64; 6],
+    /// Taken out so far; only user space writes it, through a shared mapping.
+    pub consumed: [u64; 2],
+    /// Zero.
+    pub reserved2: [u64; 6],
+}
+
+/// Bytes behind each record in a ring, which are not part of it: its pool, a `u64`.
+pub const TRAILER_BYTES: usize = 8;
 
 /// Key of the table of TCP connections: one end's view.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -317,9 +352,10 @@ const _: () = {
     assert!(size_of::<TcpListener>() == 24);
     assert!(size_of::<AttemptKey>() == 32);
     assert!(size_of::<WatchedFile>() == 40);
-    assert!(size_of::<Offsets>() == (47 + 18 + 18 + 11 + 20 + 24 + 1) * 4);
+    assert!(size_of::<Offsets>() == (47 + 11 + 18 + 21 + 11 + 20 + 24 + 1) * 4);
     assert!(size_of::<ChannelKey>() == 16);
-    assert!(size_of::<ChannelState>() == 80);
+    assert!(size_of::<ChannelState>() == 88);
+    assert!(size_of::<Credit>() == 128);
     assert!(size_of::<ExeKey>() == 16);
     assert!(size_of::<CpuState>() == 16 + 8 * 32);
 };

@@ -295,6 +295,7 @@ extern "C" fn add_channel(object: u64, inode: u64, what: u64, super_block: u64) 
         kind: (what & 0xff) as u32,
         ready: 1,
         super_block,
+        told_ops: 0,
     };
     let _ = CHANNELS.insert(&key, &state, NO_EXIST);
     0
@@ -344,6 +345,7 @@ unsafe fn move_to_proxies(key: &ChannelKey, old: *mut ChannelState) -> Option<*m
             kind: (*old).kind,
             ready: 0,
             super_block: (*old).super_block,
+            told_ops: (*old).told_ops,
         };
         if PROXY_CHANNELS.insert(key, &state, NO_EXIST).is_err() {
             // Another CPU moves it, or there is no room: then it stays where it was.
@@ -471,6 +473,17 @@ unsafe fn add(state: *mut ChannelState, op_direction: u8, ops: u64, bytes: u64) 
             )
         }
     }
+}
+
+/// A channel's place in the tables, where it counts now.
+#[inline(always)]
+pub fn state_of(key: &ChannelKey) -> Option<*mut ChannelState> {
+    PROXY_CHANNELS.get_ptr_mut(key).or_else(|| {
+        CHANNELS.get_ptr_mut(key).filter(|state| {
+            // SAFETY: a value of the map.
+            unsafe { !has_moved(*state) }
+        })
+    })
 }
 
 /// Whether the channel is in one of the tables.

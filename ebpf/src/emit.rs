@@ -20,13 +20,15 @@ use aya_ebpf::{
     },
 };
 use countersign_common::{
-    CHUNK_MAX_BYTES, RecordHeader, Transfer, counter, gap, kind, transfer_flags,
+    CHUNK_MAX_BYTES, RecordHeader, Transfer, counter, gap, kind, load::TRAILER_BYTES, tag,
+    transfer_flags,
 };
 use countersign_ebpf::{STEPS_MAX, piece};
 
 use crate::{
+    credit::{CONTROL_RING, DATA_RING, give_back, place_of, pool_now, take},
     iterator::{next_segment, vectors_in},
-    maps::{CPUS, RING},
+    maps::CPUS,
     offsets::{GENERATION, functions_carry},
     scope::{KEPT_MAX, Thread},
 };
@@ -48,44 +50,89 @@ pub fn count(index: u32, amount: u64) {
     }
 }
 
-/// Emits a record of fixed layout: `fill` writes all of it but the header.
+/// Emits a record of fixed layout into the control ring: `fill` writes all of it but the header.
 #[inline(always)]
 pub fn record<T>(record_kind: u16, fill: impl FnOnce(*mut T)) {
-    numbered(next_number(), record_kind, fill);
+    if !numbered::<T, CONTROL_RING>(next_number(), pool_now(), record_kind, fill) {
+        count(counter::CONTROL_DROPPED_RECORDS, 1);
+    }
 }
 
-/// [`record`] with a number.
+/// [`record`] into the data ring, at the expense of a pool; whether there was room.
 #[inline(always)]
-fn numbered<T>(cpu_seq: u64, record_kind: u16, fill: impl FnOnce(*mut T)) {
+pub fn data_record<T>(pool: u32, record_kind: u16, fill: impl FnOnce(*mut T)) -> bool {
+    numbered::<T, DATA_RING>(next_number(), pool, record_kind, fill)
+}
+
+/// [`record`] with a number; whether there was room.
+#[inline(always)]
+fn numbered<T, const RING: u32>(
+    cpu_seq: u64,
+    pool: u32,
+    record_kind: u16,
+    fill: impl FnOnce(*mut T),
+) -> bool {
     // SAFETY: reserve, fill, submit; the verifier follows the reservation.
     unsafe {
-        let place = bpf_ringbuf_reserve(ring(), size_of::<T>() as u64, 0).cast::<T>();
-        if place.is_null() {
-            count(counter::RING_DROPPED_RECORDS, 1);
-            return;
-        }
+        // Before the place is taken: then whatever follows from this record has a later time than all that lie before it in the
+        // ring, and the two rings can be merged by time.
+        let now = bpf_ktime_get_boot_ns();
+        let Some(place) = room::<RING>(pool, size_of::<T>() as u64, SMALL) else {
+            return false;
+        };
+        let place = place.cast::<T>();
         fill(place);
         place.cast::<RecordHeader>().write(header_of(
             cpu_seq,
-            bpf_ktime_get_boot_ns(),
+            now,
             record_kind,
             size_of::<T>() as u32,
         ));
         submit(place.cast(), size_of::<T>() as u64);
     }
+    true
 }
 
-/// Reserves, for records with a tail that the caller fills.
+/// [`room`] for payload: what is wanted most is refused first.
+const PAYLOAD: bool = false;
+/// [`room`] for a record without payload, which may say why there is none.
+const SMALL: bool = true;
+
+/// A reservation of `size` bytes and the trailer, if the pool has credit and the ring has room. Counted if not.
 #[inline(always)]
-pub fn reserve(size: u64) -> Option<*mut u8> {
+fn room<const RING: u32>(pool: u32, size: u64, small: bool) -> Option<*mut u8> {
+    let whole = size + TRAILER_BYTES as u64;
+    if !take::<RING>(pool, whole, small) {
+        count(counter::RING_DROPPED_RECORDS, 1);
+        count(counter::CREDIT_DROPPED_RECORDS, 1);
+        return None;
+    }
     // SAFETY: a map of this object.
-    let place = unsafe { bpf_ringbuf_reserve(ring(), size, 0) };
+    let place = unsafe { bpf_ringbuf_reserve(place_of::<RING>(), whole, 0) }.cast::<u8>();
     if place.is_null() {
-        let _ = next_number();
+        give_back::<RING>(pool, whole);
         count(counter::RING_DROPPED_RECORDS, 1);
         return None;
     }
-    Some(place.cast())
+    // SAFETY: the last word of the reservation, aligned as it is: all sizes are multiples of 8.
+    unsafe {
+        place
+            .add(size as usize)
+            .cast::<u64>()
+            .write(u64::from(pool))
+    };
+    Some(place)
+}
+
+/// Reserves in the control ring, for records with a tail that the caller fills. `size` is a multiple of 8.
+#[inline(always)]
+pub fn reserve(size: u64) -> Option<*mut u8> {
+    let place = room::<CONTROL_RING>(pool_now(), size, SMALL);
+    if place.is_none() {
+        let _ = next_number();
+        count(counter::CONTROL_DROPPED_RECORDS, 1);
+    }
+    place
 }
 
 /// Submits a reservation of `size` bytes. The wake-up is most of a record's cost, so only the record that completes another
@@ -218,9 +265,8 @@ pub unsafe fn capture_buffer(thread: *mut Thread, address: u64, room: u64) -> bo
                 CAPTURED => return true,
                 // What the walker would do after its own attempt: page by page.
                 FAULT => (*thread).fault_until = address + len,
-                _ => {
-                    count(counter::RING_DROPPED_BYTES, len);
-                    missing(thread, len, gap::RING_FULL);
+                outcome => {
+                    no_room(thread, len, outcome);
                     return false;
                 }
             }
@@ -251,8 +297,8 @@ unsafe extern "C" fn emit_gap(thread: *mut Thread, len: u64, reason: u64) -> u64
         return 0;
     }
     // SAFETY: the current thread's state.
-    let number = unsafe { number_for(thread) };
-    numbered::<Transfer>(number, kind::GAP, |place| {
+    let (number, pool) = unsafe { (number_for(thread), tag::pool((*thread).bits)) };
+    numbered::<Transfer, DATA_RING>(number, pool, kind::GAP, |place| {
         // SAFETY: a fresh reservation of that size; a copy of plain data.
         unsafe {
             copy_nonoverlapping(&raw const (*thread).transfer, place, 1);
@@ -326,9 +372,8 @@ unsafe extern "C" fn step(_index: u64, context: *mut c_void) -> i64 {
                 count(counter::FAULT_BYTES, len);
                 missing(thread, len, gap::FAULT);
             }
-            _ => {
-                count(counter::RING_DROPPED_BYTES, len);
-                missing(thread, len, gap::RING_FULL);
+            outcome => {
+                no_room(thread, len, outcome);
             }
         }
         (*thread).limit_left -= len;
@@ -338,10 +383,28 @@ unsafe extern "C" fn step(_index: u64, context: *mut c_void) -> i64 {
     }
 }
 
+/// Accounts for a piece that found no room.
+///
+/// # Safety
+/// `thread` is the current thread's state.
+#[inline(always)]
+unsafe fn no_room(thread: *mut Thread, len: u64, outcome: u64) {
+    count(counter::RING_DROPPED_BYTES, len);
+    let mut reason = gap::RING_FULL;
+    if outcome == NO_CREDIT {
+        count(counter::CREDIT_DROPPED_BYTES, len);
+        reason = gap::CREDIT;
+    }
+    // SAFETY: the caller's.
+    unsafe { missing(thread, len, reason) };
+}
+
 /// What became of a piece.
 const CAPTURED: u64 = 0;
 const FAULT: u64 = 1;
 const RING_FULL: u64 = 2;
+const NO_CREDIT: u64 = 3;
+
 /// Takes the next vector as the segment; 1 when it cannot be read.
 #[inline(always)]
 unsafe fn next_vector(thread: *mut Thread) -> i64 {
@@ -389,30 +452,32 @@ pub unsafe extern "C" fn chunk(thread: *mut Thread, address: u64, len: u64) -> u
     if thread.is_null() {
         return FAULT;
     }
+    // The compiler must not know that the comparisons below bound it: the verifier of Linux 6.1 forgets them at a spill.
+    let same = core::hint::black_box(len);
     // SAFETY: the caller's.
     unsafe {
         if len <= 1 << 6 {
-            chunk_of::<{ 1 << 6 }>(thread, address, len)
+            chunk_of::<{ 1 << 6 }>(thread, address, same)
         } else if len <= 1 << 7 {
-            chunk_of::<{ 1 << 7 }>(thread, address, len)
+            chunk_of::<{ 1 << 7 }>(thread, address, same)
         } else if len <= 1 << 8 {
-            chunk_of::<{ 1 << 8 }>(thread, address, len)
+            chunk_of::<{ 1 << 8 }>(thread, address, same)
         } else if len <= 1 << 9 {
-            chunk_of::<{ 1 << 9 }>(thread, address, len)
+            chunk_of::<{ 1 << 9 }>(thread, address, same)
         } else if len <= 1 << 10 {
-            chunk_of::<{ 1 << 10 }>(thread, address, len)
+            chunk_of::<{ 1 << 10 }>(thread, address, same)
         } else if len <= 1 << 11 {
-            chunk_of::<{ 1 << 11 }>(thread, address, len)
+            chunk_of::<{ 1 << 11 }>(thread, address, same)
         } else if len <= 1 << 12 {
-            chunk_of::<{ 1 << 12 }>(thread, address, len)
+            chunk_of::<{ 1 << 12 }>(thread, address, same)
         } else if len <= 1 << 13 {
-            chunk_of::<{ 1 << 13 }>(thread, address, len)
+            chunk_of::<{ 1 << 13 }>(thread, address, same)
         } else if len <= 1 << 14 {
-            chunk_of::<{ 1 << 14 }>(thread, address, len)
+            chunk_of::<{ 1 << 14 }>(thread, address, same)
         } else if len <= 1 << 15 {
-            chunk_of::<{ 1 << 15 }>(thread, address, len)
+            chunk_of::<{ 1 << 15 }>(thread, address, same)
         } else {
-            chunk_of::<{ 1 << 16 }>(thread, address, len)
+            chunk_of::<{ 1 << 16 }>(thread, address, same)
         }
     }
 }
@@ -424,8 +489,16 @@ unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64
     unsafe {
         // First of all: an addition that must be atomic waits for the stores before it, and those into the ring are slow.
         let seq = number_for(thread);
-        let place = bpf_ringbuf_reserve(ring(), HEADER + CLASS, 0).cast::<u8>();
+        let pool = tag::pool((*thread).bits);
+        let whole = HEADER + CLASS + TRAILER_BYTES as u64;
+        if !take::<DATA_RING>(pool, whole, PAYLOAD) {
+            count(counter::RING_DROPPED_RECORDS, 1);
+            count(counter::CREDIT_DROPPED_RECORDS, 1);
+            return NO_CREDIT;
+        }
+        let place = bpf_ringbuf_reserve(place_of::<DATA_RING>(), whole, 0).cast::<u8>();
         if place.is_null() {
+            give_back::<DATA_RING>(pool, whole);
             count(counter::RING_DROPPED_RECORDS, 1);
             return RING_FULL;
         }
@@ -441,6 +514,7 @@ unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64
         };
         if failed != 0 {
             bpf_ringbuf_discard(place.cast(), u64::from(BPF_RB_NO_WAKEUP));
+            give_back::<DATA_RING>(pool, whole);
             (*thread).spare_seq = seq + 1;
             return FAULT;
         }
@@ -453,15 +527,13 @@ unsafe fn chunk_of<const CLASS: u64>(thread: *mut Thread, address: u64, len: u64
             (HEADER + len) as u32,
         );
         (*record).len = len as u32;
-        submit(place.cast(), HEADER + CLASS);
+        place
+            .add((HEADER + CLASS) as usize)
+            .cast::<u64>()
+            .write(u64::from(pool));
+        submit(place.cast(), whole);
     }
     CAPTURED
-}
-
-/// The data ring, as the helpers take it.
-#[inline(always)]
-pub fn ring() -> *mut c_void {
-    core::ptr::from_ref(&RING).cast_mut().cast()
 }
 
 /// Adds atomically; the value before. `AtomicU64::fetch_add` does not exist for this target, which has no compare-and-swap

@@ -8,10 +8,11 @@ use aya_ebpf::{
         bpf_ktime_get_boot_ns, bpf_probe_read_kernel, bpf_ringbuf_discard, bpf_ringbuf_reserve,
     },
 };
-use countersign_common::{Transfer, counter};
+use countersign_common::{Transfer, counter, load::TRAILER_BYTES, tag};
 
 use crate::{
-    emit::{count, header_of, number_for, ring, submit},
+    credit::{DATA_RING, give_back, place_of, take},
+    emit::{count, header_of, number_for, submit},
     scope::Thread,
 };
 
@@ -30,18 +31,20 @@ pub unsafe extern "C" fn kernel_chunk(
     if thread.is_null() {
         return 0;
     }
+    // The compiler must not know that the comparisons below bound it: the verifier of Linux 6.1 forgets them at a spill.
+    let same = core::hint::black_box(len);
     // SAFETY: the caller's.
     unsafe {
         if len <= 1 << 6 {
-            kernel_chunk_of::<{ 1 << 6 }>(thread, address, len, record_kind as u16)
+            kernel_chunk_of::<{ 1 << 6 }>(thread, address, same, record_kind as u16)
         } else if len <= 1 << 8 {
-            kernel_chunk_of::<{ 1 << 8 }>(thread, address, len, record_kind as u16)
+            kernel_chunk_of::<{ 1 << 8 }>(thread, address, same, record_kind as u16)
         } else if len <= 1 << 10 {
-            kernel_chunk_of::<{ 1 << 10 }>(thread, address, len, record_kind as u16)
+            kernel_chunk_of::<{ 1 << 10 }>(thread, address, same, record_kind as u16)
         } else if len <= 1 << 12 {
-            kernel_chunk_of::<{ 1 << 12 }>(thread, address, len, record_kind as u16)
+            kernel_chunk_of::<{ 1 << 12 }>(thread, address, same, record_kind as u16)
         } else if len <= 1 << 15 {
-            kernel_chunk_of::<{ 1 << 15 }>(thread, address, len, record_kind as u16)
+            kernel_chunk_of::<{ 1 << 15 }>(thread, address, same, record_kind as u16)
         } else {
             0
         }
@@ -59,8 +62,16 @@ unsafe fn kernel_chunk_of<const CLASS: u64>(
     // SAFETY: reserve, fill, submit or discard; the verifier checks that `len` stays within the class.
     unsafe {
         let seq = number_for(thread);
-        let place = bpf_ringbuf_reserve(ring(), HEADER + CLASS, 0).cast::<u8>();
+        let pool = tag::pool((*thread).bits);
+        let whole = HEADER + CLASS + TRAILER_BYTES as u64;
+        if !take::<DATA_RING>(pool, whole, false) {
+            count(counter::RING_DROPPED_RECORDS, 1);
+            count(counter::CREDIT_DROPPED_RECORDS, 1);
+            return 0;
+        }
+        let place = bpf_ringbuf_reserve(place_of::<DATA_RING>(), whole, 0).cast::<u8>();
         if place.is_null() {
+            give_back::<DATA_RING>(pool, whole);
             count(counter::RING_DROPPED_RECORDS, 1);
             return 0;
         }
@@ -75,6 +86,7 @@ unsafe fn kernel_chunk_of<const CLASS: u64>(
         ) != 0
         {
             bpf_ringbuf_discard(place.cast(), u64::from(BPF_RB_NO_WAKEUP));
+            give_back::<DATA_RING>(pool, whole);
             (*thread).spare_seq = seq + 1;
             return 0;
         }
@@ -87,7 +99,11 @@ unsafe fn kernel_chunk_of<const CLASS: u64>(
             (HEADER + len) as u32,
         );
         (*record).len = len as u32;
-        submit(place.cast(), HEADER + CLASS);
+        place
+            .add((HEADER + CLASS) as usize)
+            .cast::<u64>()
+            .write(u64::from(pool));
+        submit(place.cast(), whole);
     }
     1
 }

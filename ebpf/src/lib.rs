@@ -13,6 +13,7 @@ pub mod nr {
     pub const READ: u64 = 0;
     pub const WRITE: u64 = 1;
     pub const OPEN: u64 = 2;
+    pub const CLOSE: u64 = 3;
     pub const MMAP: u64 = 9;
     pub const PWRITE64: u64 = 18;
     pub const READV: u64 = 19;
@@ -99,6 +100,8 @@ pub enum Class {
     Aio,
     /// Submits work that is not decoded.
     Unseen,
+    /// Gives up a descriptor.
+    Close,
     /// Can get round the witness; looked at for watched tasks.
     Attempt,
 }
@@ -134,6 +137,7 @@ pub const fn classify(number: u64) -> Class {
         | nr::PIDFD_GETFD => Class::End,
         nr::PIPE | nr::PIPE2 | nr::SOCKETPAIR | nr::LISTEN => Class::OwnEnd,
         nr::EXECVE | nr::EXECVEAT => Class::Exec,
+        nr::CLOSE => Class::Close,
         nr::IO_SUBMIT => Class::Aio,
         nr::IO_URING_SETUP | nr::IO_URING_ENTER => Class::Unseen,
         nr::PTRACE
@@ -206,8 +210,8 @@ pub fn is_in(numbers: &Numbers, number: u64) -> bool {
     if number >= NUMBERS {
         return false;
     }
-    // Once more where the compiler cannot see that it is superfluous: where it reads the number twice from the stack,
-    // Linux 6.1 does not know that the second one is the one that was compared.
+    // The comparison above may be of another copy of the number, of which the verifier of Linux 6.1 knows nothing then: the index
+    // gets its bound in itself, and the compiler must not know that it has one.
     let word = core::hint::black_box(number / 64) & (NUMBERS / 64 - 1);
     numbers[word as usize] >> (number % 64) & 1 != 0
 }
@@ -222,7 +226,7 @@ const fn numbers(enter: bool) -> Numbers {
             Class::Other => false,
             Class::Transfer | Class::Splice | Class::Aio => true,
             Class::End | Class::OwnEnd => !enter,
-            Class::Exec | Class::Unseen => enter,
+            Class::Exec | Class::Unseen | Class::Close => enter,
             Class::Attempt => !enter || is_noted(number),
         };
         if wanted {
@@ -245,7 +249,12 @@ const fn compat_numbers() -> Numbers {
     while number < NUMBERS {
         let wanted = number == COMPAT_SOCKETCALL
             || match classify(compat_number(number)) {
-                Class::Other | Class::Exec | Class::Unseen | Class::Aio | Class::Attempt => false,
+                Class::Other
+                | Class::Exec
+                | Class::Unseen
+                | Class::Aio
+                | Class::Attempt
+                | Class::Close => false,
                 Class::Transfer | Class::Splice | Class::End | Class::OwnEnd => true,
             };
         if wanted {
@@ -266,6 +275,7 @@ pub const fn compat_number(number: u64) -> u64 {
         3 => nr::READ,
         4 => nr::WRITE,
         5 => nr::OPEN,
+        6 => nr::CLOSE,
         8 => nr::CREAT,
         11 => nr::EXECVE,
         42 => nr::PIPE,
@@ -559,7 +569,7 @@ mod tests {
             let class = classify(number);
             let both =
                 matches!(class, Class::Transfer | Class::Splice | Class::Aio) || is_noted(number);
-            let enter = both || matches!(class, Class::Exec | Class::Unseen);
+            let enter = both || matches!(class, Class::Exec | Class::Unseen | Class::Close);
             let exit = both || matches!(class, Class::End | Class::OwnEnd | Class::Attempt);
             assert_eq!(is_in(&AT_ENTER, number), enter, "{number}");
             assert_eq!(is_in(&AT_EXIT, number), exit, "{number}");

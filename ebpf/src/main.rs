@@ -24,6 +24,7 @@
 mod arch;
 mod attempt;
 mod channel;
+mod credit;
 mod emit;
 mod functions;
 mod inet;
@@ -33,6 +34,7 @@ mod log;
 mod maps;
 mod offsets;
 mod probes;
+mod queue;
 mod resolve;
 mod scope;
 mod target;
@@ -41,8 +43,8 @@ use aya_ebpf::{
     EbpfContext as _,
     bindings::task_struct,
     helpers::{bpf_probe_read_user, generated::bpf_get_current_task_btf},
-    macros::btf_tracepoint,
-    programs::BtfTracePointContext,
+    macros::{btf_tracepoint, raw_tracepoint},
+    programs::{BtfTracePointContext, RawTracePointContext},
 };
 use countersign_common::{counter, tag};
 use countersign_ebpf::{
@@ -51,12 +53,12 @@ use countersign_ebpf::{
 };
 
 use crate::{
-    arch::{Abi, PtRegs, abi_of, syscall_number},
+    arch::{Abi, PtRegs, abi_of, syscall_args, syscall_number},
     emit::count,
     maps::{COMPAT_ENTER, COMPAT_EXIT, EVASION_AT_ENTER, EVASION_AT_EXIT},
     offsets::{functions_carry, functions_carry_all, group_leader, has_storage, kernel, off},
     probes::{
-        aio,
+        aio, balance,
         compat::{self, arguments},
         delivery, ends, evasion, inet as sockets, process, splice, transfer, uring, uring_submit,
     },
@@ -142,6 +144,7 @@ unsafe fn entered<const COMPAT: bool>(
                 log::unseen(number);
             }
             Class::Attempt => return true,
+            Class::Close => balance::closing(task, bits, close_fd::<COMPAT>(regs)),
             Class::Unseen => {
                 // Where functions carry transfers they see what moves; not so what a proxy writes to files.
                 let seen = functions_carry_all() && bits & tag::PROXY == 0;
@@ -155,6 +158,17 @@ unsafe fn entered<const COMPAT: bool>(
         }
     }
     false
+}
+
+/// The descriptor that `close` is called with.
+///
+/// # Safety
+/// `regs` are the tracepoint's.
+#[inline(always)]
+unsafe fn close_fd<const COMPAT: bool>(regs: *const PtRegs) -> u64 {
+    let abi = if COMPAT { Abi::Compat } else { Abi::Native };
+    // SAFETY: the caller's.
+    unsafe { syscall_args(regs, abi)[0] & 0xffff_ffff }
 }
 
 /// Whether a call submits work that no program here sees. Where the kernel tells of requests, those of rings are; else each call
@@ -407,8 +421,17 @@ pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sched_process_exit")]
 pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: as above.
-    unsafe { process::exit(ctx.arg(0)) };
+    unsafe {
+        balance::exiting(ctx.arg(0));
+        process::exit(ctx.arg(0));
+    }
     0
+}
+
+/// Attached to nothing: user space runs it when it wants the balances of all channels that moved since, or with the argument 1 of each.
+#[raw_tracepoint]
+pub fn balances(ctx: RawTracePointContext) -> i32 {
+    balance::all(ctx.arg(0))
 }
 
 /// `inet_sock_set_state(const struct sock *sk, const int oldstate, const int newstate)`, `net/ipv4/af_inet.c`.

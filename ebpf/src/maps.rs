@@ -2,15 +2,19 @@
 
 use aya_ebpf::{
     bindings::{
-        BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE, bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE,
-        task_struct,
+        BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_LOCAL_STORAGE_GET_F_CREATE,
+        bpf_map_type::BPF_MAP_TYPE_TASK_STORAGE, task_struct,
     },
     btf_maps::{Array, HashMap, LruHashMap, PerCpuArray, ProgramArray, RingBuf},
     helpers::generated::bpf_task_storage_get,
     macros::btf_map,
 };
-use countersign_common::load::{
-    AttemptKey, ChannelKey, ChannelState, CpuState, ExeKey, TcpListener, TcpTuple, WatchedFile,
+use countersign_common::{
+    load::{
+        AttemptKey, ChannelKey, ChannelState, CpuState, Credit, ExeKey, TcpListener, TcpTuple,
+        WatchedFile,
+    },
+    tag::POOLS,
 };
 
 use crate::{
@@ -22,6 +26,19 @@ use crate::{
 /// The data ring. The size here is the default; user space may set another power of two.
 #[btf_map]
 pub static RING: RingBuf<u8, { 64 << 20 }> = RingBuf::new();
+
+/// The control ring: what says who did what. A flood of data never fills it.
+#[btf_map]
+pub static CONTROL: RingBuf<u8, { 16 << 20 }> = RingBuf::new();
+
+/// Balances made in this run. In a map and not on the stack, because what comes from a map is unknown to the verifier: else it follows
+/// each count by itself ("The sequence of 8193 jumps is too complex").
+#[btf_map]
+pub static BALANCED: Array<u64, 1> = Array::new();
+
+/// What each pool has on its way. Mapped by user space, which gives credit back without a system call.
+#[btf_map]
+pub static CREDITS: Array<Credit, POOLS, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// A process's [`tag`](countersign_common::tag), in the storage of its thread-group leader.
 #[btf_map]

@@ -46,20 +46,26 @@ const MASTER: u64 = 1 << 32;
 pub fn file_of(task: *mut task_struct, fd: u64) -> u64 {
     // The kernel takes descriptors as `unsigned int` or `int`: the upper half of the register means nothing.
     let fd = fd & 0xffff_ffff;
-    // SAFETY: typed loads, which the verifier follows through `struct task_struct`, `files_struct` and `fdtable`: a fifth of the
-    // price of a helper call each. The task's own tables outlive its system call; a null on the way reads as 0.
-    let (limit, array) = unsafe {
-        let files = member::<*const u8>(task.cast(), off!(task_files));
-        let table = member::<*const u8>(files, off!(files_fdt));
-        (
-            member::<u32>(table, off!(fdtable_max_fds)),
-            member::<u64>(table, off!(fdtable_fd)),
-        )
-    };
-    if fd >= u64::from(limit) {
+    let (array, limit) = table_of(task);
+    if fd >= limit {
         return 0;
     }
     kernel::<u64>(array, fd * 8).unwrap_or(0)
+}
+
+/// Where the descriptors of the current task lie, and how many there is room for.
+#[inline(always)]
+pub fn table_of(task: *mut task_struct) -> (u64, u64) {
+    // SAFETY: typed loads, which the verifier follows through `struct task_struct`, `files_struct` and `fdtable`: a fifth of the
+    // price of a helper call each. The task's own tables outlive its system call; a null on the way reads as 0.
+    unsafe {
+        let files = member::<*const u8>(task.cast(), off!(task_files));
+        let table = member::<*const u8>(files, off!(files_fdt));
+        (
+            member::<u64>(table, off!(fdtable_fd)),
+            u64::from(member::<u32>(table, off!(fdtable_max_fds))),
+        )
+    }
 }
 
 /// A member of a kernel structure through a typed pointer.

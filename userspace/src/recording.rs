@@ -7,6 +7,7 @@ use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::bpf::Place;
 use crate::bpf::load::Capture;
 use crate::bpf::preemption::Preemption;
 use crate::bpf::tag::Tagger;
@@ -76,37 +77,41 @@ impl Recorded {
 struct Inflow {
     inlet: Inlet,
     untagged: Arc<Untagged>,
-    /// What a process that died had written down already, and the place up to which the ring can hold it.
-    written: Option<(Recent, u64)>,
+    /// What a process that died had written down already, and the place up to which the rings can hold it.
+    written: Option<(Recent, Place)>,
 }
 
 impl RecordSink for Inflow {
     fn record(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
+        self.record_of(0, bytes)
+    }
+
+    fn record_of(&mut self, pool: u8, bytes: &[u8]) -> anyhow::Result<()> {
         self.untagged.look(bytes);
         if let Some((recent, _)) = &self.written
             && recent.has(bytes)
         {
             return Ok(());
         }
-        self.inlet.record(bytes)
+        self.inlet.record_of(pool, bytes)
     }
 
     fn pause(&mut self) {
         self.inlet.pause();
     }
 
-    fn mark(&mut self, place: u64) {
+    fn mark(&mut self, place: Place) {
         if self
             .written
             .as_ref()
-            .is_some_and(|(_, until)| place >= *until)
+            .is_some_and(|(_, until)| place.is_past(*until))
         {
             self.written = None;
         }
         self.inlet.mark(place);
     }
 
-    fn safe(&self) -> Option<u64> {
+    fn safe(&self) -> Option<Place> {
         self.inlet.safe()
     }
 }
@@ -198,7 +203,7 @@ impl Recording {
             .map_err(|error| error.context("open the spool to go on with"))
             .or_exit(Code::NoInput)?;
         let produced = capture.produced();
-        let next = capture.next_header();
+        let next = capture.next_headers();
         let resumed = spool::resume(&dir, capture.ring_bytes(), next).or_exit(Code::NoInput)?;
         if resumed.identity.capture != request.capture
             || resumed.identity.generation != capture.generation()
@@ -237,7 +242,7 @@ impl Recording {
     fn start(
         writer: SpoolWriter,
         kept: KeptLogWriter,
-        written: Option<(Recent, u64)>,
+        written: Option<(Recent, Place)>,
         request: &Request,
         capture: Capture,
         logs: Vec<Follower>,
@@ -276,7 +281,8 @@ impl Recording {
     /// # Errors
     /// When the tag is not in place: the process must then not be taken for watched.
     pub fn tag(&self, pid: u32, pidfd: BorrowedFd<'_>) -> anyhow::Result<()> {
-        self.tagger.tag_process(pidfd, tag::TREE)?;
+        self.tagger
+            .tag_process(pidfd, tag::TREE | tag::of_agent(1))?;
         let read_back = self.tagger.tag_of(pid)?;
         anyhow::ensure!(
             read_back.is_some_and(|bits| bits & tag::TREE != 0),

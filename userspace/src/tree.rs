@@ -142,13 +142,19 @@ impl Tree {
             return None;
         }
         let mut scan = scan::process(pid).ok().flatten();
-        let bits = self.bits(scan.as_ref());
+        let bits = self.bits(scan.as_ref()) | self.agent_of_parent(scan.as_ref());
         self.tagger.tag_pid(pid, bits).ok()?;
         if let Some(scan) = &mut scan {
             scan.tag = bits;
         }
         let scan = scan.and_then(|scan| serde_json::to_value(scan).ok());
         Some(Missed { pid, how, scan })
+    }
+
+    /// The number of the agent that a process descends from, as its parent's tag has it; 0 when the parent is gone.
+    fn agent_of_parent(&self, scan: Option<&ProcessScan>) -> u32 {
+        let parent = scan.and_then(|scan| self.tagger.tag_of(scan.ppid).ok().flatten());
+        parent.unwrap_or(0) & tag::of_agent(tag::AGENT_MAX)
     }
 
     /// The tag of a process of the tree: whether it runs a proxy's program shows from its executable.

@@ -211,6 +211,7 @@ pub fn attach(request: &Request) -> Result<Capture, Failure> {
             .clone()
             .map(|dir| (dir, request.capture.clone())),
         watched_files: request.watched_files.clone(),
+        ..LoadOptions::default()
     };
     if let Some(dir) = &request.pin {
         dir.make().map_err(unavailable)?;

@@ -204,6 +204,7 @@ pub unsafe fn exit(op_direction: u8, returned: i64) {
             return;
         }
         let bits = (*call).bits as u32;
+        (*thread).bits = bits;
         let exit_ns = bpf_ktime_get_boot_ns();
         let flags = (*call).flags as u16 | transfer_flags::BY_FUNCTION | whose(bits);
         (*thread).carried_ops += 1;

@@ -2,6 +2,7 @@
 //! over the same bodies and the same walker.
 
 pub mod aio;
+pub mod balance;
 pub mod compat;
 pub mod delivery;
 pub mod ends;

@@ -82,6 +82,7 @@ pub unsafe fn exit<const COMPAT: bool>(
         if (*thread).first.channel.kind == 0 && (*thread).second.channel.kind == 0 {
             return;
         }
+        (*thread).bits = bits;
         count(counter::SPLICE_BYTES, returned as u64);
         log::spliced(number);
         let mut flags = whose(bits);

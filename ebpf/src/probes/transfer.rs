@@ -331,7 +331,7 @@ pub unsafe fn says_truncated(message: u64, compat: u64) -> bool {
 /// Messages about what an operation lacks.
 #[inline(always)]
 pub fn tell_missed(missed: u64, bytes: u64) {
-    if missed & 1 << gap::RING_FULL != 0 {
+    if missed & (1 << gap::RING_FULL | 1 << gap::CREDIT) != 0 {
         log::ring_full(bytes);
     }
     if missed & 1 << gap::FAULT != 0 {

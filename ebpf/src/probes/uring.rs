@@ -7,7 +7,7 @@
 use aya_ebpf::{
     bindings::task_struct,
     helpers::{
-        bpf_get_current_pid_tgid, bpf_probe_read_user,
+        bpf_get_current_pid_tgid,
         generated::{bpf_ktime_get_boot_ns, bpf_probe_read_kernel},
     },
 };
@@ -308,33 +308,31 @@ extern "C" fn truncated_request(request: u64, what: u64, form: u64, returned: u6
     u64::from(transfer_flags::MESSAGE_TRUNCATED)
 }
 
-/// Bytes of a message that was received into a buffer from a group. Before it there lie `struct io_uring_recvmsg_out` and room for name and control
-/// data, as long as the message says that was given: what it says is in the program's memory.
+/// Bytes of the message in the result of a multishot receive: a `struct io_uring_recvmsg_out`, the room for a name and that for control
+/// data come before it. The kernel's own note of these lengths counts; without it all of the result is taken for the message, which
+/// says too much rather than too little.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn payload_of(request: u64, returned: u64) -> u64 {
     const OUT_BYTES: u64 = 16;
-    let message: u64 = kernel(request, off!(sr_buf)).unwrap_or(0);
-    // SAFETY: the helper checks the addresses.
-    let (name, control) = unsafe {
-        if is_compat(request) {
-            let name = bpf_probe_read_user((message + 4) as *const u32).unwrap_or(0);
-            let control = bpf_probe_read_user((message + 20) as *const u32).unwrap_or(0);
-            (u64::from(name), u64::from(control))
-        } else {
-            let name = bpf_probe_read_user((message + 8) as *const u32).unwrap_or(0);
-            let control = bpf_probe_read_user((message + 40) as *const u64).unwrap_or(0);
-            (u64::from(name), control)
-        }
-    };
-    let before = OUT_BYTES + name + (control & 0xffff_ffff);
+    let unknown = u64::from(Offsets::UNKNOWN);
+    if off!(kiocb_async_data) == unknown
+        || off!(async_msg_namelen) == unknown
+        || off!(async_msg_controllen) == unknown
+    {
+        return returned;
+    }
+    let note: u64 = kernel(request, off!(kiocb_async_data)).unwrap_or(0);
+    if note == 0 {
+        return returned;
+    }
+    let name: u32 = kernel(note, off!(async_msg_namelen)).unwrap_or(0);
+    let control: u64 = kernel(note, off!(async_msg_controllen)).unwrap_or(0);
+    let before = OUT_BYTES + u64::from(name) + (control & 0xffff_ffff);
     if before <= returned {
         returned - before
-    } else if OUT_BYTES <= returned {
-        // It says something else by now.
-        returned - OUT_BYTES
     } else {
-        0
+        returned
     }
 }
 

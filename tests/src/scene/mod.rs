@@ -14,6 +14,7 @@ mod processes;
 pub mod program;
 pub mod session;
 mod sockets;
+mod unseen;
 
 use std::collections::VecDeque;
 use std::ops::Range;

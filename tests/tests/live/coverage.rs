@@ -108,10 +108,18 @@ fn run() -> Option<Table> {
     let mut ended = false;
     loop {
         let more = truths.read_line(&mut line).unwrap() > 0;
-        // What the line tells of is in the ring by now.
-        witness
-            .capture
-            .drain(|record| parts.extend(Part::of(record)));
+        // What the line tells of is in the ring by now, but can lie behind a record that another CPU is still writing.
+        let written = witness.capture.produced();
+        loop {
+            witness
+                .capture
+                .drain(|record| parts.extend(Part::of(record)));
+            if witness.capture.place().is_past(written) {
+                break;
+            }
+            assert!(Instant::now() < deadline, "a record is never finished");
+            std::thread::yield_now();
+        }
         if line.ends_with('\n') {
             let truth: Truth = serde_json::from_str(&line).unwrap();
             table.add(&truth, classify(&truth, &parts));

@@ -15,8 +15,8 @@ use countersign::bpf::{
     tier::Tier,
 };
 use countersign_common::{
-    ChannelEnd, Exec, Exit, FileOpen, Fork, Peer, RecordHeader, SocketAddress, Transfer, direction,
-    evasion::Evasion, kind, transfer_flags,
+    ChannelEnd, Exec, Exit, FileOpen, Fork, Peer, Queued, RecordHeader, SocketAddress, Transfer,
+    direction, evasion::Evasion, kind, transfer_flags,
 };
 use zerocopy::FromBytes;
 
@@ -312,12 +312,27 @@ impl Witness {
         self.of(kind::FILE_OPEN)
     }
 
+    pub(crate) fn balances(&self) -> Vec<Queued> {
+        self.of(kind::QUEUED)
+    }
+
     pub(crate) fn addresses(&self) -> Vec<SocketAddress> {
         self.of(kind::SOCKET_ADDRESS)
     }
 
     pub(crate) fn peers(&self) -> Vec<Peer> {
         self.of(kind::PEER)
+    }
+
+    /// How many operations of one direction moved exactly these bytes in one record; of very many, quickly.
+    pub(crate) fn moved_by_parts(&self, op_direction: u8, bytes: &[u8]) -> usize {
+        let records = self.records.iter().filter_map(|record| {
+            let (transfer, payload) = Transfer::read_from_prefix(record).ok()?;
+            (transfer.header.kind == kind::CHUNK).then_some((transfer, payload))
+        });
+        records
+            .filter(|(part, payload)| part.direction == op_direction && *payload == bytes)
+            .count()
     }
 
     /// Every chunk with its bytes.

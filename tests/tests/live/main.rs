@@ -7,11 +7,13 @@
 )]
 
 mod aio;
+mod balance;
 mod calls;
 mod compat;
 mod coverage;
 mod delivery;
 mod evasion;
+mod floods;
 mod functions;
 mod functions_uring;
 mod harness;

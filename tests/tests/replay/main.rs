@@ -2,6 +2,7 @@
 //! verdict too many fails as one too few does.
 #![expect(clippy::unwrap_used, reason = "tests panic on purpose")]
 
+mod balance;
 mod between;
 mod ended;
 mod evasion;

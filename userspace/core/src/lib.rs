@@ -3,6 +3,7 @@
 //! Sans-IO: no files, no clocks, no threads. Modules in data-flow order; a module knows those before it, never those after.
 #![forbid(unsafe_code)]
 
+pub mod balance;
 pub mod call;
 pub mod channel;
 pub mod correlator;

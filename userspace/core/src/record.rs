@@ -28,6 +28,8 @@ pub enum Record<'a> {
     FileOpen(abi::FileOpen),
     /// A process outside the tree is watched from now on.
     Peer(abi::Peer),
+    /// What a stream's counts and its queue said at one moment.
+    Queued(abi::Queued),
     /// The addresses of an end of a TCP connection.
     SocketAddress(abi::SocketAddress),
     /// A watched process tried something that can get round the witness.
@@ -51,6 +53,7 @@ impl Record<'_> {
             Self::ChannelEnd(end) => &end.header,
             Self::FileOpen(open) => &open.header,
             Self::Peer(peer) => &peer.header,
+            Self::Queued(queued) => &queued.header,
             Self::SocketAddress(address) => &address.header,
             Self::Evasion(evasion) => &evasion.header,
             Self::User(header, _) | Self::Unknown(header) => header,
@@ -90,6 +93,8 @@ pub enum GapReason {
     Compat,
     /// The receiver had no room for the rest of a message, or threw bytes away.
     Truncated,
+    /// Its agent had too much on its way already: a flood costs only its own.
+    Credit,
     /// Operations or parts of them never arrived; sized from the kernel's counters.
     UnseenOps,
     /// The spool says that records were lost outside the kernel.
@@ -116,6 +121,7 @@ impl GapReason {
             Self::Aio => "aio",
             Self::Compat => "compat",
             Self::Truncated => "truncated",
+            Self::Credit => "credit",
             Self::UnseenOps => "unseen_ops",
             Self::SpoolLoss => "spool_loss",
             Self::Attached => "attached",
@@ -136,6 +142,7 @@ impl GapReason {
             abi::gap::AIO => Self::Aio,
             abi::gap::COMPAT => Self::Compat,
             abi::gap::TRUNCATED => Self::Truncated,
+            abi::gap::CREDIT => Self::Credit,
             _ => Self::Unknown,
         }
     }
@@ -238,6 +245,7 @@ pub fn parse(bytes: &[u8]) -> Result<Record<'_>, RecordError> {
         abi::kind::CHANNEL_END => Record::ChannelEnd(fixed(header.kind, bytes)?.0),
         abi::kind::FILE_OPEN => Record::FileOpen(fixed(header.kind, bytes)?.0),
         abi::kind::PEER => Record::Peer(fixed(header.kind, bytes)?.0),
+        abi::kind::QUEUED => Record::Queued(fixed(header.kind, bytes)?.0),
         abi::kind::SOCKET_ADDRESS => Record::SocketAddress(fixed(header.kind, bytes)?.0),
         abi::kind::EVASION => Record::Evasion(fixed(header.kind, bytes)?.0),
         abi::kind::FIRST_USER.. => {

@@ -108,6 +108,8 @@ pub struct EndLog {
     pub bytes: u64,
     /// Bytes captured.
     pub captured: u64,
+    /// Bytes in gaps. With those captured they are all that moved, whatever was fed.
+    pub missing: u64,
     /// Parts that repeated what was there (a replayed spool, a hostile record); ignored.
     pub duplicates: u64,
 }
@@ -195,6 +197,7 @@ impl EndLog {
             self.next_position = self.next_position.max(kernel_bytes);
             self.next_seq = self.next_seq.max(kernel_ops);
             self.bytes = self.bytes.saturating_add(len);
+            self.missing = self.missing.saturating_add(len);
         }
     }
 
@@ -206,6 +209,21 @@ impl EndLog {
     /// The kernel's totals for this end are known: nothing can have come after what is accounted for.
     pub fn is_closed(&self) -> bool {
         self.closed
+    }
+
+    /// Bytes moved, as far as everything has arrived.
+    pub fn position(&self) -> u64 {
+        self.next_position
+    }
+
+    /// Whether all operations have arrived up to this number.
+    pub fn has_all(&self, ops: u64) -> bool {
+        self.next_seq >= ops
+    }
+
+    /// Whether what moved is what was captured and what is said to be missing.
+    pub fn adds_up(&self) -> bool {
+        self.captured.saturating_add(self.missing) == self.bytes
     }
 
     /// Return of the last operation seen.
@@ -299,13 +317,14 @@ impl EndLog {
         if seq > self.next_seq {
             let len = op.stream_before.saturating_sub(self.next_position);
             self.bytes = self.bytes.saturating_add(len);
+            self.missing = self.missing.saturating_add(len);
             self.gap(Some(len), GapReason::UnseenOps, None, op.exit, out);
             self.next_position = self.next_position.saturating_add(len);
         }
     }
 
     fn release_bytes(&mut self, op: &Op, offset: u64, data: &[u8], out: &mut impl FnMut(Item<'_>)) {
-        self.captured += data.len() as u64;
+        self.captured = self.captured.saturating_add(data.len() as u64);
         out(Item::Bytes {
             op,
             offset,
@@ -322,6 +341,7 @@ impl EndLog {
         reason: GapReason,
         out: &mut impl FnMut(Item<'_>),
     ) {
+        self.missing = self.missing.saturating_add(len);
         out(Item::Gap(Gap {
             position: self.next_position.saturating_add(offset),
             len: Some(len),
@@ -358,3 +378,7 @@ impl EndLog {
         self.last_exit = self.last_exit.max(op.exit);
     }
 }
+
+#[cfg(test)]
+#[path = "stream_tests.rs"]
+mod tests;

@@ -10,7 +10,7 @@ use anyhow::Context;
 use aya::{
     Ebpf, EbpfLoader,
     maps::{HashMap, Map, MapData, PerCpuArray, ProgramArray},
-    programs::{BtfTracePoint, links::FdLink},
+    programs::{BtfTracePoint, RawTracePoint, links::FdLink},
 };
 use countersign_common::{
     RecordHeader, Transfer, counter, kind,
@@ -27,6 +27,8 @@ use super::{
     object, offsets,
     pin::{Note, PinDir},
     ring::Ring,
+    rings::{Credits, Place, Rings},
+    run::run_program,
     tag::Tagger,
     tier::Tier,
 };
@@ -34,6 +36,12 @@ use super::{
 /// Default size of the data ring, in bytes. A longer one makes each record of the watched dearer, since its memory has left the
 /// caches when they come round to it; what must wait longer waits behind the consumer ([`crate::spool::BACKLOG_MAX_BYTES`]).
 pub const RING_BYTES_DEFAULT: u32 = 64 << 20;
+
+/// Default size of the control ring, in bytes: some twenty thousand executions or a hundred thousand other records.
+pub const CONTROL_BYTES_DEFAULT: u32 = 16 << 20;
+
+/// The program that is attached to nothing and makes the balances when it is run.
+const BALANCES: &str = "balances";
 
 /// Time between two looks at a ring with records that were read and not given back yet.
 const RELEASE_PAUSE: Duration = Duration::from_millis(1);
@@ -78,6 +86,8 @@ pub fn is_tracepoint(name: &str) -> bool {
 pub struct LoadOptions {
     /// Size of the data ring in bytes; rounded up to a power of two of pages.
     pub ring_bytes: u32,
+    /// Size of the control ring in bytes; rounded in the same way.
+    pub control_bytes: u32,
     /// Which load this is: copied into every record's header.
     pub generation: u64,
     /// How transfers are captured. This tier or none: the choice is made elsewhere.
@@ -105,6 +115,7 @@ impl Default for LoadOptions {
     fn default() -> Self {
         Self {
             ring_bytes: RING_BYTES_DEFAULT,
+            control_bytes: CONTROL_BYTES_DEFAULT,
             generation: 1,
             tier: Tier::default(),
             proxy_exes: Vec::new(),
@@ -118,7 +129,15 @@ impl Default for LoadOptions {
 type ChannelMap = HashMap<MapData, [u8; size_of::<ChannelKey>()], [u8; size_of::<ChannelState>()]>;
 
 /// Maps that a later process needs of a capture.
-const PINNED_MAPS: [&str; 5] = ["RING", "CPUS", "CHANNELS", "PROXY_CHANNELS", "TAGS"];
+const PINNED_MAPS: [&str; 7] = [
+    "RING",
+    "CONTROL",
+    "CREDITS",
+    "CPUS",
+    "CHANNELS",
+    "PROXY_CHANNELS",
+    "TAGS",
+];
 
 /// Loaded and attached programs. Dropping it detaches them, unless they are pinned.
 pub struct Capture {
@@ -129,20 +148,30 @@ pub struct Capture {
     _ebpf: Option<Ebpf>,
     /// The kernel empties such a table when nobody holds it.
     _continued: Vec<ProgramArray<MapData>>,
-    ring: Ring,
+    rings: Rings,
     /// Programs stay in the kernel without this process: what was read is given back only when the caller says so.
     pinned: Option<PinDir>,
     tags: Tagger,
     cpus: PerCpuArray<MapData, [u8; size_of::<CpuState>()]>,
     channels: [ChannelMap; 2],
     programs: Vec<(String, OwnedFd)>,
-    malformed: u64,
+    /// The program for balances, which is attached to nothing.
+    balances: OwnedFd,
     /// Payload bytes taken out of the ring.
     payload_bytes: u64,
     generation: u64,
     offsets: Offsets,
     /// Nothing when another process loaded the programs.
     messages: Option<Messages>,
+}
+
+/// Channels of which a balance is wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Balanced {
+    /// Those in which something was counted since their last, a few thousand at a time.
+    Moved,
+    /// Each that is open: what was not counted shows too.
+    Each,
 }
 
 /// What one program did, from its `fdinfo`.
@@ -180,6 +209,8 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
     let object = object::require_object()?;
     let (offsets, optional) = offsets::of_running_kernel(&OPTIONAL)?;
     let btf = aya::Btf::from_sys_fs().context("read the kernel's btf")?;
+    let [ring_bytes, control_bytes] = [options.ring_bytes, options.control_bytes].map(ring_size);
+    let sizes = [u64::from(ring_bytes), u64::from(control_bytes)];
     let carry = if options.tier == Tier::Tracepoints {
         0
     } else {
@@ -199,7 +230,9 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         .override_global("PAGE_OFFSET_BASE", &linear_map.page_offset_base, true)
         .override_global("VMEMMAP_BASE", &linear_map.vmemmap_base, true)
         .override_global("AYA_LOG_LEVEL", &messages::level(), true)
-        .map_max_entries("RING", options.ring_bytes)
+        .override_global("RING_BYTES", sizes.as_bytes(), true)
+        .map_max_entries("RING", ring_bytes)
+        .map_max_entries("CONTROL", control_bytes)
         .load(object)
         .context("create the maps (capturing needs root, or CAP_BPF and CAP_PERFMON)")?;
 
@@ -256,29 +289,46 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         dir.pin_maps(&ebpf, &PINNED_MAPS)?;
     }
 
+    let program: &mut RawTracePoint = ebpf
+        .program_mut(BALANCES)
+        .context("the object has no program for balances")?
+        .try_into()?;
+    program.load().context("load the program for balances")?;
+    let balances = program.fd()?.as_fd().try_clone_to_owned()?;
+    if let Some((dir, _)) = &options.pin {
+        dir.pin_program(BALANCES, &balances)?;
+    }
+
     let mut take = |name: &str| {
         ebpf.take_map(name)
             .with_context(|| format!("the object has no map {name}"))
     };
-    let Map::RingBuf(ring) = take("RING")? else {
-        anyhow::bail!("the map RING is not a ring buffer");
+    let mut take_ring = |name: &str| match take(name)? {
+        Map::RingBuf(ring) => Ok(ring),
+        _ => Err(anyhow::anyhow!("the map {name} is not a ring buffer")),
+    };
+    let (data, control) = (take_ring("RING")?, take_ring("CONTROL")?);
+    let Map::Array(credits) = take("CREDITS")? else {
+        anyhow::bail!("the map CREDITS is not an array");
     };
     let maps = Maps {
-        ring,
+        data,
+        control,
+        credits,
         cpus: take("CPUS")?,
         channels: [take("CHANNELS")?, take("PROXY_CHANNELS")?],
         tags: take("TAGS")?,
     };
     let messages = Messages::of(&mut ebpf)?;
     let (pinned, capture_id) = options.pin.clone().unzip();
-    let capture = Capture {
+    let mut capture = Capture {
         functions,
         tier: options.tier,
         _continued: continued,
         _ebpf: Some(ebpf),
         messages: Some(messages),
         pinned,
-        ..of_maps(maps, programs, options.generation, offsets)?
+        ..of_maps(maps, programs, balances, options.generation, offsets)?
     };
     if let (Some(dir), Some(id)) = (&capture.pinned, capture_id) {
         dir.sign(&Note::new(
@@ -286,6 +336,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
             &id,
             capture.offsets_digest(),
         )?)?;
+        capture.rings.keep();
     }
     Ok(capture)
 }
@@ -298,7 +349,9 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
 pub fn resume(dir: PinDir, note: &Note) -> anyhow::Result<Capture> {
     let (offsets, _) = offsets::of_running_kernel(&[])?;
     let maps = Maps {
-        ring: dir.map("RING")?,
+        data: dir.map("RING")?,
+        control: dir.map("CONTROL")?,
+        credits: dir.map("CREDITS")?,
         cpus: Map::from_map_data(dir.map("CPUS")?)?,
         channels: [
             Map::from_map_data(dir.map("CHANNELS")?)?,
@@ -306,11 +359,19 @@ pub fn resume(dir: PinDir, note: &Note) -> anyhow::Result<Capture> {
         ],
         tags: Map::Unsupported(dir.map("TAGS")?),
     };
-    let capture = of_maps(maps, dir.programs()?, note.generation, offsets)?;
+    let mut programs = dir.programs()?;
+    let balances = programs
+        .iter()
+        .position(|(name, _)| name == BALANCES)
+        .context("the program for balances is not pinned")?;
+    let (_, balances) = programs.remove(balances);
+    let mut capture = of_maps(maps, programs, balances, note.generation, offsets)?;
     anyhow::ensure!(
         capture.offsets_digest() == note.offsets_sha256,
         "the pinned programs were loaded for other kernel structures"
     );
+    capture.rings.keep();
+    capture.rings.recount();
     Ok(Capture {
         pinned: Some(dir),
         ..capture
@@ -319,7 +380,9 @@ pub fn resume(dir: PinDir, note: &Note) -> anyhow::Result<Capture> {
 
 /// The maps of a capture, from wherever they come.
 struct Maps {
-    ring: MapData,
+    data: MapData,
+    control: MapData,
+    credits: MapData,
     cpus: Map,
     channels: [Map; 2],
     tags: Map,
@@ -328,6 +391,7 @@ struct Maps {
 fn of_maps(
     maps: Maps,
     programs: Vec<(String, OwnedFd)>,
+    balances: OwnedFd,
     generation: u64,
     offsets: Offsets,
 ) -> anyhow::Result<Capture> {
@@ -345,7 +409,11 @@ fn of_maps(
         tier: Tier::default(),
         _ebpf: None,
         _continued: Vec::new(),
-        ring: Ring::open(maps.ring).context("map the ring")?,
+        rings: Rings::new(
+            Ring::open(maps.data).context("map the data ring")?,
+            Ring::open(maps.control).context("map the control ring")?,
+            Credits::map(maps.credits.fd().as_fd()).context("map the credits")?,
+        ),
         pinned: None,
         tags: Tagger::new(tags),
         cpus: PerCpuArray::try_from(maps.cpus)?,
@@ -354,7 +422,7 @@ fn of_maps(
             HashMap::try_from(proxy_channels)?,
         ],
         programs,
-        malformed: 0,
+        balances,
         payload_bytes: 0,
         generation,
         offsets,
@@ -483,31 +551,30 @@ impl Capture {
         self.pinned.is_some()
     }
 
-    /// The header of the next record in the ring, which stays there.
-    pub fn next_header(&mut self) -> Option<RecordHeader> {
-        let (header, _) = RecordHeader::read_from_prefix(self.ring.peek()?).ok()?;
-        Some(header)
+    /// The headers of the next records in the data ring and the control ring, which stay there.
+    pub fn next_headers(&mut self) -> [Option<RecordHeader>; 2] {
+        self.rings.next_headers()
     }
 
-    /// Size of the ring in bytes.
+    /// Size of both rings in bytes.
     pub fn ring_bytes(&self) -> u64 {
-        self.ring.bytes()
+        self.rings.bytes()
     }
 
-    /// How far the ring was read.
-    pub fn place(&self) -> u64 {
-        self.ring.place()
+    /// How far the rings were read.
+    pub fn place(&self) -> Place {
+        self.rings.place()
     }
 
     /// How far the kernel had written when asked.
-    pub fn produced(&self) -> u64 {
-        self.ring.produced()
+    pub fn produced(&self) -> Place {
+        self.rings.produced()
     }
 
     /// Gives the room of all records before `place` back to the kernel: they are where no crash of this process can lose them.
     /// Only for pinned programs; otherwise what was read is given back at once.
-    pub fn release(&mut self, place: u64) {
-        self.ring.release(place);
+    pub fn release(&mut self, place: Place) {
+        self.rings.release(place);
     }
 
     /// Takes the pins away, so that the programs stop with this process.
@@ -598,34 +665,35 @@ impl Capture {
     }
 
     /// Gives every record that waits to `take`, cut to its size; the number given. Does not block.
-    pub fn drain(&mut self, take: impl FnMut(&[u8])) -> usize {
-        self.drain_some(usize::MAX, take)
+    pub fn drain(&mut self, mut take: impl FnMut(&[u8])) -> usize {
+        self.drain_some(usize::MAX, |_pool, record| take(record))
     }
 
-    /// [`Capture::drain`] that stops after `most` records: a flood can fill the ring as fast as it is emptied.
-    pub fn drain_some(&mut self, most: usize, mut take: impl FnMut(&[u8])) -> usize {
-        let mut records = 0;
-        while records < most
-            && let Some(entry) = self.ring.next()
-        {
-            match whole_record(entry) {
-                Some(record) => {
-                    self.payload_bytes += payload_bytes(record);
-                    take(record);
-                    records += 1;
-                }
-                None => self.malformed += 1,
-            }
-            if self.pinned.is_none() {
-                self.ring.release(self.ring.place());
-            }
-        }
+    /// [`Capture::drain`] that stops after `most` records, since a flood can fill the ring as fast as it is emptied, and tells the
+    /// [pool](countersign_common::tag::pool) of each.
+    pub fn drain_some(&mut self, most: usize, mut take: impl FnMut(u8, &[u8])) -> usize {
+        let mut bytes = 0;
+        let records = self.rings.drain(most, |pool, record| {
+            bytes += payload_bytes(record);
+            take(pool, record);
+        });
+        self.payload_bytes += bytes;
         records
+    }
+
+    /// Has the kernel make [`Queued`](countersign_common::Queued) records of channels that both ends were seen to use; how many it
+    /// made. No `bpf(2)` call that touches a map: it does not disturb the capture.
+    ///
+    /// # Errors
+    /// When the kernel refuses to run the program.
+    pub fn balance(&self, which: Balanced) -> anyhow::Result<u32> {
+        let each = u64::from(which == Balanced::Each);
+        run_program(self.balances.as_fd(), &[each]).context("run the program for balances")
     }
 
     /// Ring entries so far whose size field contradicts their length. Anything but 0 is a bug or another ABI.
     pub fn malformed(&self) -> u64 {
-        self.malformed
+        self.rings.malformed()
     }
 
     /// Gives the messages of the kernel programs to `tracing`. Without any, it reads two words of shared memory.
@@ -640,13 +708,16 @@ impl Capture {
     /// # Errors
     /// When polling fails for another reason than a signal.
     pub fn wait(&self, timeout: Duration) -> anyhow::Result<()> {
-        if self.ring.released() != self.ring.place() {
+        if self.rings.keeps_some() {
             // The kernel would call records that were read and not given back yet waiting ones.
             std::thread::sleep(timeout.min(RELEASE_PAUSE));
             return Ok(());
         }
         let timeout = Timespec::try_from(timeout).context("wait for that long")?;
-        let mut fds = [PollFd::new(&self.ring, PollFlags::IN)];
+        let mut fds = self
+            .rings
+            .waitable()
+            .map(|ring| PollFd::new(ring, PollFlags::IN));
         match poll(&mut fds, Some(&timeout)) {
             Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
             Err(error) => Err(error).context("wait for the ring"),
@@ -671,12 +742,10 @@ fn payload_bytes(record: &[u8]) -> u64 {
     }
 }
 
-/// The record at the start of a ring entry, without the rest of its reservation.
-fn whole_record(entry: &[u8]) -> Option<&[u8]> {
-    let (header, _) = RecordHeader::read_from_prefix(entry).ok()?;
-    let size = usize::try_from(header.size).ok()?;
-    (size >= size_of::<RecordHeader>()).then_some(())?;
-    entry.get(..size)
+/// What the kernel makes of a wanted size: a power of two of whole pages.
+fn ring_size(wanted: u32) -> u32 {
+    const PAGE_BYTES: u32 = 4096;
+    wanted.clamp(PAGE_BYTES, 1 << 31).next_power_of_two()
 }
 
 fn as_array<T: IntoBytes + zerocopy::Immutable, const N: usize>(
@@ -686,37 +755,4 @@ fn as_array<T: IntoBytes + zerocopy::Immutable, const N: usize>(
         .as_bytes()
         .try_into()
         .context("a key has another size")
-}
-
-#[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests panic on purpose")]
-
-    use super::*;
-
-    fn entry(size: u32, len: usize) -> Vec<u8> {
-        let header = RecordHeader {
-            kind: 1,
-            cpu: 0,
-            size,
-            cpu_seq: 0,
-            boot_ns: 0,
-            generation: 0,
-        };
-        let mut bytes = header.as_bytes().to_vec();
-        bytes.resize(len, 0);
-        bytes
-    }
-
-    #[test]
-    fn a_ring_entry_is_cut_to_the_size_in_its_header() {
-        assert_eq!(whole_record(&entry(40, 64)).unwrap().len(), 40);
-    }
-
-    #[test]
-    fn a_size_that_contradicts_the_entry_is_refused() {
-        assert_eq!(whole_record(&entry(65, 64)), None);
-        assert_eq!(whole_record(&entry(31, 64)), None);
-        assert_eq!(whole_record(&[0; 8]), None);
-    }
 }

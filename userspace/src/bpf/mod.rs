@@ -15,9 +15,13 @@ pub mod offsets;
 pub mod pin;
 pub mod preemption;
 mod ring;
+mod rings;
+mod run;
 pub mod scan;
 pub mod self_test;
 mod sock_diag;
 pub mod tag;
 pub mod tier;
 pub mod unix_peers;
+
+pub use rings::Place;

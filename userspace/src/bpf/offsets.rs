@@ -92,6 +92,17 @@ fn from_btf(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         kernfs_id: btf.offset("kernfs_node", "id")?,
         pid_level: btf.offset("pid", "level")?,
         pid_numbers: btf.offset("pid", "numbers")?,
+        inode_pipe: btf.offset("inode", "i_pipe")?,
+        pipe_head: btf.offset("pipe_inode_info", "head")?,
+        pipe_tail: btf.offset("pipe_inode_info", "tail")?,
+        pipe_ring_size: btf.offset("pipe_inode_info", "ring_size")?,
+        pipe_bufs: btf.offset("pipe_inode_info", "bufs")?,
+        pipe_buffer_len: btf.offset("pipe_buffer", "len")?,
+        pipe_buffer_size: btf.size("pipe_buffer")?,
+        sock_receive_queue: btf.offset("sock", "sk_receive_queue")?,
+        skb_list_next: btf.offset("sk_buff_head", "next")?,
+        skb_list_qlen: btf.offset("sk_buff_head", "qlen")?,
+        skb_next: btf.offset("sk_buff", "next")?,
         // Without these tier T still works: whether they are there is asked before the functions are attached.
         kiocb_filp: optional(btf.offset("kiocb", "ki_filp")),
         iter_type: optional(btf.offset("iov_iter", "iter_type")),
@@ -150,6 +161,9 @@ fn of_rings(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         sr_flags: optional(btf.offset("io_sr_msg", "flags")),
         uring_splice_fd_in: optional(btf.offset("io_splice", "splice_fd_in")),
         uring_splice_flags: optional(btf.offset("io_splice", "flags")),
+        kiocb_async_data: optional(btf.offset("io_kiocb", "async_data")),
+        async_msg_namelen: optional(btf.offset("io_async_msghdr", "namelen")),
+        async_msg_controllen: optional(btf.offset("io_async_msghdr", "controllen")),
         ..of_sockets(btf)?
     })
 }

@@ -250,13 +250,19 @@ impl PinDir {
             .with_context(|| format!("open the pinned map {name}"))
     }
 
-    /// Bytes of records in the pinned ring that nobody has told the kernel to have.
+    /// Bytes of records in the pinned rings that nobody has told the kernel to have.
     ///
     /// # Errors
-    /// When the ring is not there.
+    /// When the data ring is not there. Another build may have had no control ring.
     pub fn waiting_bytes(&self) -> anyhow::Result<u64> {
-        let ring = Ring::open(self.map("RING")?)?;
-        Ok(ring.produced().wrapping_sub(ring.released()))
+        let mut waiting = 0;
+        for name in ["RING", "CONTROL"] {
+            if name == "RING" || self.path.join("maps").join(name).exists() {
+                let ring = Ring::open(self.map(name)?)?;
+                waiting += ring.produced().wrapping_sub(ring.released());
+            }
+        }
+        Ok(waiting)
     }
 
     /// The pinned programs, by name.

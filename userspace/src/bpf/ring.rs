@@ -70,16 +70,12 @@ impl Ring {
                 return None;
             }
             let offset = self.place & (self.bytes - 1);
-            let head = self.data(offset, size_of::<u32>() as u64)?;
-            // SAFETY: records begin at multiples of 8 and the mapping at a page; the kernel writes the word atomically.
-            let length = unsafe { AtomicU32::from_ptr(head.as_ptr().cast_mut().cast()) }
-                .load(Ordering::Acquire);
+            let length = self.length_at(offset)?;
             if length & BUSY != 0 {
                 return None;
             }
             let size = u64::from(length & !DISCARDED);
-            // In multiples of 8, as the kernel rounds.
-            self.place = self.place.wrapping_add((HEAD_BYTES + size + 7) & !7);
+            self.place = after(self.place, size);
             if length & DISCARDED == 0 {
                 return self.data(offset + HEAD_BYTES, size);
             }
@@ -121,6 +117,34 @@ impl Ring {
         self.consumer.word().store(place, Ordering::Release);
     }
 
+    /// Gives each record between what the kernel was told of and `end` to `look`, whether it was read or not. One that is still being
+    /// written is left out.
+    pub(super) fn unreleased(&self, end: u64, mut look: impl FnMut(&[u8])) {
+        let mut place = self.released();
+        // Stops a place that is none of this ring's from making this go round for ever.
+        while end.wrapping_sub(place).wrapping_sub(1) < self.bytes {
+            let offset = place & (self.bytes - 1);
+            let Some(length) = self.length_at(offset) else {
+                return;
+            };
+            let size = u64::from(length & !(BUSY | DISCARDED));
+            if length & (BUSY | DISCARDED) == 0
+                && let Some(record) = self.data(offset + HEAD_BYTES, size)
+            {
+                look(record);
+            }
+            place = after(place, size);
+        }
+    }
+
+    /// The word in front of a record: its length and what became of it.
+    fn length_at(&self, offset: u64) -> Option<u32> {
+        let head = self.data(offset, size_of::<u32>() as u64)?;
+        // SAFETY: records begin at multiples of 8 and the mapping at a page; the kernel writes the word atomically.
+        let word = unsafe { AtomicU32::from_ptr(head.as_ptr().cast_mut().cast()) };
+        Some(word.load(Ordering::Acquire))
+    }
+
     /// Bytes of the ring from an offset on. The data is mapped twice in a row, so a record that wraps is whole.
     fn data(&self, offset: u64, length: u64) -> Option<&[u8]> {
         let start = rustix::param::page_size() as u64 + offset;
@@ -141,6 +165,11 @@ impl Ring {
             )
         })
     }
+}
+
+/// The place after a record of `size` bytes: in multiples of 8, as the kernel rounds.
+fn after(place: u64, size: u64) -> u64 {
+    place.wrapping_add((HEAD_BYTES + size + 7) & !7)
 }
 
 impl AsFd for Ring {

@@ -18,7 +18,10 @@ use serde::Serialize;
 
 use super::user_record::user_record;
 use crate::{
-    bpf::load::{Capture, ChannelTotals, ProgramLedger},
+    bpf::{
+        Place,
+        load::{Balanced, Capture, ChannelTotals, ProgramLedger},
+    },
     clock::Moment,
 };
 
@@ -31,6 +34,9 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const EMPTY_LOOKS: u32 = 3;
 /// Longest drain after a stop. Tagged processes that go on writing would keep it going for ever.
 const DRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// Heartbeats from one balance of each channel to the next; in between only those that moved are balanced.
+const BEATS_TO_EACH: u32 = 10;
 
 /// Records taken before the clock is looked at. A flood can fill the ring as fast as it is emptied.
 const DRAIN_RECORDS: usize = 1 << 16;
@@ -48,14 +54,22 @@ pub trait RecordSink {
     /// When the sink can take no more; it ends the capture.
     fn record(&mut self, bytes: &[u8]) -> anyhow::Result<()>;
 
+    /// [`RecordSink::record`] with the [pool](countersign_common::tag::pool) at whose expense it was made.
+    ///
+    /// # Errors
+    /// As there.
+    fn record_of(&mut self, _pool: u8, bytes: &[u8]) -> anyhow::Result<()> {
+        self.record(bytes)
+    }
+
     /// Nothing more comes for the moment.
     fn pause(&mut self) {}
 
-    /// All records given so far lie before this place of the ring.
-    fn mark(&mut self, _place: u64) {}
+    /// All records given so far lie before this place of the rings.
+    fn mark(&mut self, _place: Place) {}
 
     /// The last mark whose records no crash of this process can lose any more.
-    fn safe(&self) -> Option<u64> {
+    fn safe(&self) -> Option<Place> {
         None
     }
 }
@@ -79,6 +93,8 @@ pub struct LiveSummary {
     pub ring_dropped_records: u64,
     /// Their payload bytes.
     pub ring_dropped_bytes: u64,
+    /// Times that the kernel skipped a program.
+    pub missed: u64,
 }
 
 /// A running capture thread.
@@ -145,6 +161,8 @@ pub fn run(
     let mut summary = LiveSummary::default();
     heartbeat(capture, sink, &mut summary)?;
     let mut next_heartbeat = Instant::now() + HEARTBEAT;
+    let mut beats = 0_u32;
+    let mut balances = Balances::default();
     while !stop.load(Ordering::Acquire) {
         if drain(capture, sink, &mut summary)? == 0 {
             sink.pause();
@@ -153,7 +171,17 @@ pub fn run(
         }
         if Instant::now() >= next_heartbeat {
             capture.tell();
+            // Before the programs' misses are read: what they say of a time is held against balances from before and after it.
+            let missed = summary.missed;
             heartbeat(capture, sink, &mut summary)?;
+            beats += 1;
+            let each = beats.is_multiple_of(BEATS_TO_EACH) || summary.missed > missed;
+            let which = if each {
+                Balanced::Each
+            } else {
+                Balanced::Moved
+            };
+            balances.take(capture, sink, which)?;
             next_heartbeat = Instant::now() + HEARTBEAT;
         }
     }
@@ -179,6 +207,10 @@ pub fn run(
         sink.record(&user_record(kind::CAPTURE, capture.generation(), &note)?)?;
     }
     capture.tell();
+    // Misses up to here can then be held against the balances that follow.
+    heartbeat(capture, sink, &mut summary)?;
+    balances.take(capture, sink, Balanced::Each)?;
+    drain(capture, sink, &mut summary)?;
     totals(capture, sink)?;
     heartbeat(capture, sink, &mut summary)?;
     summary.malformed = capture.malformed();
@@ -198,9 +230,9 @@ fn drain(
     } else {
         DRAIN_RECORDS
     };
-    let records = capture.drain_some(most, |record| {
+    let records = capture.drain_some(most, |pool, record| {
         if result.is_ok() {
-            result = sink.record(record);
+            result = sink.record_of(pool, record);
         }
     });
     if capture.is_pinned() {
@@ -213,6 +245,33 @@ fn drain(
     }
     summary.records += records as u64;
     result.map(|()| records)
+}
+
+/// The balances, as long as the kernel makes them.
+#[derive(Default)]
+struct Balances {
+    refused: bool,
+}
+
+impl Balances {
+    /// Has some made. Where the kernel refuses, the capture goes on without, and the records say so.
+    fn take(
+        &mut self,
+        capture: &Capture,
+        sink: &mut impl RecordSink,
+        which: Balanced,
+    ) -> anyhow::Result<()> {
+        if self.refused {
+            return Ok(());
+        }
+        let Err(error) = capture.balance(which) else {
+            return Ok(());
+        };
+        self.refused = true;
+        tracing::warn!(error = format!("{error:#}"), "channels cannot be balanced");
+        let note = serde_json::json!({ "what": "balance", "cause": format!("{error:#}") });
+        sink.record(&user_record(kind::LOSS, capture.generation(), &note)?)
+    }
 }
 
 /// Adds what the kernel counted per channel. Only at the end: the kernel must be left alone while it captures.
@@ -247,8 +306,13 @@ fn heartbeat(
     }
     summary.ring_dropped_records = dropped;
     summary.ring_dropped_bytes = counters[counter::RING_DROPPED_BYTES as usize];
+    let programs = capture.ledger();
+    summary.missed = programs
+        .iter()
+        .map(|program| program.recursion_misses)
+        .sum();
     let ledger = LedgerRecord {
-        programs: capture.ledger(),
+        programs,
         counters: CounterNames::from(&counters),
         malformed: capture.malformed(),
     };
@@ -333,6 +397,10 @@ struct CounterNames {
     snapshot_bytes: u64,
     evasions: u64,
     evasions_folded: u64,
+    control_dropped_records: u64,
+    credit_dropped_records: u64,
+    credit_dropped_bytes: u64,
+    balance_skipped: u64,
 }
 
 impl From<&[u64; counter::COUNT as usize]> for CounterNames {
@@ -364,6 +432,10 @@ impl From<&[u64; counter::COUNT as usize]> for CounterNames {
             snapshot_bytes: of(counter::SNAPSHOT_BYTES),
             evasions: of(counter::EVASIONS),
             evasions_folded: of(counter::EVASIONS_FOLDED),
+            control_dropped_records: of(counter::CONTROL_DROPPED_RECORDS),
+            credit_dropped_records: of(counter::CREDIT_DROPPED_RECORDS),
+            credit_dropped_bytes: of(counter::CREDIT_DROPPED_BYTES),
+            balance_skipped: of(counter::BALANCE_SKIPPED),
         }
     }
 }

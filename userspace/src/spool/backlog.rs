@@ -1,18 +1,20 @@
 //! Between draining and writing: a bounded queue, and the thread that empties it into the spool.
 //!
 //! Whoever empties the kernel's ring must never wait for a disk. So it only puts records here; a slow disk lets the queue
-//! grow, and when it is full, payload is dropped and counted exactly as when the disk is full. It decides nothing about
-//! segments and budgets; the writer does.
+//! grow, and when it is full, payload is dropped and counted exactly as when the disk is full. An agent that floods it loses its own
+//! payload: it may have waiting up to twice what is free. It decides nothing about segments and budgets; the writer does.
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use countersign_common::tag::POOLS;
+
 use super::loss::{Loss, has_payload};
 use super::{FRAME_HEAD_BYTES, RECORD_MAX_BYTES, SpoolStats, SpoolWriter, frames, push_frame};
+use crate::bpf::Place;
 use crate::source::live::RecordSink;
 
 /// Most bytes that wait for the disk. Stops a flood on a slow disk from taking all memory. A burst may be this long; memory here costs
@@ -42,8 +44,8 @@ pub struct Backlog {
 struct Shared {
     state: Mutex<State>,
     filled: Condvar,
-    /// The last mark that the file system has, plus one; 0 for none.
-    safe: AtomicU64,
+    /// The last mark that the file system has.
+    safe: Mutex<Option<Place>>,
 }
 
 #[derive(Debug)]
@@ -52,6 +54,8 @@ struct State {
     spare: Vec<Block>,
     /// Bytes in `blocks` and in the block being written.
     bytes: usize,
+    /// Of these, by the pool at whose expense they were made.
+    by_pool: Box<[usize; POOLS]>,
     /// Not yet told in the spool.
     loss: Loss,
     closed: bool,
@@ -62,8 +66,10 @@ struct State {
 struct Block {
     frames: Vec<u8>,
     records: u64,
+    /// Bytes of records by pool: where one ends and another begins.
+    runs: Vec<(u8, usize)>,
     /// The producer wants to know when all up to here is with the file system.
-    mark: Option<u64>,
+    mark: Option<Place>,
 }
 
 /// A producer's end: gathers records into blocks.
@@ -92,6 +98,7 @@ impl Backlog {
             blocks: VecDeque::new(),
             spare: Vec::new(),
             bytes: 0,
+            by_pool: Box::new([0; POOLS]),
             loss: new_loss(),
             closed: false,
         };
@@ -99,7 +106,7 @@ impl Backlog {
             shared: Arc::new(Shared {
                 state: Mutex::new(state),
                 filled: Condvar::new(),
-                safe: AtomicU64::new(0),
+                safe: Mutex::new(None),
             }),
         }
     }
@@ -115,20 +122,23 @@ impl Backlog {
     /// Puts one record at the end, at once.
     pub fn record(&self, record: &[u8]) {
         let mut inlet = self.inlet();
-        inlet.append(record);
+        inlet.append(0, record);
         inlet.hand_over();
     }
 
     /// Takes a full block, gives an empty one. Never waits for the disk.
     fn push(&self, block: Block) -> Block {
         let mut state = self.lock();
-        let block = if state.bytes + block.frames.len() <= BACKLOG_MAX_BYTES {
+        let block = if state.has_room_for(&block) {
             block
         } else {
-            state.without_payload(&block)
+            state.what_has_room(&block)
         };
         if !block.frames.is_empty() || block.mark.is_some() {
             state.bytes += block.frames.len();
+            for (pool, bytes) in &block.runs {
+                state.by_pool[usize::from(*pool)] += bytes;
+            }
             state.blocks.push_back(block);
         }
         let empty = state.spare.pop();
@@ -164,6 +174,10 @@ impl Backlog {
     fn written(&self, mut block: Block) {
         let mut state = self.lock();
         state.bytes = state.bytes.saturating_sub(block.frames.len());
+        for (pool, bytes) in block.runs.drain(..) {
+            let of = &mut state.by_pool[usize::from(pool)];
+            *of = of.saturating_sub(bytes);
+        }
         if state.spare.len() < SPARE_BLOCKS {
             block.frames.clear();
             block.records = 0;
@@ -182,6 +196,13 @@ impl Backlog {
         self.shared.filled.notify_all();
     }
 
+    fn safe(&self) -> MutexGuard<'_, Option<Place>> {
+        self.shared
+            .safe
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.shared
             .state
@@ -191,16 +212,43 @@ impl Backlog {
 }
 
 impl State {
-    /// What of a block may still be kept when payload has no room; the rest is counted.
-    fn without_payload(&mut self, block: &Block) -> Block {
+    /// Whether all of a block may wait: nobody has more waiting than is free twice over.
+    fn has_room_for(&self, block: &Block) -> bool {
+        let Some(free) = BACKLOG_MAX_BYTES.checked_sub(self.bytes + block.frames.len()) else {
+            return false;
+        };
+        let mut pools = block.runs.iter().map(|(pool, _)| usize::from(*pool));
+        pools.all(|pool| self.by_pool[pool] + block.frames.len() <= 2 * free)
+    }
+
+    /// What of a block may still be kept when somebody has no room for payload; the rest is counted.
+    fn what_has_room(&mut self, block: &Block) -> Block {
         let mut kept = Block::new(0);
+        let mut pools = block.runs.iter().copied();
+        let (mut pool, mut left) = pools.next().unwrap_or_default();
+        let mut kept_by_pool = [0_usize; POOLS];
         // Given up is dealt with, too: the loss has been counted.
         kept.mark = block.mark;
         for record in frames(&block.frames) {
-            let room = self.bytes + kept.frames.len() + record.len() + FRAME_HEAD_BYTES
-                <= BACKLOG_MAX_BYTES + BACKLOG_SMALL_BYTES;
-            if room && !has_payload(record) {
-                kept.append(record);
+            let len = record.len() + FRAME_HEAD_BYTES;
+            while left == 0
+                && let Some(next) = pools.next()
+            {
+                (pool, left) = next;
+            }
+            left = left.saturating_sub(len);
+            let waiting = self.bytes + kept.frames.len() + len;
+            let own = self.by_pool[usize::from(pool)] + kept_by_pool[usize::from(pool)] + len;
+            let room = if has_payload(record) {
+                BACKLOG_MAX_BYTES
+                    .checked_sub(waiting)
+                    .is_some_and(|free| own <= 2 * free)
+            } else {
+                waiting <= BACKLOG_MAX_BYTES + BACKLOG_SMALL_BYTES
+            };
+            if room {
+                kept.append(pool, record);
+                kept_by_pool[usize::from(pool)] += len;
             } else {
                 self.loss.add(record);
             }
@@ -210,8 +258,8 @@ impl State {
 }
 
 impl Inlet {
-    fn append(&mut self, record: &[u8]) {
-        if !self.block.append(record) {
+    fn append(&mut self, pool: u8, record: &[u8]) {
+        if !self.block.append(pool, record) {
             self.backlog.lock().loss.add(record);
         }
         if self.block.frames.len() >= BLOCK_BYTES {
@@ -232,21 +280,35 @@ impl Block {
         Self {
             frames: Vec::with_capacity(capacity),
             records: 0,
+            runs: Vec::new(),
             mark: None,
         }
     }
 
     /// `false` if the record is empty or too long for a spool.
-    fn append(&mut self, record: &[u8]) -> bool {
+    fn append(&mut self, pool: u8, record: &[u8]) -> bool {
+        let before = self.frames.len();
         let fits = push_frame(&mut self.frames, record, RECORD_MAX_BYTES);
         self.records += u64::from(fits);
+        let bytes = self.frames.len() - before;
+        match self.runs.last_mut() {
+            Some((last, run)) if *last == pool => *run += bytes,
+            Some(_) | None => self.runs.push((pool, bytes)),
+        }
         fits
     }
 }
 
 impl RecordSink for Inlet {
     fn record(&mut self, bytes: &[u8]) -> anyhow::Result<()> {
-        self.append(bytes);
+        self.append(0, bytes);
+        Ok(())
+    }
+
+    fn record_of(&mut self, pool: u8, bytes: &[u8]) -> anyhow::Result<()> {
+        // A pool that does not exist comes from no kernel program; it is nobody's.
+        let pool = if usize::from(pool) < POOLS { pool } else { 0 };
+        self.append(pool, bytes);
         Ok(())
     }
 
@@ -254,17 +316,13 @@ impl RecordSink for Inlet {
         self.hand_over();
     }
 
-    fn mark(&mut self, place: u64) {
+    fn mark(&mut self, place: Place) {
         self.block.mark = Some(place);
         self.hand_over();
     }
 
-    fn safe(&self) -> Option<u64> {
-        self.backlog
-            .shared
-            .safe
-            .load(Ordering::Acquire)
-            .checked_sub(1)
+    fn safe(&self) -> Option<Place> {
+        *self.backlog.safe()
     }
 }
 
@@ -313,10 +371,7 @@ fn write(backlog: &Backlog, mut writer: SpoolWriter) -> SpoolStats {
                 writer.block(&block.frames, block.records);
                 if let Some(mark) = block.mark {
                     writer.flush();
-                    backlog
-                        .shared
-                        .safe
-                        .store(mark.wrapping_add(1), Ordering::Release);
+                    *backlog.safe() = Some(mark);
                 }
                 backlog.written(block);
             }
@@ -364,7 +419,7 @@ mod tests {
     #![expect(clippy::unwrap_used, reason = "tests panic on purpose")]
 
     use countersign_common::{RecordHeader, kind};
-    use zerocopy::IntoBytes;
+    use zerocopy::{FromBytes, IntoBytes};
 
     use super::*;
 
@@ -399,7 +454,7 @@ mod tests {
             .map(|n| record(kind::CHUNK, n, 40 + usize::try_from(n).unwrap() % 300))
             .collect();
         for record in &given {
-            inlet.append(record);
+            inlet.append(0, record);
         }
         inlet.hand_over();
         assert_eq!(drain(&backlog), given);
@@ -412,8 +467,8 @@ mod tests {
         let mut inlet = backlog.inlet();
         let chunks = 2 * BACKLOG_MAX_BYTES as u64 / 60_000;
         for n in 0..chunks {
-            inlet.append(&record(kind::CHUNK, n, 60_000));
-            inlet.append(&record(kind::FORK, n, 96));
+            inlet.append(0, &record(kind::CHUNK, n, 60_000));
+            inlet.append(0, &record(kind::FORK, n, 96));
         }
         inlet.hand_over();
         let loss = backlog.take_loss().unwrap();
@@ -429,12 +484,40 @@ mod tests {
     }
 
     #[test]
+    fn who_floods_a_backlog_that_nobody_empties_costs_a_quiet_one_nothing() {
+        let backlog = Backlog::new();
+        let mut inlet = backlog.inlet();
+        let chunks = 2 * BACKLOG_MAX_BYTES as u64 / 60_000;
+        let quiet = 1000;
+        for n in 0..chunks {
+            inlet.record_of(2, &record(kind::CHUNK, 2, 60_000)).unwrap();
+            inlet.record_of(6, &record(kind::CHUNK, 6, 60_000)).unwrap();
+            if n % (chunks / quiet) == 0 {
+                inlet.record_of(4, &record(kind::CHUNK, 4, 10_000)).unwrap();
+            }
+        }
+        inlet.hand_over();
+        let of = |pool: u64| {
+            move |record: &Vec<u8>| {
+                RecordHeader::read_from_prefix(record).unwrap().0.boot_ns == pool
+            }
+        };
+        let lost = backlog.take_loss().unwrap().records;
+        let kept = drain(&backlog);
+        let count = |pool| kept.iter().filter(|record| of(pool)(record)).count() as u64;
+        assert!(count(4) >= quiet, "{}", count(4));
+        assert_eq!(lost + count(2) + count(6), 2 * chunks);
+        assert!(count(2) > 0 && count(6) > 0);
+        assert!(backlog.lock().by_pool.iter().all(|bytes| *bytes == 0));
+    }
+
+    #[test]
     fn a_storm_of_small_records_is_bounded_too() {
         let backlog = Backlog::new();
         let mut inlet = backlog.inlet();
         let given = 2 * (BACKLOG_MAX_BYTES + BACKLOG_SMALL_BYTES) / 4096;
         for _ in 0..given {
-            inlet.append(&record(kind::GAP, 7, 4096));
+            inlet.append(0, &record(kind::GAP, 7, 4096));
         }
         inlet.hand_over();
         let loss = backlog.take_loss().unwrap();

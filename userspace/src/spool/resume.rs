@@ -57,15 +57,16 @@ impl Recent {
 /// before places are, and an interrupt can come in between.
 const SWAPPED_MAX: u64 = 4096;
 
-/// Looks at a spool, cuts a torn tail off and gathers its last records: those that can lie in a ring of `ring_bytes` which begins
-/// with the record `next`. Both have the same order, so a record of that CPU with a clearly lower number ends the search.
+/// Looks at a spool, cuts a torn tail off and gathers its last records: those that can lie in rings of `ring_bytes` together which
+/// begin with the records `next`. All have the same order but for a little, so the search ends where a record of each one's CPU has a
+/// clearly lower number.
 ///
 /// # Errors
 /// When it has no readable segment or is of another record layout.
 pub fn resume(
     dir: &Dir,
     ring_bytes: u64,
-    next: Option<RecordHeader>,
+    mut next: [Option<RecordHeader>; 2],
 ) -> Result<Resumed, SpoolError> {
     let mut numbers: Vec<u32> = dir
         .file_names()?
@@ -76,7 +77,7 @@ pub fn resume(
     numbers.sort_unstable_by(|a, b| b.cmp(a));
     let mut found: Option<Resumed> = None;
     let mut segments = Vec::new();
-    let mut left = if next.is_some() { ring_bytes } else { 0 };
+    let mut left = if next == [None, None] { 0 } else { ring_bytes };
     for number in numbers {
         let name = segment_name(number);
         if found.is_some() && left == 0 {
@@ -123,9 +124,15 @@ pub fn resume(
                 break;
             }
             left = left.saturating_sub(record.len() as u64);
-            if next.is_some_and(|next| {
-                next.cpu == header.cpu && header.cpu_seq.saturating_add(SWAPPED_MAX) < next.cpu_seq
-            }) {
+            for next in &mut next {
+                if next.is_some_and(|next| {
+                    next.cpu == header.cpu
+                        && header.cpu_seq.saturating_add(SWAPPED_MAX) < next.cpu_seq
+                }) {
+                    *next = None;
+                }
+            }
+            if next == [None, None] {
                 left = 0;
             }
             found.recent.0.insert((header.cpu, header.cpu_seq));

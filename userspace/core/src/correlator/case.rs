@@ -85,12 +85,9 @@ impl Derived {
         }
         let statement_sides = statement_sides(correlator, &statements, policies, &mut contents);
         let assignment = assign::assign(&call_sides, &statement_sides);
-        let gaps = Gaps::new(
-            &correlator.streams,
-            &correlator.channels,
-            &roles,
-            &correlator.open_tails(),
-        );
+        let mut lost = correlator.open_tails();
+        lost.extend(correlator.unnamed_losses());
+        let gaps = Gaps::new(&correlator.streams, &correlator.channels, &roles, &lost);
         let receivers = Receivers::new(scene, &correlator.processes, &passages);
         let evasions = Evasions::of(evasion::Scene {
             attempts: correlator.attempts.all(),

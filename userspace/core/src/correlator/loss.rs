@@ -1,5 +1,7 @@
 //! Holes in the numbers that each processor gives its records: records that were made and never arrived.
 //!
+//! Also what was never made a record: programs that the kernel skipped, in the times between two heartbeats.
+//!
 //! Owns the times in which such a hole lies, and the ends of streams whose last operations can have been in one. Holes between
 //! two operations of an end are sized by the kernel's counters elsewhere; what only a hole can tell is that something came after
 //! the last operation that was seen.
@@ -116,7 +118,96 @@ fn widen(times: &mut Option<(BootNs, BootNs)>, since: BootNs, until: BootNs) {
     *to = (*to).max(until);
 }
 
+/// Times in which operations were missed that left no trace in any channel's numbers; those beyond are added to the last. Stops a
+/// capture of days on a kernel that skips programs from filling memory.
+const UNNAMED_MAX: usize = 256;
+
+/// Ends of streams that such times are told of one by one; beyond, as one time for each. Stops many channels from multiplying with
+/// many times.
+const UNNAMED_GAPS_MAX: usize = 1 << 16;
+
+/// Losses that name no channel.
+#[derive(Debug, Default)]
+pub(super) struct Unnamed {
+    /// When, at least, and how many operations.
+    times: Vec<(BootNs, BootNs, u64)>,
+    counted: u64,
+    looked_at: BootNs,
+}
+
+impl Unnamed {
+    /// Takes a heartbeat: how many operations were missed until now.
+    pub(super) fn heartbeat(&mut self, at: BootNs, missed: u64) {
+        let more = missed.saturating_sub(self.counted);
+        if more > 0 {
+            if self.times.len() >= UNNAMED_MAX
+                && let Some(last) = self.times.last_mut()
+            {
+                last.1 = at;
+                last.2 = last.2.saturating_add(more);
+            } else {
+                self.times.push((self.looked_at, at, more));
+            }
+        }
+        self.counted = missed;
+        self.looked_at = at;
+    }
+
+    /// Operations missed in times that meet another.
+    fn between(&self, from: BootNs, to: BootNs) -> u64 {
+        let meeting = self
+            .times
+            .iter()
+            .filter(|(since, until, _)| *since <= to && *until >= from);
+        meeting.fold(0, |sum, (_, _, missed)| sum.saturating_add(*missed))
+    }
+
+    fn merged(&self) -> Option<(BootNs, BootNs, u64)> {
+        let missed = self
+            .times
+            .iter()
+            .fold(0_u64, |sum, time| sum.saturating_add(time.2));
+        Some((self.times.first()?.0, self.times.last()?.1, missed))
+    }
+}
+
 impl Correlator {
+    /// Ends of streams that can have moved something while an operation was missed somewhere, unless their balance shows that it was
+    /// not theirs. It shows that of one operation; of two, one at each end can have made up for the other.
+    pub(super) fn unnamed_losses(&self) -> Vec<OpenTail> {
+        let balances = self.balances.judged();
+        let merged = self.unnamed.merged();
+        let times = if self.ends.len().saturating_mul(self.unnamed.times.len()) > UNNAMED_GAPS_MAX {
+            merged.as_slice()
+        } else {
+            &self.unnamed.times
+        };
+        let ends = self.ends.iter().flat_map(|(key, state)| {
+            let from = self.channels.channel(key.0.channel).first_seen;
+            let alive = times.iter().filter(move |(_, until, _)| *until >= from);
+            alive.map(move |time| (key, state, time))
+        });
+        ends.filter(|((stream, _), _, (since, until, missed))| {
+            *missed > 1
+                || balances
+                    .even_around(*stream, *since, *until)
+                    .is_none_or(|(from, to)| self.unnamed.between(from, to) > 1)
+        })
+        .map(|((stream, end), state, (since, until, _))| OpenTail {
+            stream: *stream,
+            end: *end,
+            gap: Gap {
+                position: state.log.bytes,
+                len: None,
+                reason: GapReason::UnseenOps,
+                process: None,
+                since: *since,
+                until: *until,
+            },
+        })
+        .collect()
+    }
+
     /// Ends of streams that the kernel's totals did not close, where records were lost after the last operation.
     pub(super) fn open_tails(&self) -> Vec<OpenTail> {
         let Some((since, until)) = self.numbers.times() else {
@@ -125,7 +216,9 @@ impl Correlator {
         let open = self
             .ends
             .iter()
-            .filter(|(_, state)| !state.log.is_closed() && state.log.last_exit() <= until);
+            .filter(|(_, state)| !state.log.is_closed() && state.log.last_exit() <= until)
+            // The kernel counted no more than had arrived by then.
+            .filter(|(_, state)| state.confirmed.is_none_or(|at| at < until));
         open.map(|((stream, end), state)| OpenTail {
             stream: *stream,
             end: *end,
@@ -134,7 +227,9 @@ impl Correlator {
                 len: None,
                 reason: GapReason::UnseenOps,
                 process: None,
-                since: since.max(state.log.last_exit()),
+                since: since
+                    .max(state.log.last_exit())
+                    .max(state.confirmed.unwrap_or_default()),
                 until,
             },
         })

@@ -3,6 +3,7 @@
 //! Owns the stores between the stages and the limits of memory. Inputs are records, log events and losses; time is in the
 //! records. [`Correlator::finish`] runs the stages that need the whole capture and hands out rows. It judges nothing itself.
 
+mod balances;
 mod case;
 mod copies;
 mod echo;
@@ -15,6 +16,7 @@ use std::sync::Arc;
 
 use ahash::AHashMap;
 
+use crate::balance::Balances;
 use crate::channel::{ChannelKind, ChannelTable, End, StreamIx};
 use crate::delivery::StreamFrames;
 use crate::evasion::{Attempts, Recorder};
@@ -140,6 +142,8 @@ pub struct LogIncident {
 struct EndState {
     log: EndLog,
     framer: LineFramer,
+    /// The kernel's counts at this moment are those of what had arrived.
+    confirmed: Option<BootNs>,
 }
 
 /// The state machine.
@@ -151,6 +155,8 @@ pub struct Correlator {
     channels: ChannelTable,
     ends: BTreeMap<(StreamIx, End), EndState>,
     streams: BTreeMap<StreamIx, StreamFrames>,
+    balances: Balances,
+    unnamed: loss::Unnamed,
     frames: Vec<Frame>,
     /// By hash, the last frame of these bytes: what a proxy passes on is kept once.
     texts: AHashMap<u64, FrameIx>,
@@ -172,6 +178,7 @@ pub struct Correlator {
     /// Up to when everything that moved has arrived, if the recording says so.
     seen_to: Option<BootNs>,
     numbers: loss::Numbers,
+    last_heartbeat: Option<BootNs>,
     retained: u64,
     partial: usize,
     first: Option<BootNs>,
@@ -189,6 +196,8 @@ impl Correlator {
             channels: ChannelTable::default(),
             ends: BTreeMap::new(),
             streams: BTreeMap::new(),
+            balances: Balances::default(),
+            unnamed: loss::Unnamed::default(),
             frames: Vec::new(),
             texts: AHashMap::new(),
             files: Vec::new(),
@@ -206,6 +215,7 @@ impl Correlator {
             ended_in_order: false,
             seen_to: None,
             numbers: loss::Numbers::default(),
+            last_heartbeat: None,
             retained: 0,
             partial: 0,
             first: None,
@@ -258,14 +268,22 @@ impl Correlator {
     /// Runs the stages that need the whole capture and hands out all rows.
     pub fn finish(mut self, out: &mut dyn FnMut(Row)) {
         self.finish_streams();
+        debug_assert!(
+            self.ends.values().all(|state| state.log.adds_up()),
+            "what moved is what was captured and what is missing"
+        );
+        self.finish_balances();
         if self.notes.iter().any(|note| note.kind == "loss") {
             self.ended_in_order = false;
         } else if !self.ended_in_order {
-            self.handle_loss(
+            let mut note = Note::loss(
+                self.now,
                 "end_missing",
-                "the recording has no end: what came after its last record was not seen".to_owned(),
+                "the recording has no end: what came after its last record was not seen, and since its last heartbeat nothing says that all was".to_owned(),
                 0,
             );
+            note.since = self.last_heartbeat;
+            self.note(note);
         }
         rows::write(self, out);
     }
@@ -302,6 +320,7 @@ impl Correlator {
                     .processes
                     .of_task(&end.task, BootNs(end.header.boot_ns));
                 self.channels.got_end(&end, process);
+                self.begin_balance(&end);
             }
             Record::FileOpen(open) => {
                 self.advance(open.header.boot_ns);
@@ -310,6 +329,10 @@ impl Correlator {
             Record::Peer(peer) => {
                 self.advance(peer.header.boot_ns);
                 self.processes.marked_peer(&peer);
+            }
+            Record::Queued(queued) => {
+                self.advance(queued.header.boot_ns);
+                self.queued(&queued);
             }
             Record::SocketAddress(address) => {
                 self.advance(address.header.boot_ns);
@@ -355,6 +378,7 @@ impl Correlator {
         };
         if transfer.offset == 0 {
             self.streams.entry(stream).or_default().moved(side, &op);
+            self.balances.operation(stream, side, transfer.op_seq, &op);
         }
         let now = self.now;
         if direction == Direction::Write {
@@ -396,6 +420,7 @@ impl Correlator {
                 } else {
                     framer
                 },
+                confirmed: None,
             }
         });
         let before = state.framer.buffered();

@@ -22,8 +22,10 @@ pub struct Note {
     pub kind: &'static str,
     /// Name of the thing.
     pub name: String,
-    /// When.
+    /// When; of a time, its end.
     pub at: BootNs,
+    /// Of a time, its beginning.
+    pub since: Option<BootNs>,
     /// It takes something from the evidence.
     pub weakens: bool,
     /// For people.
@@ -44,6 +46,7 @@ impl Note {
             kind,
             name: name.into(),
             at,
+            since: None,
             weakens: false,
             detail: None,
             count: None,
@@ -143,6 +146,27 @@ struct ExeNote {
     inode: u64,
 }
 
+/// Programs without which an operation is neither numbered nor captured.
+const OF_OPERATIONS: [&str; 2] = ["sys_enter", "sys_exit"];
+
+/// Counters of operations that are neither numbered nor captured.
+const LOST_OPERATIONS: [&str; 1] = ["pending_failed"];
+
+/// Operations that a heartbeat says were missed since the programs were loaded.
+fn missed_operations(ledger: &LedgerNote) -> u64 {
+    let programs = ledger.programs.iter();
+    let skipped = programs
+        .filter(|program| OF_OPERATIONS.contains(&program.name.as_str()))
+        .map(|program| program.recursion_misses);
+    let counted = LOST_OPERATIONS
+        .iter()
+        .filter_map(|name| ledger.counters.get(*name).copied());
+    skipped.chain(counted).fold(0, u64::saturating_add)
+}
+
+/// Time between heartbeats, nanoseconds, from which on the later one was late; they come each second.
+const HEARTBEAT_LATE_NS: u64 = 5_000_000_000;
+
 /// Log files remembered per proxy. Stops a log that is replaced over and over from filling memory.
 const LOGS_MAX: usize = 4096;
 
@@ -150,7 +174,7 @@ const LOGS_MAX: usize = 4096;
 const RECORDERS_MAX: usize = 16;
 
 /// Counters that mean a loss when they are not 0.
-const LOSSES: [&str; 8] = [
+const LOSSES: [&str; 9] = [
     "ring_dropped_records",
     "fault_bytes",
     "tag_failed",
@@ -159,6 +183,7 @@ const LOSSES: [&str; 8] = [
     "compat_syscalls",
     "unseen_submissions",
     "kernel_read_failed",
+    "control_dropped_records",
 ];
 
 impl Correlator {
@@ -218,8 +243,22 @@ impl Correlator {
         }
     }
 
+    /// A heartbeat that was long in coming says that nobody was at work meanwhile; what that cost is counted elsewhere.
+    fn heartbeat(&mut self, at: BootNs) {
+        if let Some(last) = self.last_heartbeat
+            && at.0.saturating_sub(last.0) > HEARTBEAT_LATE_NS
+        {
+            let mut note = Note::new("heartbeat", "late", at);
+            note.since = Some(last);
+            self.note(note);
+        }
+        self.last_heartbeat = self.last_heartbeat.max(Some(at));
+    }
+
     /// Only what changed since the last heartbeat is worth a row.
     fn ledger(&mut self, ledger: LedgerNote, at: BootNs) {
+        self.unnamed.heartbeat(at, missed_operations(&ledger));
+        self.heartbeat(at);
         for program in ledger.programs {
             let mut note = Note::new("program", program.name, at);
             note.count = Some(program.run_count);
@@ -275,6 +314,7 @@ impl Correlator {
                 return;
             };
             let (stream, side) = self.channels.stream_of(channel, end, direction);
+            self.balances.total(stream, side, ops, bytes);
             self.with_end(stream, side, |log, out| {
                 log.finish(&mut |item| out(item));
                 if log.is_of_epoch(totals.epoch) {

@@ -50,9 +50,10 @@ table! {
         a_to_b_read_ops: u64,
         /// Bytes that they moved.
         a_to_b_read_bytes: u64,
-        /// Bytes in the kernel's queue at the end of the capture; null if not known.
+        /// Bytes in the kernel's queue when it was last looked at; null if something was counted since, or it never was.
         a_to_b_queued_bytes: Option<u64>,
-        /// Written less read less queued: anything but 0 moved by a way that was not seen. Null if the queue is not known.
+        /// Written less read less queued: anything but 0 moved by a way that was not seen, or before it was counted. Null if the queue is
+        /// not known.
         a_to_b_residue_bytes: Option<i64>,
         /// Operations that wrote into the stream from b to a; 0 for other kinds than sockets, here and below.
         b_to_a_write_ops: u64,
@@ -62,7 +63,7 @@ table! {
         b_to_a_read_ops: u64,
         /// Bytes that they moved.
         b_to_a_read_bytes: u64,
-        /// Bytes in the kernel's queue at the end of the capture; null if not known.
+        /// Bytes in the kernel's queue, as above.
         b_to_a_queued_bytes: Option<u64>,
         /// Written less read less queued, as above.
         b_to_a_residue_bytes: Option<i64>,

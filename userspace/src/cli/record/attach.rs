@@ -43,10 +43,10 @@ pub(super) fn attach(found: &Found, recording: &Recording) -> Result<Attached, F
     let mut inodes = HashSet::new();
     let mut rounds = 0;
     loop {
-        let new: Vec<u32> = tree_of(found)?
+        let new: Vec<(u32, u32)> = tree_of(found)?
             .into_iter()
             // What was forked by one that has its tag already is recorded from birth.
-            .filter(|pid| !seen.contains(pid) && !recording.tree().is_member(*pid))
+            .filter(|(pid, _)| !seen.contains(pid) && !recording.tree().is_member(*pid))
             .collect();
         if new.is_empty() {
             break;
@@ -61,9 +61,9 @@ pub(super) fn attach(found: &Found, recording: &Recording) -> Result<Attached, F
             recording.note(kind::LOSS, &body);
             break;
         }
-        for pid in new {
+        for (pid, agent) in new {
             seen.insert(pid);
-            if let Some(scan) = adopt(pid, recording)? {
+            if let Some(scan) = adopt(pid, agent, recording)? {
                 inodes.extend(scan.fds.iter().map(|held| (held.dev, held.inode)));
                 note(recording, &scan);
             }
@@ -82,11 +82,11 @@ pub(super) fn attach(found: &Found, recording: &Recording) -> Result<Attached, F
 
 /// Tags what has come into the named groups by another way than fork since.
 pub(super) fn join(found: &Found, recording: &mut Recording) -> Result<(), Failure> {
-    for pid in found.processes() {
+    for (pid, agent) in roots(found) {
         if recording.tree().is_member(pid) || pid == std::process::id() {
             continue;
         }
-        if let Some(scan) = adopt(pid, recording)? {
+        if let Some(scan) = adopt(pid, agent, recording)? {
             let scan = serde_json::to_value(&scan).ok();
             recording.note_missed(&Missed {
                 pid,
@@ -98,14 +98,25 @@ pub(super) fn join(found: &Found, recording: &mut Recording) -> Result<(), Failu
     Ok(())
 }
 
-/// What was found and its descendants, parents first, without this process.
-fn tree_of(found: &Found) -> Result<Vec<u32>, Failure> {
+/// Processes that are named or in a named group now, each with the number of its agent: its place among what was named.
+fn roots(found: &Found) -> Vec<(u32, u32)> {
+    let agents = found.agents().into_iter().zip(0_u32..);
+    agents
+        .flat_map(|(pids, place)| {
+            let number = 1 + place % tag::AGENT_MAX;
+            pids.into_iter().map(move |pid| (pid, number))
+        })
+        .collect()
+}
+
+/// What was found and its descendants, parents first, without this process, each with the number of its agent.
+fn tree_of(found: &Found) -> Result<Vec<(u32, u32)>, Failure> {
     let mut all = Vec::new();
     let mut known = HashSet::from([std::process::id()]);
-    for root in found.processes() {
+    for (root, agent) in roots(found) {
         for pid in scan::descendants(root).or_exit(Code::Internal)? {
             if known.insert(pid) {
-                all.push(pid);
+                all.push((pid, agent));
             }
         }
     }
@@ -113,7 +124,7 @@ fn tree_of(found: &Found) -> Result<Vec<u32>, Failure> {
 }
 
 /// Tags a process with what it is and looks at it afterwards. `None`: it is gone.
-fn adopt(pid: u32, recording: &Recording) -> Result<Option<ProcessScan>, Failure> {
+fn adopt(pid: u32, agent: u32, recording: &Recording) -> Result<Option<ProcessScan>, Failure> {
     let Some(handle) = i32::try_from(pid).ok().and_then(Pid::from_raw) else {
         return Ok(None);
     };
@@ -123,7 +134,7 @@ fn adopt(pid: u32, recording: &Recording) -> Result<Option<ProcessScan>, Failure
     let look = || scan::process(pid).or_exit(Code::Internal);
     let mut before = look()?;
     for _ in 0..EXECS_MAX {
-        let bits = recording.tree().bits(before.as_ref());
+        let bits = recording.tree().bits(before.as_ref()) | tag::of_agent(agent);
         let known = recording.tagger().tag_of(pid).ok().flatten().unwrap_or(0);
         if known & bits != bits
             && let Err(error) = recording.tagger().tag_process(pidfd.as_fd(), bits)
@@ -136,7 +147,7 @@ fn adopt(pid: u32, recording: &Recording) -> Result<Option<ProcessScan>, Failure
         let Some(mut after) = look()? else {
             return Ok(None);
         };
-        if recording.tree().bits(Some(&after)) == bits {
+        if recording.tree().bits(Some(&after)) | tag::of_agent(agent) == bits {
             if !recording.tree().is_member(pid) {
                 // It has ended, or the tag did not stick: then it must not be taken for watched.
                 if has_ended(&pidfd) {

@@ -37,6 +37,17 @@ impl Found {
         found
     }
 
+    /// The agents: processes of each name and of each group that was given.
+    pub(super) fn agents(&self) -> Vec<BTreeSet<u32>> {
+        let named = self.pids.iter().map(|pid| BTreeSet::from([*pid]));
+        let groups = self.groups.iter().map(|group| {
+            let mut found = BTreeSet::new();
+            add(group, &mut found);
+            found
+        });
+        named.chain(groups).collect()
+    }
+
     /// Whether others can join what was named by another way than fork.
     pub(super) fn has_groups(&self) -> bool {
         !self.groups.is_empty()

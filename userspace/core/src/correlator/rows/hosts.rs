@@ -14,6 +14,8 @@ use countersign_common::tag;
 /// What moved through one stream.
 #[derive(Clone, Copy, Debug, Default)]
 struct Moved {
+    queued: Option<u64>,
+    residue: Option<i64>,
     write_ops: u64,
     written: u64,
     read_ops: u64,
@@ -234,14 +236,14 @@ impl Writer<'_> {
                 a_to_b_written_bytes: a.written,
                 a_to_b_read_ops: a.read_ops,
                 a_to_b_read_bytes: a.read,
-                a_to_b_queued_bytes: None,
-                a_to_b_residue_bytes: None,
+                a_to_b_queued_bytes: a.queued,
+                a_to_b_residue_bytes: a.residue,
                 b_to_a_write_ops: b.write_ops,
                 b_to_a_written_bytes: b.written,
                 b_to_a_read_ops: b.read_ops,
                 b_to_a_read_bytes: b.read,
-                b_to_a_queued_bytes: None,
-                b_to_a_residue_bytes: None,
+                b_to_a_queued_bytes: b.queued,
+                b_to_a_residue_bytes: b.residue,
                 captured_bytes: a.captured + b.captured,
                 gap_bytes,
                 gap_count,
@@ -332,7 +334,10 @@ impl Writer<'_> {
                 .map(|state| &state.log)
         };
         let (writer, reader) = (of(End::Writer), of(End::Reader));
+        let last = self.correlator.balances.last(stream);
         Moved {
+            queued: last.map(|(queued, _)| queued),
+            residue: last.and_then(|(_, residue)| i64::try_from(residue).ok()),
             write_ops: writer.map_or(0, |log| log.ops),
             written: writer.map_or(0, |log| log.bytes),
             read_ops: reader.map_or(0, |log| log.ops),

@@ -1,0 +1,111 @@
+//! Balances: what the kernel's queues hold against what was counted, at exit, at close, and when asked.
+
+use countersign::bpf::load::Balanced;
+use countersign_common::{Queued, channel_kind, queued_why, tag};
+
+use crate::harness::{Witness, close, open, pipe, read, socket_pair, spawn, witness, write};
+
+/// Written, read, waiting.
+fn numbers(balance: &Queued) -> (u64, u64, u64) {
+    (
+        balance.written_bytes,
+        balance.read_bytes,
+        balance.queued_bytes,
+    )
+}
+
+fn of(witness: &Witness, why: u8, kind: u8) -> Vec<(u64, u64, u64)> {
+    let balances = witness.balances().into_iter();
+    balances
+        .filter(|balance| (balance.why, balance.channel.kind) == (why, kind))
+        .map(|balance| numbers(&balance))
+        .collect()
+}
+
+#[test]
+fn what_an_ending_process_leaves_in_its_channels_is_told() {
+    let Some(mut witness) = witness() else { return };
+    witness.run(tag::TREE, || {
+        let [pipe_end, into_pipe] = pipe();
+        // Three buffers, the first half read.
+        for len in [4096, 4000, 10] {
+            assert_eq!(write(into_pipe, &vec![1; len]), len.cast_signed());
+        }
+        assert_eq!(read(pipe_end, 2048).len(), 2048);
+        let [left, right] = socket_pair();
+        for len in [100, 50] {
+            assert_eq!(write(left, &vec![2; len]), len.cast_signed());
+        }
+        assert_eq!(read(right, 70).len(), 70);
+    });
+    assert_eq!(
+        of(&witness, queued_why::EXIT, channel_kind::PIPE),
+        [(8106, 2048, 6058)]
+    );
+    assert!(
+        of(&witness, queued_why::EXIT, channel_kind::UNIX_STREAM).contains(&(150, 70, 80)),
+        "{:?}",
+        witness.balances()
+    );
+}
+
+#[test]
+fn what_waits_when_a_descriptor_is_closed_is_told_once() {
+    let Some(mut witness) = witness() else { return };
+    witness.run(tag::TREE, || {
+        let [read_end, write_end] = pipe();
+        assert_eq!(write(write_end, b"seven..").cast_unsigned(), 7);
+        close(read_end);
+        close(write_end);
+    });
+    // Another is of the pipe through which the child was told to go.
+    let told = of(&witness, queued_why::CLOSE, channel_kind::PIPE);
+    let of_seven = told.iter().filter(|(written, ..)| *written == 7);
+    assert_eq!(of_seven.collect::<Vec<_>>(), [&(7, 0, 7)]);
+}
+
+#[test]
+fn bytes_that_an_unwatched_process_put_in_or_took_out_do_not_add_up() {
+    let Some(mut witness) = witness() else { return };
+    let ([read_end, write_end], [near, far]) = (pipe(), socket_pair());
+    let (child, gate) = spawn(|| {
+        // Blocks until everything else has happened.
+        assert_eq!(write(write_end, b"12345678"), 8);
+        assert_eq!(write(near, b"abcd"), 4);
+        assert_eq!(read(far, 1).len(), 1);
+        // SAFETY: a signal to the caller.
+        unsafe { libc::raise(libc::SIGSTOP) };
+        assert_eq!(read(read_end, 5).len(), 5);
+        assert_eq!(read(far, 1).len(), 1);
+    });
+    witness.capture.tag_pid(child, tag::TREE).unwrap();
+    open(gate);
+    let mut status = 0;
+    // SAFETY: a child of ours.
+    unsafe {
+        libc::waitpid(child.cast_signed(), &raw mut status, libc::WUNTRACED);
+        assert!(libc::WIFSTOPPED(status));
+    }
+    witness.capture.balance(Balanced::Moved).unwrap();
+    witness.drain();
+    let asked = |witness: &Witness, kind| of(witness, queued_why::ASKED, kind);
+    assert_eq!(asked(&witness, channel_kind::PIPE), [(8, 0, 8)]);
+    assert!(asked(&witness, channel_kind::UNIX_STREAM).contains(&(4, 1, 3)));
+    // Nothing moved since: nothing is told, unless each is asked for.
+    let before = witness.balances().len();
+    witness.capture.balance(Balanced::Moved).unwrap();
+    witness.drain();
+    assert_eq!(witness.balances().len(), before);
+    // Unseen: this process has no tag.
+    assert_eq!(read(read_end, 2).len(), 2);
+    assert_eq!(write(near, b"xyz"), 3);
+    witness.capture.balance(Balanced::Each).unwrap();
+    witness.drain();
+    assert_eq!(asked(&witness, channel_kind::PIPE).last(), Some(&(8, 0, 6)));
+    assert!(asked(&witness, channel_kind::UNIX_STREAM).contains(&(4, 1, 6)));
+    // SAFETY: a signal to a child of ours.
+    unsafe { libc::kill(child.cast_signed(), libc::SIGCONT) };
+    witness.reap(child);
+    assert!(of(&witness, queued_why::EXIT, channel_kind::PIPE).contains(&(8, 5, 1)));
+    assert!(of(&witness, queued_why::EXIT, channel_kind::UNIX_STREAM).contains(&(4, 2, 5)));
+}
