@@ -62,7 +62,7 @@ use crate::{
         compat::{self, arguments},
         delivery, ends, evasion, inet as sockets, process, splice, transfer, uring, uring_submit,
     },
-    scope::tag_of,
+    scope::{bits_of, tag_of},
 };
 
 /// `sys_enter(struct pt_regs *regs, long id)`, `kernel/entry/common.c`.
@@ -272,8 +272,27 @@ unsafe fn exited<const COMPAT: bool>(
             }
             return false;
         }
-        // Not an `Option` any more: LLVM 22 spills the payload of `None`, which the verifier refuses ("R2 !read_ok").
-        let bits = tag_of(leader).unwrap_or(0);
+        exited_otherwise::<COMPAT>(task, leader, regs, number, returned) != 0
+    }
+}
+
+/// [`exited`] for what is no transfer: a function of its own, so that transfers, whose chain of calls is the longest, do not pay for
+/// what it keeps on the stack.
+///
+/// # Safety
+/// As there.
+#[inline(never)]
+unsafe fn exited_otherwise<const COMPAT: bool>(
+    task: *mut task_struct,
+    leader: *mut task_struct,
+    regs: *const PtRegs,
+    number: u64,
+    returned: i64,
+) -> i64 {
+    // SAFETY: the caller's.
+    unsafe {
+        let class = classify(number);
+        let bits = bits_of(leader);
         match class {
             Class::Aio if bits != 0 && !COMPAT && !functions_carry() => {
                 aio::exit(task, returned);
@@ -283,9 +302,9 @@ unsafe fn exited<const COMPAT: bool>(
             }
             Class::End if bits != 0 => {
                 ends::tagged_exit::<COMPAT>(bits, regs, number, returned);
-                return true;
+                return 1;
             }
-            Class::Attempt if bits != 0 => return true,
+            Class::Attempt if bits != 0 => return 1,
             Class::OwnEnd if bits & tag::TREE != 0 => {
                 ends::tagged_exit::<COMPAT>(bits, regs, number, returned);
             }
@@ -293,7 +312,7 @@ unsafe fn exited<const COMPAT: bool>(
             _ => {}
         }
     }
-    false
+    0
 }
 
 /// `skb_copy_datagram_iovec(const struct sk_buff *skb, int len)`, `net/core/datagram.c`: in the reader's context, before the copy.
@@ -375,7 +394,7 @@ pub fn evasion_exit(ctx: BtfTracePointContext) -> i32 {
         if classify(number) == Class::Attempt {
             evasion::exit(task, regs, number, returned);
         } else {
-            let bits = tag_of(group_leader(task)).unwrap_or(0);
+            let bits = bits_of(group_leader(task));
             evasion::yielded(task, bits, regs, number, returned);
         }
     }

@@ -3,9 +3,11 @@
 //! Rust emits no CO-RE relocations, so user space reads the offsets from the running kernel's BTF and overrides
 //! [`OFFSETS`]. The map is frozen before the programs are verified: every offset is a constant to the verifier.
 
+use core::{ffi::c_void, mem::MaybeUninit};
+
 use aya_ebpf::{
     bindings::task_struct,
-    helpers::{bpf_get_current_pid_tgid, bpf_probe_read_kernel},
+    helpers::{bpf_get_current_pid_tgid, generated::bpf_probe_read_kernel},
 };
 use countersign_common::{
     Task, counter,
@@ -81,16 +83,28 @@ pub fn constant(member: *const u32) -> u64 {
 }
 
 /// Reads `T` at `base + offset` in kernel memory. `None`, counted, if it is not there.
+///
+/// The value is loaded before it is known to be one (a helper that fails leaves zeroes): the way of `None` has it in its register as well. LLVM
+/// joins the two ways after the counting and asks once more which it was; verifiers before Linux 6.8 do not know that the answer is
+/// the same, and refuse the register that only one of them has written ("R1 !read_ok").
 #[inline(always)]
 pub fn kernel<T>(base: u64, offset: u64) -> Option<T> {
-    // SAFETY: the helper checks the address itself and fails instead of faulting.
-    match unsafe { bpf_probe_read_kernel((base + offset) as *const T) } {
-        Ok(value) => Some(value),
-        Err(_) => {
-            count(counter::KERNEL_READ_FAILED, 1);
-            None
-        }
+    let mut value = MaybeUninit::<T>::uninit();
+    // SAFETY: the helper checks the address itself, fails instead of faulting, and writes all bytes either way; `T` is plain data everywhere. Volatile,
+    // or the compiler would load after it has looked at the result.
+    let (failed, value) = unsafe {
+        let failed = bpf_probe_read_kernel(
+            value.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+            (base + offset) as *const c_void,
+        );
+        (failed, value.as_ptr().read_volatile())
+    };
+    if failed == 0 {
+        return Some(value);
     }
+    count(counter::KERNEL_READ_FAILED, 1);
+    None
 }
 
 /// The leader of the task's thread group, as a pointer that the verifier accepts for task storage.

@@ -160,14 +160,31 @@ impl Held {
 /// `leader` comes from [`group_leader`](crate::offsets::group_leader) or is a trusted leader.
 #[inline(always)]
 pub unsafe fn tag_of(leader: *mut task_struct) -> Option<u32> {
+    // SAFETY: the caller's.
+    let bits = unsafe { bits_of(leader) };
+    (bits != 0).then_some(bits)
+}
+
+/// The tag of a process, by its leader; 0 for none. Not an `Option` on its way here: LLVM 22 spills and merges the payload of `None`, which
+/// the verifier refuses ("R2 !read_ok").
+///
+/// # Safety
+/// As [`tag_of`].
+#[inline(always)]
+pub unsafe fn bits_of(leader: *mut task_struct) -> u32 {
+    let mut bits = 0;
     // SAFETY: storage of a live task, aligned.
     unsafe {
-        if !has_storage(leader) {
-            return None;
+        if has_storage(leader)
+            && let Some(value) = TAGS.find(leader)
+        {
+            bits = *value;
         }
-        TAGS.find(leader).map(|value| *value)
     }
-    .filter(|bits| *bits & (tag::TREE | tag::PEER) != 0)
+    if bits & (tag::TREE | tag::PEER) == 0 {
+        return 0;
+    }
+    bits
 }
 
 /// Stores a tag. Counted if it cannot be.

@@ -23,7 +23,7 @@ use crate::{
     log,
     offsets::{current, functions_carry, functions_carry_all, functions_carry_kind, group_leader},
     resolve::{FILES, file_of, resolve},
-    scope::{Thread, entered, tag_of, thread},
+    scope::{Thread, bits_of, entered, thread},
 };
 
 pub const MSG_OOB: u64 = 1;
@@ -181,7 +181,7 @@ pub unsafe fn exit<const COMPAT: bool>(
             }
             None => {
                 // Tagged during the call.
-                let bits = tag_of(leader).unwrap_or(0);
+                let bits = bits_of(leader);
                 if bits == 0 || returned <= 0 {
                     return;
                 }

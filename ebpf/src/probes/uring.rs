@@ -30,7 +30,7 @@ use crate::{
     maps::{MULTISHOTS, REQUESTS},
     offsets::{current, functions_carry_kind, group_leader, kernel, off},
     resolve::{FILES, file_of, resolve},
-    scope::{KEPT_MAX, Request, Thread, tag_of, thread},
+    scope::{KEPT_MAX, Request, Thread, bits_of, thread},
 };
 
 /// In the table of requests that complete more than once: two with the same user data are under way.
@@ -75,7 +75,7 @@ pub unsafe fn completed(task: *mut task_struct, request: u64) {
     // SAFETY: the caller's.
     unsafe {
         let leader = group_leader(task);
-        let bits = tag_of(leader).unwrap_or(0);
+        let bits = bits_of(leader);
         if bits == 0 {
             return;
         }
@@ -114,7 +114,7 @@ pub unsafe fn completed_again(task: *mut task_struct, ring: u64, user_data: u64,
     // SAFETY: the caller's.
     unsafe {
         let leader = group_leader(task);
-        let bits = tag_of(leader).unwrap_or(0);
+        let bits = bits_of(leader);
         if bits == 0 || result <= 0 {
             return;
         }

@@ -13,7 +13,7 @@ use crate::{
     log,
     maps::{MULTISHOTS, REQUESTS},
     offsets::{group_leader, kernel, off},
-    scope::{KEPT_MAX, tag_of, thread},
+    scope::{KEPT_MAX, bits_of, thread},
 };
 
 /// `REQ_F_CQE_SKIP`, the request's own `IOSQE_CQE_SKIP_SUCCESS`.
@@ -31,7 +31,7 @@ pub unsafe fn submitted(task: *mut task_struct, request: u64) {
     // SAFETY: the caller's.
     unsafe {
         let leader = group_leader(task);
-        if tag_of(leader).unwrap_or(0) == 0 {
+        if bits_of(leader) == 0 {
             return;
         }
         let Some(opcode) = kernel::<u8>(request, off!(kiocb_opcode)) else {

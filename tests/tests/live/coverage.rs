@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use countersign::bpf::load::LoadOptions;
+use countersign::bpf::{load::LoadOptions, tier::Tier};
 use countersign_common::{counter, tag};
 use countersign_tests::exercise::{
     Truth,
@@ -26,16 +26,25 @@ use countersign_tests::exercise::{
     table::{Table, cells_of, list_of},
 };
 
-use crate::harness::{open, spawn, witness_with};
+use crate::harness::{open, spawn, tier, witness_with};
 
 /// Longest run of the exerciser. A method that hangs must fail here, not hold the machine.
 const DEADLINE: Duration = Duration::from_secs(400);
 
-/// The tier of these kernel programs.
-const TIER: &str = "tracepoints";
-
-/// Cells that may be missed in this tier.
-const MAY_BE_MISSED: &str = include_str!("../../coverage/tracepoints.missed");
+/// The name of the tier under test in tables, and the cells that may be missed in it.
+fn expected() -> (&'static str, &'static str) {
+    match tier() {
+        Tier::Tracepoints => (
+            "tracepoints",
+            include_str!("../../coverage/tracepoints.missed"),
+        ),
+        Tier::Kprobes => ("kprobes", include_str!("../../coverage/kprobes.missed")),
+        Tier::Trampolines => (
+            "trampolines",
+            include_str!("../../coverage/trampolines.missed"),
+        ),
+    }
+}
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("..")
@@ -141,13 +150,14 @@ fn every_way_to_move_bytes_is_captured_or_declared() {
         !is_whole || table.tried().len() > 300,
         "the exerciser did next to nothing"
     );
-    let list = root().join("tests/coverage").join(format!("{TIER}.missed"));
+    let (tier, may_be_missed) = expected();
+    let list = root().join("tests/coverage").join(format!("{tier}.missed"));
     let dir = env::var_os("COUNTERSIGN_COVERAGE_DIR")
         .map_or_else(|| root().join("docs/coverage"), PathBuf::from);
-    let path = dir.join(format!("{}-{TIER}.md", kernel()));
-    let markdown = table.markdown(&format!("Coverage: Linux {}, {TIER}", kernel()));
+    let path = dir.join(format!("{}-{tier}.md", kernel()));
+    let markdown = table.markdown(&format!("Coverage: Linux {}, {tier}", kernel()));
 
-    let mut allowed = cells_of(MAY_BE_MISSED);
+    let mut allowed = cells_of(may_be_missed);
     let (missed, tried) = (table.missed(), table.tried());
     if env::var_os("COUNTERSIGN_ALLOW_MISSED").is_some() {
         allowed.extend(missed.iter().cloned());

@@ -101,7 +101,9 @@ impl Tracefs {
             Ok(()) => {}
             Err(error)
                 if error.kind() == io::ErrorKind::NotFound
-                    || error.raw_os_error() == Some(libc::EADDRNOTAVAIL) =>
+                    || error.raw_os_error() == Some(libc::EADDRNOTAVAIL)
+                    // Linux 6.12 says of an unknown name what it says of any command that it does not understand.
+                    || (error.raw_os_error() == Some(libc::EINVAL) && !is_listed(function)) =>
             {
                 return Ok(None);
             }
@@ -135,6 +137,14 @@ impl Tracefs {
             tracing::debug!(name, ?removed, "a kprobe event of a dead process");
         }
     }
+}
+
+/// Whether the kernel has a function of this name.
+fn is_listed(function: &str) -> bool {
+    let symbols = fs::read_to_string("/proc/kallsyms").unwrap_or_default();
+    symbols
+        .lines()
+        .any(|line| line.split_whitespace().nth(2) == Some(function))
 }
 
 /// Appends: to open the list for anything else empties it.
