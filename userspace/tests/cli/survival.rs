@@ -104,7 +104,8 @@ fn a_session_whose_recorder_is_killed_in_mid_call_is_matched_whole() {
     let flags = ["--key-file", "key"];
     let (code, rows, said) = pair_with(&place, &flags, "paired");
     // What came before the attach was not seen.
-    assert_eq!(code, 2, "{said}");
+    let findings: Vec<_> = of(&rows, "findings").collect();
+    assert_eq!(code, 2, "{said} {findings:?}");
     assert_no_accusation(&rows);
     for (tool, id) in [("one", 1), ("slow", 2), ("three", 3), ("four", 4)] {
         let found = verdicts(&rows)[&(tool.to_owned(), id.to_string())].clone();

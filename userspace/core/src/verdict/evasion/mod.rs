@@ -9,6 +9,8 @@ mod otherwise;
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use countersign_common::tag;
+
 use crate::evasion::{Attempt, Recorder};
 use crate::process::{ProcessIx, ProcessTable};
 use crate::role::{InstanceIx, ProxyIdentity, Roles};
@@ -153,6 +155,20 @@ impl Evasions {
             self.of_none(index, attempt, own)
         };
         if let Some((kind, severity, message, weakens)) = said {
+            // Somebody outside who holds an end, as the operator's shell does, may stop the recording, use `bpf` or become root: that is
+            // told, and no accusation. What he does to a proxy, its log or its key is another matter.
+            let of_machine = [
+                "witness_touched",
+                "root_gained",
+                "capabilities_gained",
+                "bpf_used",
+            ];
+            let outside = scene.processes.process(attempt.actor).tag & tag::TREE == 0;
+            let severity = if of_machine.contains(&kind) && outside {
+                "low"
+            } else {
+                severity
+            };
             self.findings.push(Finding {
                 attempt: ix,
                 kind,
