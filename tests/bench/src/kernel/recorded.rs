@@ -154,6 +154,7 @@ pub(crate) fn measure(
     let request = Request {
         pin: None,
         ring_bytes: countersign::bpf::load::RING_BYTES_DEFAULT,
+        watched_files: Vec::new(),
         capture,
         proxy_exes: Vec::new(),
         tier: None,
@@ -248,7 +249,10 @@ fn read_back(out: &Dir, sample: Sample) -> anyhow::Result<Recorded> {
                 captured.entry(transfer.channel.object).or_default()[side] += data.len() as u64;
                 transfer.header
             }
-            Record::Gap(transfer, ..) => transfer.header,
+            Record::Gap(transfer, ..) | Record::KernelCopy(transfer, _) => transfer.header,
+            Record::Queued(queued) => queued.header,
+            Record::SocketAddress(address) => address.header,
+            Record::Evasion(evasion) => evasion.header,
             Record::Fork(fork) => fork.header,
             Record::Exec(exec, ..) => exec.header,
             Record::Exit(exit) => exit.header,
@@ -341,6 +345,7 @@ fn config() -> Config {
             pass_key: false,
             payload: Payload::Redacted,
             max_disk_bytes: None,
+            ring_bytes: countersign::bpf::load::RING_BYTES_DEFAULT,
             keep_spool: true,
         },
     }
