@@ -314,7 +314,7 @@ fn features() -> Requirement {
                  `countersign pair` runs on any",
                 missing.join(", ")
             ),
-            Err(_) => "not known without the kernel's types".to_owned(),
+            Err(error) => error.to_string(),
         },
         code: Code::Unavailable,
     }

@@ -6,6 +6,8 @@ use std::io;
 
 use memchr::memmem;
 
+use super::btf::Btf;
+
 /// Where the kernel keeps its BTF.
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 
@@ -40,9 +42,15 @@ const FEATURES: [Feature; 4] = [
 /// What the running kernel lacks of that, in an operator's words; empty if nothing.
 ///
 /// # Errors
-/// When the kernel's types cannot be read.
+/// When the kernel's types cannot be read, or are none.
 pub fn missing() -> io::Result<Vec<&'static str>> {
-    fs::read(VMLINUX).map(|types| missing_in(&types))
+    let types = fs::read(VMLINUX)?;
+    if let Err(error) = Btf::parse(&types) {
+        return Err(io::Error::other(format!(
+            "the kernel types in {VMLINUX} cannot be used: mount the kernel's own sysfs on /sys: {error}"
+        )));
+    }
+    Ok(missing_in(&types))
 }
 
 /// Names in BTF end with a zero, and another's zero stands before.
