@@ -159,4 +159,5 @@ receive_function!(f_inet_recvmsg_enter, f_inet_recvmsg_exit);
 receive_function!(f_inet6_recvmsg_enter, f_inet6_recvmsg_exit);
 send_function!(f_unix_stream_sendmsg_enter, f_unix_stream_sendmsg_exit);
 send_function!(f_unix_dgram_sendmsg_enter, f_unix_dgram_sendmsg_exit);
-send_function!(f_tcp_sendmsg_enter, f_tcp_sendmsg_exit);
+send_function!(f_inet_sendmsg_enter, f_inet_sendmsg_exit);
+send_function!(f_inet6_sendmsg_enter, f_inet6_sendmsg_exit);

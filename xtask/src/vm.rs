@@ -48,8 +48,7 @@ const TESTS: [&str; 7] = [
     "peers::a_process_outside_that_connects_to_the_tree_becomes_a_peer",
     "processes::a_thread_that_is_not_the_leader_keeps_the_tag_when_it_executes",
 ];
-/// The same for what only tier T does: look descriptors up, follow rings to their buffers, and read the kernel's copy. TCP is here because tiers
-/// K and F leave it to tier T on kernels that do not list each of its functions once.
+/// The same for what only tier T does: look descriptors up, follow rings to their buffers, and read the kernel's copy.
 const TESTS_T: [&str; 3] = [
     "calls::every_call_on_a_tcp_connection_over_ipv4_is_captured_at_both_ends",
     "delivery::what_the_kernel_delivers_is_copied_from_its_own_buffers",

@@ -47,7 +47,7 @@ struct Function {
 const PIPES: u32 = kind_bit(channel_kind::PIPE) | kind_bit(channel_kind::FIFO);
 const DATAGRAMS: u32 = kind_bit(channel_kind::UNIX_DGRAM) | kind_bit(channel_kind::UNIX_SEQPACKET);
 
-const FUNCTIONS: [Function; 11] = [
+const FUNCTIONS: [Function; 12] = [
     Function {
         names: &["anon_pipe_read", "pipe_read"],
         shape: "k_file_read",
@@ -105,10 +105,18 @@ const FUNCTIONS: [Function; 11] = [
         kinds: kind_bit(channel_kind::TCP),
         required: false,
     },
+    // Not `tcp_sendmsg`, which takes a `struct sock`.
     Function {
-        names: &["tcp_sendmsg"],
+        names: &["inet_sendmsg"],
         shape: "k_send",
-        covers: "TCP, written",
+        covers: "TCP over IPv4, written",
+        kinds: kind_bit(channel_kind::TCP),
+        required: false,
+    },
+    Function {
+        names: &["inet6_sendmsg"],
+        shape: "k_send",
+        covers: "TCP over IPv6, written",
         kinds: kind_bit(channel_kind::TCP),
         required: false,
     },
@@ -393,7 +401,7 @@ mod tests {
                 all + "0000000000000000 t " + name + "\n"
             });
         assert_eq!(kinds_from_kallsyms(&all), CARRIED_KINDS);
-        let less = all.replace("t tcp_sendmsg\n", "t tcp_sendmsg.isra.0\n");
+        let less = all.replace("t inet_sendmsg\n", "t inet_sendmsg.isra.0\n");
         let without_tcp = CARRIED_KINDS & !kind_bit(channel_kind::TCP);
         assert_eq!(kinds_from_kallsyms(&less), without_tcp);
         let twice = all.clone() + "0000000000000000 t tty_read\t[other]\n";
