@@ -186,7 +186,9 @@ impl Ends {
     ) -> bool {
         let to = written.position.saturating_add(written.len);
         let spans = written.flags.contains(FrameFlags::SPANS_LINES);
-        if !self.counted || spans || self.read < to {
+        // Of a line that was not taken whole, as one over the limit per operation, the rest says nothing.
+        let taken = written.is_whole() && written.is_a_line();
+        if !self.counted || !taken || spans || self.read < to {
             return false;
         }
         match leg {

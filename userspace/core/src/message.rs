@@ -322,6 +322,22 @@ fn message(value: Value<'_>, element: u32) -> Message {
         (None, _) if message.error.is_some() => MessageKind::ErrorResponse,
         (None, _) => MessageKind::NotJsonRpc,
     };
+    let params = value
+        .get("params")
+        .filter(|params| params.kind() == JsonKind::Object);
+    if let Some(method) = &message.method
+        && !is_mcp(method, params)
+    {
+        // Some servers take the first of two members of a name, most the last: what either would take counts.
+        let other = value
+            .get_all("method")
+            .filter(|method| method.kind() == JsonKind::String)
+            .map(|method| shortened(&method.as_str_lossy()))
+            .find(|method| is_mcp(method, params));
+        if other.is_some() {
+            message.method = other;
+        }
+    }
     if let Some(method) = &message.method {
         let params = value
             .get("params")
@@ -453,6 +469,18 @@ mod tests {
     fn many_values_on_one_line_cost_one_pass() {
         let text = b"{\"a\":\"\xc3\xa9\"}".repeat(200_000);
         assert!(parse_stream(&text).is_err());
+    }
+
+    #[test]
+    fn of_two_methods_the_one_of_mcp_counts_whichever_a_server_takes() {
+        for text in [
+            &br#"{"jsonrpc":"2.0","id":1,"method":"tools/call","params":{"name":"x"},"method":"textDocument/hover"}"#[..],
+            br#"{"jsonrpc":"2.0","id":1,"method":"textDocument/hover","params":{"name":"x"},"method":"tools/call"}"#,
+        ] {
+            let message = only(text);
+            assert_eq!(message.method.as_deref(), Some("tools/call"));
+            assert!(message.is_mcp);
+        }
     }
 
     #[test]

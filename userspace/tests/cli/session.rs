@@ -27,8 +27,8 @@ else:
 for line in sys.stdin:
     name, number = line.split()
     call = {"jsonrpc": "2.0", "id": int(number), "method": "tools/call", "params": {"name": name}}
-    if name == "big":
-        call["params"]["arguments"] = "x" * 60000
+    if name in ("big", "huge"):
+        call["params"]["arguments"] = "x" * (60000 if name == "big" else 300000)
     to.write(json.dumps(call).encode() + b"\n")
     to.flush()
     print(back.readline().decode().strip(), flush=True)

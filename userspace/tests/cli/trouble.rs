@@ -216,3 +216,17 @@ fn a_log_that_is_replaced_by_a_fifo_or_a_link_is_not_followed_there() {
     assert!(refused[0].contains("FIFO"), "{refused:?}");
     assert!(refused[1].contains("symbolic link"), "{refused:?}");
 }
+
+#[test]
+fn a_write_longer_than_is_taken_of_one_accuses_nobody() {
+    let Some(place) = Place::that_can_record() else {
+        return;
+    };
+    let (code, rows, said) = run(&place, "out", &[], "small 1\nhuge 2\nsmall 3\n");
+    assert_eq!(code, 0, "{said}");
+    for (tool, id) in [("small", 1), ("huge", 2), ("small", 3)] {
+        assert_eq!(verdict_of(&rows, tool, id), "matched", "{said}");
+    }
+    let kinds: Vec<_> = of(&rows, "findings").map(|row| &row["kind"]).collect();
+    assert_eq!(kinds, ["key_in_reach"], "{said}");
+}

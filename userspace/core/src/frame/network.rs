@@ -57,7 +57,8 @@ impl Network {
 
     /// Whether the bytes are the first that speak of JSON-RPC.
     pub(super) fn begins_to_speak(&mut self, data: &[u8]) -> bool {
-        if self.spoke || self.undecoded == Some("tls") {
+        // In what only begins like TLS too: what is enciphered does not speak of it by chance.
+        if self.spoke {
             return false;
         }
         let mut window = std::mem::take(&mut self.tail);

@@ -217,7 +217,9 @@ impl Writer<'_> {
             Oddity::McpLike(ix) => {
                 // Programs print what they got and what they find in files; whoever answers is spoken to.
                 let placed = &self.derived.placed[ix.0 as usize];
+                // A connection that begins like HTTP or TLS can hold whole calls.
                 let spoken_to = placed.leg != Leg::Direct
+                    || self.undecoded(placed.stream.channel).is_some()
                     || (!self.derived.roles.is_log(placed.stream)
                         && ends(self.case.scene, placed)
                             .1

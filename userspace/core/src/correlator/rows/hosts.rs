@@ -316,7 +316,7 @@ impl Writer<'_> {
         }
     }
 
-    fn undecoded(&self, channel: ChannelIx) -> Option<&'static str> {
+    pub(super) fn undecoded(&self, channel: ChannelIx) -> Option<&'static str> {
         [0, 1]
             .into_iter()
             .flat_map(|from_end| [End::Writer, End::Reader].map(|end| (from_end, end)))
