@@ -183,15 +183,24 @@ fn every_way_to_move_bytes_is_captured_or_declared() {
             "no longer missed, take them off the list (cargo xtask coverage):\n{}",
             list_of(&stale)
         );
-        if is_whole && let Ok(committed) = fs::read_to_string(&path) {
-            assert!(
-                committed == markdown,
-                "{} is out of date (cargo xtask coverage); it would be:\n{markdown}",
-                path.display()
-            );
-        }
     }
-    let new: BTreeSet<_> = missed.difference(&allowed).cloned().collect();
-    assert!(new.is_empty(), "missed:\n{}", list_of(&new));
     assert!(table.wrong().is_empty(), "wrong: {:#?}", table.wrong());
+    let mut new: BTreeSet<_> = missed.difference(&allowed).cloned().collect();
+    let committed = fs::read_to_string(&path).ok().filter(|_| is_whole);
+    let differs = |markdown: &str| committed.as_ref().is_some_and(|table| table != markdown);
+    if !new.is_empty() || differs(&markdown) {
+        // Once more: what the exerciser measures from outside, the time of a call above all, can be off on a loaded machine. What
+        // is missed twice is missed.
+        let again = run().expect("it ran before");
+        let title = format!("Coverage: Linux {}, {tier}", kernel());
+        assert!(again.wrong().is_empty(), "wrong: {:#?}", again.wrong());
+        new = new.intersection(&again.missed()).cloned().collect();
+        let markdown = again.markdown(&title);
+        assert!(
+            !differs(&markdown),
+            "{} is out of date (cargo xtask coverage); it would be:\n{markdown}",
+            path.display()
+        );
+    }
+    assert!(new.is_empty(), "missed:\n{}", list_of(&new));
 }
