@@ -339,9 +339,6 @@ fn message(value: Value<'_>, element: u32) -> Message {
         }
     }
     if let Some(method) = &message.method {
-        let params = value
-            .get("params")
-            .filter(|params| params.kind() == JsonKind::Object);
         if method == "tools/call" {
             message.tool_name = params
                 .and_then(|params| params.get("name"))

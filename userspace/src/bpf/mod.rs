@@ -20,6 +20,7 @@ mod run;
 pub mod scan;
 pub mod self_test;
 mod sock_diag;
+mod syscall;
 pub mod tag;
 pub mod tier;
 pub mod unix_peers;

@@ -25,7 +25,7 @@ use aya::{Ebpf, maps::MapData, programs::links::FdLink};
 use countersign_common::ABI_VERSION;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::ring::Ring;
+use super::{ring::Ring, syscall};
 
 /// Where the BPF file system is mounted, by convention.
 const BPFFS: &str = "/sys/fs/bpf";
@@ -311,25 +311,7 @@ const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 
-/// Calls `bpf(2)` with the start of `union bpf_attr` that the command uses.
-fn bpf<T: IntoBytes + Immutable>(command: libc::c_int, attr: &T) -> io::Result<libc::c_long> {
-    // SAFETY: the attribute is as long as is said; pointers in it outlive the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            std::ptr::from_ref(attr),
-            size_of::<T>(),
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    Ok(result)
-}
-
 /// `BPF_OBJ_PIN`, `BPF_OBJ_GET`.
-#[derive(IntoBytes, Immutable)]
 #[repr(C)]
 struct ObjectAttr {
     path: u64,
@@ -339,58 +321,42 @@ struct ObjectAttr {
 
 fn pin(object: impl AsFd, path: &Path) -> io::Result<()> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let attr = ObjectAttr {
+    let mut attr = ObjectAttr {
         path: path.as_ptr() as u64,
         fd: object.as_fd().as_raw_fd().cast_unsigned(),
         flags: 0,
     };
-    bpf(BPF_OBJ_PIN, &attr)?;
-    Ok(())
+    // SAFETY: the path lives until the call returns.
+    unsafe { syscall::bpf(BPF_OBJ_PIN, &mut attr) }.map(drop)
 }
 
 fn get(path: &Path) -> io::Result<OwnedFd> {
     let path = CString::new(path.as_os_str().as_bytes())?;
-    let attr = ObjectAttr {
+    let mut attr = ObjectAttr {
         path: path.as_ptr() as u64,
         fd: 0,
         flags: 0,
     };
-    owned(bpf(BPF_OBJ_GET, &attr)?)
+    // SAFETY: as above.
+    owned(unsafe { syscall::bpf(BPF_OBJ_GET, &mut attr) }?)
 }
 
 fn array_of_one(value_bytes: usize) -> io::Result<OwnedFd> {
-    let attr: [u32; 5] = [
+    let mut attr: [u32; 5] = [
         BPF_MAP_TYPE_ARRAY,
         4,
         u32::try_from(value_bytes).map_err(io::Error::other)?,
         1,
         0,
     ];
-    owned(bpf(BPF_MAP_CREATE, &attr)?)
-}
-
-/// `BPF_MAP_UPDATE_ELEM`.
-#[derive(IntoBytes, Immutable)]
-#[repr(C)]
-struct ElementAttr {
-    map_fd: u32,
-    padding: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
+    // SAFETY: plain numbers.
+    owned(unsafe { syscall::bpf(BPF_MAP_CREATE, &mut attr) }?)
 }
 
 fn set(map: &OwnedFd, value: &Note) -> io::Result<()> {
-    let key = 0_u32;
-    let attr = ElementAttr {
-        map_fd: map.as_raw_fd().cast_unsigned(),
-        padding: 0,
-        key: std::ptr::from_ref(&key) as u64,
-        value: std::ptr::from_ref(value) as u64,
-        flags: 0,
-    };
-    bpf(BPF_MAP_UPDATE_ELEM, &attr)?;
-    Ok(())
+    let mut value = *value;
+    // SAFETY: an array's key is four bytes; its value was made of this size.
+    unsafe { syscall::element(BPF_MAP_UPDATE_ELEM, map.as_fd(), &0_u32, &mut value) }
 }
 
 fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {

@@ -5,6 +5,8 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd},
 };
 
+use super::syscall;
+
 /// `BPF_PROG_TEST_RUN`.
 const BPF_PROG_TEST_RUN: libc::c_int = 10;
 
@@ -41,17 +43,7 @@ pub(super) fn run_program(program: BorrowedFd<'_>, arguments: &[u64]) -> io::Res
         context_size_in: u32::try_from(size_of_val(arguments)).map_err(io::Error::other)?,
         ..RunAttr::default()
     };
-    // SAFETY: the attribute is as long as is said, and the kernel writes to it; the arguments outlive the call.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_TEST_RUN,
-            &raw mut attr,
-            size_of::<RunAttr>(),
-        )
-    };
-    if result < 0 {
-        return Err(io::Error::last_os_error());
-    }
+    // SAFETY: the arguments live until the call returns, and are as long as is said.
+    unsafe { syscall::bpf(BPF_PROG_TEST_RUN, &mut attr) }?;
     Ok(attr.returned)
 }

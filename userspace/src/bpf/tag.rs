@@ -12,18 +12,10 @@ use std::{
 use anyhow::Context;
 use rustix::process::{Pid, PidfdFlags, pidfd_open};
 
+use super::syscall;
+
 const BPF_MAP_LOOKUP_ELEM: libc::c_int = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
-
-/// The part of `union bpf_attr` that map element commands use (`include/uapi/linux/bpf.h`).
-#[repr(C)]
-struct ElementAttr {
-    map_fd: u32,
-    padding: u32,
-    key: u64,
-    value: u64,
-    flags: u64,
-}
 
 /// Sets and reads tags. Clones share the map.
 #[derive(Clone, Debug)]
@@ -93,27 +85,7 @@ fn element(
     pidfd: BorrowedFd<'_>,
     value: &mut u32,
 ) -> io::Result<()> {
-    let key = pidfd.as_fd().as_raw_fd();
-    let attr = ElementAttr {
-        map_fd: map.as_raw_fd().cast_unsigned(),
-        padding: 0,
-        key: (&raw const key).expose_provenance() as u64,
-        value: (&raw mut *value).expose_provenance() as u64,
-        flags: 0,
-    };
-    // SAFETY: the kernel reads `attr` and four bytes of `key`, and reads or writes four bytes of `value` (the map's value
-    // size); all live until the call returns.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            command,
-            &raw const attr,
-            size_of::<ElementAttr>(),
-        )
-    };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
-        Ok(())
-    }
+    let key = pidfd.as_raw_fd();
+    // SAFETY: the map's key is a descriptor of a process, its value four bytes.
+    unsafe { syscall::element(command, map, &key, value) }
 }
