@@ -23,6 +23,9 @@ const MESSAGES: usize = 3000;
 /// Of how many messages of a hundred the capture must have been shown something else than was transferred, at least.
 const DECEIVED_PERCENT_MIN: usize = 5;
 
+/// Padding with which a message on a socket still lies beside its buffer's head.
+const COPIED_BYTES: usize = 2500;
+
 /// Who tries what on its memory.
 struct Case {
     proxied: bool,
@@ -33,7 +36,7 @@ struct Case {
     server: [&'static str; 2],
 }
 
-const CASES: [Case; 31] = [
+const CASES: [Case; 32] = [
     proxied("pipe", ["stall", "none"], ["none", "none"]),
     proxied("pipe", ["flip", "none"], ["none", "none"]),
     proxied("pipe", ["full", "none"], ["none", "none"]),
@@ -60,7 +63,8 @@ const CASES: [Case; 31] = [
     private("socket", ["none", "none"], ["unmap", "none"]),
     private("socket", ["none", "rewrite"], ["none", "none"]),
     private("socket", ["stall", "stall"], ["stall", "stall"]),
-    private("socket", ["drop", "drop"], ["drop", "drop"]),
+    private("socket", ["drop", "none"], ["none", "drop"]),
+    private("socket", ["none", "drop"], ["drop", "none"]),
     private("pipe", ["stall", "none"], ["none", "stall"]),
     private("pipe", ["none", "none"], ["rewrite", "none"]),
     private("pipe", ["stall", "stall"], ["stall", "stall"]),
@@ -129,9 +133,11 @@ impl Case {
         !self.proxied && self.channel == "socket"
     }
 
-    /// Of a private pipe no copy is kept: what either end shows is an accusation, and nobody vouches for its words.
+    /// Of a private pipe no copy is kept, of a private socket only of what fits beside a buffer's head: what either end shows is an
+    /// accusation, and nobody vouches for its words.
     fn is_unverifiable(&self) -> bool {
-        !self.proxied && self.channel == "pipe"
+        let is_long = |way| self.shape(way).before + self.shape(way).after > COPIED_BYTES;
+        !self.proxied && (self.channel == "pipe" || is_long(Way::Request) || is_long(Way::Answer))
     }
 
     /// Where the channel is to be full, the word lies in the middle of more than it holds. Where a thread must come between the
@@ -141,6 +147,7 @@ impl Case {
             // Of a copy that is stalled, all that is left is in one page.
             ("stall", _) | (_, "stall" | "drop" | "unmap") => (0, 400),
             ("full", _) => (9000, 9000),
+            (_, "rewrite") | ("drop", _) if self.has_kernels_copy() => (0, COPIED_BYTES),
             (_, "rewrite") | ("drop", _) => (0, 30_000),
             _ => (0, 400),
         };
@@ -241,9 +248,12 @@ fn play(case: &Case, calls: usize) -> Figures {
         .args(case.server)
         .args([&shapes_text, "server.truth"]);
     let output = run.output().unwrap();
-    let said = [output.stdout, output.stderr].concat();
-    let said = String::from_utf8_lossy(&said);
-    assert!(said.contains("the agent exited with code 0"), "{said}");
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(
+        said.contains("the agent exited with code 0"),
+        "{name}: {said}",
+        name = case.name()
+    );
     let truth = ["agent.truth", "server.truth"]
         .map(|name| fs::read_to_string(place.path().join(name)).unwrap())
         .concat();

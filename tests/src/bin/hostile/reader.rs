@@ -150,7 +150,8 @@ fn rewrite(memory: &Memory) {
     }
     for _ in 0..LOOKS {
         let word = memory.word().load(Ordering::Relaxed);
-        if word != 0 {
+        // Not while a part of it is still to come: that would not be what came.
+        if word.to_ne_bytes().iter().all(|byte| *byte != 0) {
             let lie = memory.lie.load(Ordering::Relaxed);
             memory.word().store(lie, Ordering::SeqCst);
             memory.found.store(word, Ordering::SeqCst);

@@ -9,7 +9,7 @@ use std::{
 use countersign_tests::hostile::{Shape, Way};
 
 use crate::{
-    memory::Memory,
+    memory::{Memory, PAGE},
     message::Message,
     stall::{Filling, stall},
 };
@@ -19,9 +19,6 @@ const SMALL: i32 = 4096;
 
 /// How long a word stands when it is flipped.
 const FLIP_PAUSES: u32 = 4;
-
-/// What a drop waits for at most, by a 255th.
-const DROP_PAUSES: u32 = 16;
 
 pub(crate) struct Writer {
     fd: RawFd,
@@ -39,7 +36,11 @@ impl Writer {
         match attack {
             "none" => {}
             "flip" | "full" => memory.haunted(flip),
-            "drop" => memory.haunted(drop_once),
+            "drop" => {
+                // Where the call waits for room there is more time.
+                let pauses = if shape.after > PAGE { 16 } else { 1 };
+                memory.haunted(move |memory| drop_once(memory, pauses));
+            }
             "stall" => {
                 filling = Some(stall(&memory, |memory| {
                     let good = memory.good.load(Ordering::SeqCst);
@@ -112,8 +113,8 @@ fn flip(memory: &Memory) {
 
 /// Drops the page of the word at a moment that is as good as any while the call waits for room: who looks later finds what the
 /// file has, or nothing.
-fn drop_once(memory: &Memory) {
-    let mut pauses = u32::from(memory.chance().to_ne_bytes()[0]) * DROP_PAUSES;
+fn drop_once(memory: &Memory, pauses: u32) {
+    let mut pauses = u32::from(memory.chance().to_ne_bytes()[0]) * pauses;
     while memory.is_armed() && pauses > 0 {
         std::hint::spin_loop();
         pauses -= 1;
