@@ -210,11 +210,15 @@ impl Outcome {
 
     /// How many frames were refuted; none of them has its bytes.
     pub fn refuted(&self) -> usize {
-        let frames = self.rows.iter().filter_map(|row| match row {
-            Row::Frame(frame) if frame.kind == "refuted" => Some(frame),
-            _ => None,
+        let frames = self.rows.iter().filter_map(|row| {
+            if let Row::Frame(row) = row {
+                Some(row)
+            } else {
+                None
+            }
         });
         frames
+            .filter(|frame| frame.kind == "refuted")
             .inspect(|frame| assert!(frame.payload.is_none(), "{frame:?}"))
             .count()
     }

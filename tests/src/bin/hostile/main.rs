@@ -80,7 +80,7 @@ impl Truth {
 
 fn agent(
     channel: &str,
-    [writes, reads]: [&str; 2],
+    [of_writes, of_reads]: [&str; 2],
     count: &str,
     shapes: &str,
     truth: &str,
@@ -96,8 +96,8 @@ fn agent(
         .spawn()?;
     let mut truth = Truth::new(truth)?;
     let [call, answer] = shapes_of(shapes)?;
-    let mut writer = Writer::new(mine_out.as_raw_fd(), Way::Request, call, writes)?;
-    let mut reader = Reader::new(mine_in.as_raw_fd(), Way::Answer, answer, reads)?;
+    let mut writer = Writer::new(mine_out.as_raw_fd(), Way::Request, call, of_writes)?;
+    let mut reader = Reader::new(mine_in.as_raw_fd(), Way::Answer, answer, of_reads)?;
     for number in 1..=count {
         truth.tell("wrote", Way::Request, number, writer.send(number)?)?;
         let got = reader.receive(number)?;

@@ -16,16 +16,16 @@ pub(crate) struct Message {
 impl Message {
     /// The line of a number, with its good word.
     pub(crate) fn new(way: Way, number: usize, shape: Shape) -> Self {
-        let line = Line::new(way, number, shape);
+        let text = Line::new(way, number, shape);
         let [good, evil, lie] =
             [Meaning::Good, Meaning::Evil, Meaning::Lie].map(|meaning| word(meaning, number));
         Self {
-            bytes: line.bytes(&good),
-            word_at: line.head.len(),
+            bytes: text.bytes(&good),
+            word_at: text.head.len(),
             good: u64::from_ne_bytes(good),
             evil: u64::from_ne_bytes(evil),
             lie: u64::from_ne_bytes(lie),
-            line,
+            line: text,
         }
     }
 

@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use arrow_array::{Array as _, RecordBatch, cast::AsArray as _};
+use arrow_array::{Array, RecordBatch, cast::AsArray as _};
 use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 
 /// All rows of one table.
@@ -37,19 +37,23 @@ impl Table {
 impl<'a> Row<'a> {
     /// A text; `None` if it is null.
     pub(super) fn text(&self, column: &str) -> Option<&'a str> {
-        let array = self.batch.column_by_name(column).unwrap();
+        let array = self.column(column);
         (!array.is_null(self.at)).then(|| array.as_string::<i32>().value(self.at))
     }
 
     /// Bytes; `None` if they are null.
     pub(super) fn bytes(&self, column: &str) -> Option<&'a [u8]> {
-        let array = self.batch.column_by_name(column).unwrap();
+        let array = self.column(column);
         (!array.is_null(self.at)).then(|| array.as_binary::<i32>().value(self.at))
+    }
+
+    fn column(&self, name: &str) -> &'a dyn Array {
+        self.batch.column_by_name(name).unwrap()
     }
 
     /// A count.
     pub(super) fn count(&self, column: &str) -> usize {
-        let array = self.batch.column_by_name(column).unwrap();
+        let array = self.column(column);
         let counts = array.as_primitive::<arrow_array::types::UInt64Type>();
         usize::try_from(counts.value(self.at)).unwrap()
     }
