@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -70,6 +70,8 @@ struct Block {
     runs: Vec<(u8, usize)>,
     /// The producer wants to know when all up to here is with the file system.
     mark: Option<Place>,
+    /// Somebody waits until all up to here is with the file system.
+    waiter: Option<mpsc::SyncSender<bool>>,
 }
 
 /// A producer's end: gathers records into blocks.
@@ -126,6 +128,15 @@ impl Backlog {
         inlet.hand_over();
     }
 
+    /// Waits until everything put in so far is with the file system; `false` when that took too long, or the disk takes nothing.
+    pub fn settle(&self, most: Duration) -> bool {
+        let (done, settled) = mpsc::sync_channel(1);
+        let mut block = Block::new(0);
+        block.waiter = Some(done);
+        self.push(block);
+        settled.recv_timeout(most).unwrap_or(false)
+    }
+
     /// Takes a full block, gives an empty one. Never waits for the disk.
     fn push(&self, block: Block) -> Block {
         let mut state = self.lock();
@@ -134,7 +145,7 @@ impl Backlog {
         } else {
             state.what_has_room(&block)
         };
-        if !block.frames.is_empty() || block.mark.is_some() {
+        if !block.frames.is_empty() || block.mark.is_some() || block.waiter.is_some() {
             state.bytes += block.frames.len();
             for (pool, bytes) in &block.runs {
                 state.by_pool[usize::from(*pool)] += bytes;
@@ -182,6 +193,7 @@ impl Backlog {
             block.frames.clear();
             block.records = 0;
             block.mark = None;
+            block.waiter = None;
             state.spare.push(block);
         }
     }
@@ -282,6 +294,7 @@ impl Block {
             records: 0,
             runs: Vec::new(),
             mark: None,
+            waiter: None,
         }
     }
 
@@ -365,13 +378,21 @@ const WRITER_NICENESS: i32 = -15;
 fn write(backlog: &Backlog, mut writer: SpoolWriter) -> SpoolStats {
     let mut lost = SpoolStats::default();
     let mut flush_at = Instant::now() + FLUSH_EVERY;
+    // The last mark that is not safe yet.
+    let mut marked = None;
     loop {
         match backlog.next(flush_at) {
-            Next::Block(block) => {
+            Next::Block(mut block) => {
                 writer.block(&block.frames, block.records);
-                if let Some(mark) = block.mark {
-                    writer.flush();
-                    *backlog.safe() = Some(mark);
+                marked = block.mark.or(marked);
+                if block.mark.is_some() || block.waiter.is_some() {
+                    // What was given up must be told before the kernel may forget it, too.
+                    tell_loss(backlog, &mut writer, &mut lost);
+                    settle(backlog, &mut writer, &mut marked);
+                }
+                if let Some(waiter) = block.waiter.take() {
+                    // Whoever has stopped waiting does not care.
+                    let _ = waiter.try_send(!writer.is_starved());
                 }
                 backlog.written(block);
             }
@@ -380,7 +401,7 @@ fn write(backlog: &Backlog, mut writer: SpoolWriter) -> SpoolStats {
         }
         if Instant::now() >= flush_at {
             tell_loss(backlog, &mut writer, &mut lost);
-            writer.flush();
+            settle(backlog, &mut writer, &mut marked);
             flush_at = Instant::now() + FLUSH_EVERY;
         }
     }
@@ -391,6 +412,19 @@ fn write(backlog: &Backlog, mut writer: SpoolWriter) -> SpoolStats {
     stats.lost_small_records += lost.lost_small_records;
     stats.last_error = stats.last_error.or(lost.last_error);
     stats
+}
+
+/// Hands all to the file system. What is marked is safe then, unless the disk takes nothing: then the rings keep what they have, and the
+/// kernel counts what they have no room for where the end of this process does not matter.
+fn settle(backlog: &Backlog, writer: &mut SpoolWriter, marked: &mut Option<Place>) {
+    writer.flush();
+    // Again: coming back from starvation leaves a loss record in the buffer.
+    writer.flush();
+    if !writer.is_starved()
+        && let Some(mark) = marked.take()
+    {
+        *backlog.safe() = Some(mark);
+    }
 }
 
 fn tell_loss(backlog: &Backlog, writer: &mut SpoolWriter, lost: &mut SpoolStats) {
