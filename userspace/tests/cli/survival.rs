@@ -1,61 +1,25 @@
 //! `countersign record --pin`: a recorder that is killed loses nothing, says nothing twice, and the next one goes on.
 
-use std::collections::{BTreeMap, HashSet};
-use std::io::{BufRead, BufReader};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use countersign::bpf::pin::{Found, Note, PinDir};
-use countersign::outdir::Dir;
-use countersign::spool::{SpoolItem, SpoolReader};
-use countersign_common::{ABI_VERSION, RecordHeader, Transfer, channel_kind, kind};
-use zerocopy::FromBytes;
+use countersign_common::ABI_VERSION;
 
 use super::place::{Place, countersign, text};
 use super::session::{Recorder, Session, assert_no_accusation, of, pair_with, verdicts};
 
-/// Kills of the long test; more by [`KILLS_VARIABLE`].
-const KILLS: u32 = 12;
-const KILLS_VARIABLE: &str = "COUNTERSIGN_SURVIVAL_KILLS";
-/// Writes a second of the long test; more by [`RATE_VARIABLE`].
-const RATE: u32 = 10_000;
-const RATE_VARIABLE: &str = "COUNTERSIGN_SURVIVAL_RATE";
-
-/// Writes numbered messages of 512 bytes into a pipe that its child reads, so many a second, until its input ends.
-const WRITER: &str = r#"
-import os, select, sys, time
-rate = int(sys.argv[1])
-out, into = os.pipe()
-if os.fork() == 0:
-    os.close(into)
-    while os.read(out, 65536):
-        pass
-    os._exit(0)
-os.close(out)
-print("ready", flush=True)
-sys.stdin.readline()
-number, start = 0, time.monotonic()
-while not select.select([sys.stdin], [], [], 0)[0]:
-    for _ in range(max(rate // 200, 1)):
-        os.write(into, b"%012d" % number + b"x" * 500)
-        number += 1
-    time.sleep(max(start + number / rate - time.monotonic(), 0))
-print(number, flush=True)
-os.close(into)
-os.wait()
-"#;
-
 /// A name under which only this test pins.
-struct Name(String);
+pub(super) struct Name(pub(super) String);
 
 impl Name {
-    fn new(of: &str) -> Self {
+    pub(super) fn new(of: &str) -> Self {
         let name = Self(format!("test-{of}-{}", std::process::id()));
         name.dir().remove().unwrap();
         name
     }
 
-    fn dir(&self) -> PinDir {
+    pub(super) fn dir(&self) -> PinDir {
         PinDir::named(&self.0).unwrap()
     }
 }
@@ -72,7 +36,7 @@ fn kill(mut recorder: Recorder) {
     recorder.child.wait().unwrap();
 }
 
-fn number(variable: &str, default: u32) -> u32 {
+pub(super) fn number(variable: &str, default: u32) -> u32 {
     std::env::var(variable).map_or(default, |value| value.parse().unwrap())
 }
 
@@ -184,116 +148,4 @@ fn programs_of_another_layout_are_neither_used_nor_removed_unasked() {
     assert!(!name.dir().path().exists());
     let output = countersign(&["unpin", &name.0]);
     assert_eq!(output.status.code(), Some(66), "{}", text(&output.stderr));
-}
-
-/// Transfers of one direction of one pipe.
-#[derive(Default)]
-struct Direction {
-    /// Operations with their bytes and the bytes before them.
-    ops: BTreeMap<u64, (u64, u64)>,
-    captured: u64,
-}
-
-#[test]
-fn a_recorder_killed_again_and_again_loses_no_record_and_writes_none_twice() {
-    let Some(place) = Place::that_can_record() else {
-        return;
-    };
-    let name = Name::new("kills");
-    let rate = number(RATE_VARIABLE, RATE).to_string();
-    let mut writer = Command::new("python3")
-        .args(["-c", WRITER, &rate])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("this test needs python3");
-    let mut answers = BufReader::new(writer.stdout.take().unwrap());
-    let mut line = String::new();
-    answers.read_line(&mut line).unwrap();
-    let pid = writer.id().to_string();
-    let start = |place: &Place| -> Child {
-        place
-            .command(&["record", "-o", "out", "--pid", &pid, "--pin", &name.0])
-            .stderr(Stdio::piped())
-            .spawn()
-            .unwrap()
-    };
-    let flags = ["--pid", &pid, "--pin", &name.0];
-    let mut recorder = Recorder::start(&place, &flags).child;
-    std::io::Write::write_all(writer.stdin.as_mut().unwrap(), b"go\n").unwrap();
-    let mut fuller = 0;
-    for round in 0..number(KILLS_VARIABLE, KILLS) {
-        // Spread over the whole life of a recorder, from before it has opened anything: 0 to 500 ms, by a fixed sequence.
-        let pause = u64::from(round.wrapping_mul(2_654_435_761) >> 16) % 500;
-        std::thread::sleep(Duration::from_millis(pause));
-        recorder.kill().unwrap();
-        recorder.wait().unwrap();
-        let waiting = name.dir().waiting_bytes().unwrap();
-        fuller += u32::from(waiting > u64::from(countersign::bpf::options::RING_BYTES_DEFAULT) / 2);
-        recorder = start(&place);
-    }
-    drop(recorder.stderr.take());
-    recorder.kill().unwrap();
-    recorder.wait().unwrap();
-    let last = Recorder::start(&place, &flags);
-    drop(writer.stdin.take());
-    line.clear();
-    answers.read_line(&mut line).unwrap();
-    let written: u64 = line.trim().parse().unwrap();
-    writer.wait().unwrap();
-    let (_, said) = last.stop();
-
-    let mut seen = HashSet::new();
-    let mut highest: BTreeMap<u16, u64> = BTreeMap::new();
-    let mut directions: BTreeMap<(u64, u8), Direction> = BTreeMap::new();
-    let spool = Dir::open_named(&place.path("out").join("spool")).unwrap();
-    let mut reader = SpoolReader::open(spool).unwrap();
-    while let Some(item) = reader.next_item().unwrap() {
-        let record = match item {
-            SpoolItem::Record(record) => record,
-            SpoolItem::Segment(_) => continue,
-            SpoolItem::Damage(damage) => panic!("{damage:?}"),
-        };
-        let (header, _) = RecordHeader::read_from_prefix(record).unwrap();
-        if header.kind >= kind::FIRST_USER {
-            continue;
-        }
-        assert!(
-            seen.insert((header.cpu, header.cpu_seq)),
-            "twice: {header:?}"
-        );
-        let highest = highest.entry(header.cpu).or_default();
-        *highest = (*highest).max(header.cpu_seq);
-        if header.kind == kind::CHUNK {
-            let (transfer, payload) = Transfer::read_from_prefix(record).unwrap();
-            if transfer.channel.kind == channel_kind::PIPE {
-                let key = (transfer.channel.object, transfer.direction);
-                let direction = directions.entry(key).or_default();
-                let op = (transfer.returned, transfer.stream_before);
-                direction.ops.insert(transfer.op_seq, op);
-                direction.captured += payload.len() as u64;
-            }
-        }
-    }
-    let records: u64 = highest.values().map(|highest| highest + 1).sum();
-    assert_eq!(seen.len() as u64, records, "records are missing: {said}");
-    let full = directions
-        .values()
-        .filter(|direction| direction.captured == written * 512)
-        .count();
-    assert_eq!(full, 2, "both ends of the pipe, to the byte: {said}");
-    for direction in directions.values() {
-        let (last, _) = direction.ops.last_key_value().unwrap();
-        assert_eq!(direction.ops.len() as u64, last + 1);
-        let mut before = 0;
-        for (returned, stream_before) in direction.ops.values() {
-            assert_eq!(*stream_before, before);
-            before += returned;
-        }
-    }
-    let kills = number(KILLS_VARIABLE, KILLS);
-    let counted = format!(
-        "{written} messages, {kills} kills, {fuller} of them with the ring more than half full\n"
-    );
-    std::io::Write::write_all(&mut std::io::stderr(), counted.as_bytes()).unwrap();
 }
