@@ -364,11 +364,12 @@ impl PinDir {
     /// Bytes of records in the pinned rings that nobody has told the kernel to have.
     ///
     /// # Errors
-    /// When the data ring is not there. Another build may have had no control ring.
+    /// When the data ring of a whole capture is not there. Another build may have had no control ring.
     pub fn waiting_bytes(&self) -> anyhow::Result<u64> {
+        let whole = self.path.join(NOTE).exists();
         let mut waiting = 0;
         for name in ["RING", "CONTROL"] {
-            if name == "RING" || self.path.join("maps").join(name).exists() {
+            if (whole && name == "RING") || self.path.join("maps").join(name).exists() {
                 let ring = Ring::open(self.map(name)?)?;
                 waiting += ring.produced().wrapping_sub(ring.released());
             }
