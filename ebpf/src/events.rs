@@ -1,4 +1,4 @@
-//! The same programs once more, on trace events instead of BTF tracepoints: for kernels that skip the others.
+//! The same programs once more, on trace events instead of BTF tracepoints: for kernels that skip the others (Linux 7.0 and later).
 //!
 //! From Linux 7.0 on a program on a BTF tracepoint can be preempted, and the kernel then skips it for every other task on that
 //! CPU. Programs that hang on a trace event by way of perf run with preemption off, on every kernel. What they are given is the record of

@@ -46,7 +46,7 @@ pub static CREDITS: Array<Credit, POOLS, { BPF_F_MMAPABLE as usize }> = Array::n
 pub static TAGS: TaskStorage<u32> = TaskStorage::new();
 
 /// What is known of a new task before its first step, by its number: where programs are on trace events, which name the child by that alone. Each
-/// entry goes with that step, so that the room is for tasks that were made and have not run yet.
+/// entry goes with that step, so that the room, which is set at load, is for tasks that were made and have not run yet.
 #[btf_map]
 pub static FORKED: HashMap<u32, Forked, 8192> = HashMap::new();
 

@@ -1,8 +1,9 @@
 //! How programs get onto tracepoints: by the kernel's types, or as trace events by way of perf.
 //!
-//! From Linux 7.0 on the first ones can be preempted, and the kernel then skips them for other tasks. The second ones run with preemption off on
-//! every kernel; they cost a little more, because the kernel writes a record of each event first. So they are taken only where the
-//! first ones were seen being skipped.
+//! From Linux 7.0 on the first ones can be preempted, and the kernel then skips them for other tasks: each program has one mark per CPU that says that it
+//! is running, and the preempted task keeps it. The second ones run with preemption off, which the kernel's side of perf sees to. They cost a little more,
+//! because the kernel writes a record of each event first, and need tracefs. So they are taken only where the first ones were seen being
+//! skipped; verifiers before that time have not been asked about all of them.
 
 use std::os::fd::{AsFd, OwnedFd};
 
@@ -36,6 +37,17 @@ impl Hook {
         match self {
             Self::Typed => "tracepoints",
             Self::Event => "events",
+        }
+    }
+
+    /// Room for tasks between fork and their first step. A process that makes more than that at a time and keeps them from running leaves the
+    /// rest to user space, counted.
+    pub(super) fn forked_max(self) -> u32 {
+        const FORKED_MAX: u32 = 32_768;
+        match self {
+            // Programs that are given the child itself leave nothing for it.
+            Self::Typed => 1,
+            Self::Event => FORKED_MAX,
         }
     }
 

@@ -112,6 +112,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         .override_global("RING_BYTES", sizes.as_bytes(), true)
         .map_max_entries("RING", ring_bytes)
         .map_max_entries("CONTROL", control_bytes)
+        .map_max_entries("FORKED", options.hook.forked_max())
         .load(object)
         .context("create the maps (capturing needs root, or CAP_BPF and CAP_PERFMON)")?;
 
