@@ -4,6 +4,7 @@
 
 mod balance;
 mod between;
+mod counts;
 mod ended;
 mod evasion;
 mod forgery;
