@@ -9,6 +9,7 @@ use std::{
 
 use countersign::bpf::load::{Balanced, LoadOptions};
 use countersign_common::{SocketCounts, counter, queued_why, tag};
+use countersign_core::row::Row;
 
 use crate::harness::{
     Witness, close, open, pipe, read, spawn, tcp_pair, witness, witness_with, write,
@@ -143,7 +144,23 @@ fn whatever_a_watched_process_does_with_a_connection_the_kernel_counts_the_same(
             assert!(sent <= 1 && taken <= 1, "{counts:?}");
         }
         assert_eq!(unseen(&witness), [], "{counts:?}");
+        assert_eq!(balances(&witness), [Some((0, 0)), Some((0, 0))]);
     }
+}
+
+/// Of every connection, from one end to the other and back: what waits, and what is missing from the balance.
+fn balances(witness: &Witness) -> Vec<Option<(u64, i64)>> {
+    let outcome = witness.judged();
+    let rows = outcome.rows.iter().filter_map(|row| match row {
+        Row::Channel(row) if row.kind == "tcp" => Some(row),
+        _ => None,
+    });
+    rows.flat_map(|row| {
+        let there = (row.a_to_b_queued_bytes, row.a_to_b_residue_bytes);
+        let back = (row.b_to_a_queued_bytes, row.b_to_a_residue_bytes);
+        [there, back].map(|(queued, residue)| queued.zip(residue))
+    })
+    .collect()
 }
 
 #[test]
@@ -325,6 +342,9 @@ fn a_connection_that_ends_with_bytes_unread_has_no_gap() {
 fn bytes_in_the_first_segment_are_counted_once() {
     let Some(mut witness) = witness() else { return };
     witness.run(tag::TREE, || {
+        own_network();
+        // Data in the first segment is sent (1, 4) and taken (2, 512), without asking for a cookie first.
+        std::fs::write("/proc/sys/net/ipv4/tcp_fastopen", "519").unwrap();
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let queue = 16;
         unsafe {
@@ -337,7 +357,6 @@ fn bytes_in_the_first_segment_are_counted_once() {
             );
         }
         let port = listener.local_addr().unwrap().port();
-        // The first gets the cookie, if the machine gives any; the second can use it.
         for _ in 0..2 {
             let near = unsafe { libc::socket(libc::AF_INET, libc::SOCK_STREAM, 0) };
             let sent = unsafe {
@@ -357,6 +376,7 @@ fn bytes_in_the_first_segment_are_counted_once() {
             assert_eq!(sent, 5, "{}", std::io::Error::last_os_error());
             let (far, _) = listener.accept().unwrap();
             let far = far.into_raw_fd();
+            assert!(sent_with_first_segment(near));
             assert_eq!(recv(far, 5, libc::MSG_WAITALL), 5);
             assert_eq!(write(far, b"answer"), 6);
             assert_eq!(recv(near, 6, libc::MSG_WAITALL), 6);
@@ -368,6 +388,38 @@ fn bytes_in_the_first_segment_are_counted_once() {
         }
     });
     assert_eq!(unseen(&witness), [], "{:?}", witness.socket_counts());
+}
+
+/// A network of this process's own, with a loopback.
+fn own_network() {
+    unsafe {
+        assert_eq!(libc::unshare(libc::CLONE_NEWNET), 0);
+        let socket = libc::socket(libc::AF_INET, libc::SOCK_DGRAM, 0);
+        let mut lo: libc::ifreq = std::mem::zeroed();
+        lo.ifr_name[0] = b'l'.cast_signed();
+        lo.ifr_name[1] = b'o'.cast_signed();
+        assert_eq!(libc::ioctl(socket, libc::SIOCGIFFLAGS, &raw mut lo), 0);
+        lo.ifr_ifru.ifru_flags |= 1;
+        assert_eq!(libc::ioctl(socket, libc::SIOCSIFFLAGS, &raw const lo), 0);
+        close(socket);
+    }
+}
+
+/// Whether the first segment had data that the other end took: `TCPI_OPT_SYN_DATA` in the options of `struct tcp_info`.
+fn sent_with_first_segment(fd: i32) -> bool {
+    let mut info = [0_u8; 8];
+    let mut len = 8;
+    let got = unsafe {
+        libc::getsockopt(
+            fd,
+            libc::IPPROTO_TCP,
+            libc::TCP_INFO,
+            info.as_mut_ptr().cast(),
+            &raw mut len,
+        )
+    };
+    assert_eq!(got, 0);
+    info[5] & 32 != 0
 }
 
 /// Many connections at once, with bytes of all sizes in both directions, looked at again and again meanwhile.

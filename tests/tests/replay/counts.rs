@@ -296,3 +296,52 @@ fn a_message_that_was_taken_unseen_is_a_gap_of_its_length() {
         "{told:?}"
     );
 }
+
+#[test]
+fn a_private_server_that_takes_a_byte_unseen_buys_no_doubt_with_it() {
+    for counted in [false, true] {
+        for before in [false, true] {
+            let mut scene = Scene::new();
+            let agent = scene.root(program::AGENT);
+            let server = scene.root(program::SERVER);
+            let near = scene.connection();
+            for (who, end, how) in [
+                (agent, near, end_how::CONNECTED),
+                (server, near.other(), end_how::ACCEPTED),
+            ] {
+                scene.addressed(who, end, 0, 7);
+                scene.got(who, end, how);
+                if counted {
+                    scene.counts(end);
+                }
+            }
+            let asked = line(&request("1", "tools/call", &tool_params("evil")));
+            if before {
+                scene.write(agent, near, b"\n");
+                scene.read_unseen(near.other(), ALL);
+            }
+            scene.write(agent, near, &asked);
+            scene.read(server, near.other(), ALL);
+            if !before {
+                scene.write(agent, near, b"\n");
+                scene.read_unseen(near.other(), ALL);
+            }
+            let answer = Answer::Result("{}").line("1");
+            scene.write(server, near.other(), &line(&answer));
+            scene.read(agent, near, ALL);
+            if counted {
+                for end in [near, near.other()] {
+                    scene.counts(end);
+                }
+            }
+            let outcome = Play::new(scene, &[]).run();
+            let told = outcome.told();
+            assert!(
+                told.contains(&"bypassed/direct_connect tools/call evil 1".to_owned()),
+                "{counted} {before}: {told:?}"
+            );
+            let wanted: &[_] = if counted { &[("reader", Some(1))] } else { &[] };
+            assert_eq!(gaps(&outcome), wanted, "{before}");
+        }
+    }
+}

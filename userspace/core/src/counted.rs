@@ -61,6 +61,8 @@ struct Counts {
     /// An operation was attributed to the connection whose descriptor named something else when it returned: it can have moved
     /// elsewhere, and then makes up for one that was missed.
     swapped: bool,
+    /// Our last word: operations.
+    total: Option<u64>,
 }
 
 /// One end, as a record states it.
@@ -146,6 +148,24 @@ impl KernelCounts {
         }
     }
 
+    /// Takes our last count of the operations of one end.
+    pub fn total(&mut self, stream: StreamIx, end: End, ops: u64) {
+        if let Some(counts) = self.of.get_mut(&(stream, end)) {
+            counts.total = Some(ops);
+        }
+    }
+
+    /// What waited in a stream, at either end or in between, when both ends were last looked at, and what was missing from its balance
+    /// then. Known if both were seen from the beginning and nothing was counted since.
+    pub fn last(&self, stream: StreamIx) -> Option<(u64, i128)> {
+        let [(sent, written), (taken, read)] = [
+            self.of.get(&(stream, End::Writer))?.last()?,
+            self.of.get(&(stream, End::Reader))?.last()?,
+        ];
+        let waits = u64::try_from(sent - taken).ok()?;
+        Some((waits, written - read - i128::from(waits)))
+    }
+
     /// What follows for each end.
     pub fn judged(&self) -> AllJudged {
         let judged = |(key, counts): (&Key, &Counts)| (*key, self.judge(key, counts));
@@ -212,6 +232,19 @@ impl Counts {
             on_their_way: i128::from(on_their_way),
             more: self.open.look(counted.ops),
         });
+    }
+
+    /// Bytes that have moved since the beginning, by the kernel's count and by ours.
+    fn last(&self) -> Option<(i128, i128)> {
+        let last = self.samples.last()?;
+        if !self.whole || self.total.is_some_and(|ops| ops > last.ops) {
+            return None;
+        }
+        let base = self.samples.iter().map(|sample| sample.excess).min()?;
+        let more = last.excess - base;
+        let end = last.slack.min(more);
+        let bytes = i128::from(last.bytes);
+        Some((bytes + more - end, bytes))
     }
 
     /// The first stays: all others are held against it.

@@ -227,6 +227,35 @@ fn an_urgent_byte_that_a_reader_passes_over_is_none_that_moved_unseen() {
     assert_eq!(told(&counts), []);
 }
 
+#[test]
+fn what_waits_between_two_ends_is_told_if_both_are_known_from_the_beginning() {
+    let mut counts = KernelCounts::default();
+    let at = |counts: &mut KernelCounts, end, at, moved, bytes, ops, may_hold_end| {
+        let mut record = abi::SocketCounts::new_zeroed();
+        (record.header.boot_ns, record.begun_ns) = (at + 1, at);
+        (record.channel.epoch, record.read_ops) = (1, ops);
+        let counted = Counted {
+            moved,
+            bytes,
+            ops,
+            may_hold_end,
+            seen: bytes,
+        };
+        counts.sample(STREAM, end, &record, counted);
+    };
+    at(&mut counts, End::Writer, 100, 1, 0, 0, false);
+    assert_eq!(counts.last(STREAM), None);
+    at(&mut counts, End::Reader, 110, 0, 0, 0, false);
+    // The writer has closed its direction; three bytes of the reader's were seen by nobody.
+    at(&mut counts, End::Writer, 200, 52, 50, 2, true);
+    at(&mut counts, End::Reader, 210, 13, 10, 1, false);
+    assert_eq!(counts.last(STREAM), Some((37, 3)));
+    counts.total(STREAM, End::Reader, 1);
+    assert_eq!(counts.last(STREAM), Some((37, 3)));
+    counts.total(STREAM, End::Reader, 2);
+    assert_eq!(counts.last(STREAM), None);
+}
+
 proptest::proptest! {
     #[test]
     fn no_samples_and_operations_make_it_panic_or_keep_more_than_its_limit(
