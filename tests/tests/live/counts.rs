@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use countersign::bpf::load::{Balanced, LoadOptions};
+use countersign::bpf::{capture::Balanced, options::LoadOptions};
 use countersign_common::{SocketCounts, counter, queued_why, tag};
 use countersign_core::row::Row;
 

@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use countersign::bpf::{load::LoadOptions, tier::Tier};
+use countersign::bpf::{options::LoadOptions, tier::Tier};
 use countersign_common::{counter, tag};
 use countersign_tests::exercise::{
     Truth,
