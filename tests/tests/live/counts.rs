@@ -151,16 +151,21 @@ fn whatever_a_watched_process_does_with_a_connection_the_kernel_counts_the_same(
 /// Of every connection, from one end to the other and back: what waits, and what is missing from the balance.
 fn balances(witness: &Witness) -> Vec<Option<(u64, i64)>> {
     let outcome = witness.judged();
-    let rows = outcome.rows.iter().filter_map(|row| match row {
-        Row::Channel(row) if row.kind == "tcp" => Some(row),
-        _ => None,
+    let rows = outcome.rows.iter().filter_map(|row| {
+        if let Row::Channel(row) = row {
+            Some(row)
+        } else {
+            None
+        }
     });
-    rows.flat_map(|row| {
-        let there = (row.a_to_b_queued_bytes, row.a_to_b_residue_bytes);
-        let back = (row.b_to_a_queued_bytes, row.b_to_a_residue_bytes);
-        [there, back].map(|(queued, residue)| queued.zip(residue))
-    })
-    .collect()
+    let connections = rows.filter(|row| row.kind == "tcp");
+    connections
+        .flat_map(|row| {
+            let there = (row.a_to_b_queued_bytes, row.a_to_b_residue_bytes);
+            let back = (row.b_to_a_queued_bytes, row.b_to_a_residue_bytes);
+            [there, back].map(|(queued, residue)| queued.zip(residue))
+        })
+        .collect()
 }
 
 #[test]
