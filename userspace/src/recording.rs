@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::bpf::Place;
-use crate::bpf::load::Capture;
+use crate::bpf::capture::Capture;
 use crate::bpf::preemption::Preemption;
 use crate::bpf::tag::Tagger;
 use crate::clock::Moment;

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use countersign_common::evasion::file_class;
 
-use crate::bpf::load::WatchedId;
+use crate::bpf::options::WatchedId;
 use crate::config::Config;
 use crate::device::kernel_dev;
 use crate::key::KeySource;

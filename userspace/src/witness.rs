@@ -9,10 +9,14 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::bpf::choice::Choice;
-use crate::bpf::load::{Capture, LoadOptions, WatchedId, load, resume};
 use crate::bpf::pin::{Note, PinDir};
 use crate::bpf::self_test::SKIPPED;
 use crate::bpf::tier::Tier;
+use crate::bpf::{
+    capture::Capture,
+    load::{load, resume},
+    options::{LoadOptions, WatchedId},
+};
 use crate::device::kernel_dev;
 use crate::exit::{Code, Failure};
 

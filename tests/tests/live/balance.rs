@@ -1,6 +1,6 @@
 //! Balances: what the kernel's queues hold against what was counted, at exit, at close, and when asked.
 
-use countersign::bpf::load::Balanced;
+use countersign::bpf::capture::Balanced;
 use countersign_common::{Queued, channel_kind, queued_why, tag};
 
 use crate::harness::{Witness, close, open, pipe, read, socket_pair, spawn, witness, write};

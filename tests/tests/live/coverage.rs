@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use countersign::bpf::{load::LoadOptions, preemption::Preemption, tier::Tier};
+use countersign::bpf::{options::LoadOptions, preemption::Preemption, tier::Tier};
 use countersign_common::{counter, tag};
 use countersign_tests::exercise::{
     Truth,

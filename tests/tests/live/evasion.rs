@@ -9,7 +9,7 @@ use std::{
 };
 
 use countersign::{
-    bpf::load::{LoadOptions, WatchedId},
+    bpf::options::{LoadOptions, WatchedId},
     device::kernel_dev,
 };
 use countersign_common::{

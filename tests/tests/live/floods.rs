@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use countersign::bpf::load::LoadOptions;
+use countersign::bpf::options::LoadOptions;
 use countersign_common::{counter, direction, gap, tag};
 
 use crate::harness::{Witness, close, open, pipe, read, spawn, witness_with, write};

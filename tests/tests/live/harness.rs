@@ -10,9 +10,7 @@ use std::{
 };
 
 use countersign::bpf::{
-    load::{Capture, LoadOptions, load},
-    object::object,
-    tier::Tier,
+    capture::Capture, load::load, object::object, options::LoadOptions, tier::Tier,
 };
 use countersign_common::{
     ChannelEnd, Exec, Exit, FileOpen, Fork, Peer, Queued, RecordHeader, SocketAddress, Transfer,

@@ -2,7 +2,7 @@
 
 use std::ptr::null_mut;
 
-use countersign::bpf::load::LoadOptions;
+use countersign::bpf::options::LoadOptions;
 use countersign_common::{WRITER_OP_MAX_BYTES, channel_kind, counter, direction, gap, tag};
 
 use crate::harness::{close, open, pipe, read, socket_pair, spawn, witness, witness_with, write};

@@ -5,7 +5,7 @@ use std::{
     sync::{Mutex, Once},
 };
 
-use countersign::bpf::{load::LoadOptions, tier::Tier};
+use countersign::bpf::{options::LoadOptions, tier::Tier};
 use countersign_common::{counter, tag};
 use tracing::{
     Event, Level, Metadata, Subscriber,

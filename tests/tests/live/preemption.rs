@@ -10,7 +10,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use countersign::bpf::{load::LoadOptions, preemption::Preemption};
+use countersign::bpf::{options::LoadOptions, preemption::Preemption};
 use countersign_common::{direction, kind, tag};
 
 use crate::harness::{Witness, pipe, socket_pair, tier, witness_with, write};

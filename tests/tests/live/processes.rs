@@ -2,7 +2,7 @@
 
 use std::{ffi::CString, os::unix::fs::MetadataExt, process::Command, ptr::null};
 
-use countersign::bpf::load::LoadOptions;
+use countersign::bpf::options::LoadOptions;
 use countersign_common::{channel_kind, counter, direction, tag, transfer_flags};
 
 use crate::harness::{carried, pipe, read, token, witness, witness_with, write};

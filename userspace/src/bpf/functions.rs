@@ -17,8 +17,8 @@ use countersign_common::{
 };
 
 use super::{
+    capture::ProgramLedger,
     kprobe::{KprobeEvent, Side, Tracefs},
-    load::ProgramLedger,
     offsets::missing_for_functions,
     tier::Tier,
 };

@@ -3,6 +3,7 @@
 //! Owns every `bpf(2)` call. It knows no correlator: records leave it as bytes.
 
 mod btf;
+pub mod capture;
 pub mod choice;
 pub mod features;
 pub mod functions;
@@ -12,6 +13,7 @@ pub mod load;
 mod messages;
 pub mod object;
 pub mod offsets;
+pub mod options;
 pub mod pin;
 pub mod preemption;
 mod ring;

@@ -12,7 +12,9 @@ use countersign_common::{Transfer, channel_kind, direction, kind, tag};
 use zerocopy::FromBytes;
 
 use super::{
-    load::{Capture, LoadOptions, ProgramLedger, is_tracepoint, load},
+    capture::{Capture, ProgramLedger},
+    load::{is_tracepoint, load},
+    options::LoadOptions,
     tier::Tier,
 };
 

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bpf::load::RING_BYTES_DEFAULT;
+use crate::bpf::options::RING_BYTES_DEFAULT;
 use crate::key::KeySource;
 
 pub use file::ConfigFile;

@@ -20,7 +20,7 @@ use super::user_record::user_record;
 use crate::{
     bpf::{
         Place,
-        load::{Balanced, Capture, ChannelTotals, ProgramLedger},
+        capture::{Balanced, Capture, ChannelTotals, ProgramLedger},
     },
     clock::Moment,
 };

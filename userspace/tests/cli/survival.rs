@@ -229,7 +229,7 @@ fn a_recorder_killed_again_and_again_loses_no_record_and_writes_none_twice() {
         recorder.kill().unwrap();
         recorder.wait().unwrap();
         let waiting = name.dir().waiting_bytes().unwrap();
-        fuller += u32::from(waiting > u64::from(countersign::bpf::load::RING_BYTES_DEFAULT) / 2);
+        fuller += u32::from(waiting > u64::from(countersign::bpf::options::RING_BYTES_DEFAULT) / 2);
         recorder = start(&place);
     }
     drop(recorder.stderr.take());

@@ -19,7 +19,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use aya::programs::BtfTracePoint;
 use aya::{Btf, Ebpf};
-use countersign::bpf::load::{self, LoadOptions};
+use countersign::bpf::{load, options::LoadOptions};
 
 use crate::say;
 use limits::Limits;

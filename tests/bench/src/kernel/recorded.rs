@@ -153,7 +153,7 @@ pub(crate) fn measure(
     let capture = capture_id()?;
     let request = Request {
         pin: None,
-        ring_bytes: countersign::bpf::load::RING_BYTES_DEFAULT,
+        ring_bytes: countersign::bpf::options::RING_BYTES_DEFAULT,
         watched_files: Vec::new(),
         capture,
         proxy_exes: Vec::new(),
@@ -345,7 +345,7 @@ fn config() -> Config {
             pass_key: false,
             payload: Payload::Redacted,
             max_disk_bytes: None,
-            ring_bytes: countersign::bpf::load::RING_BYTES_DEFAULT,
+            ring_bytes: countersign::bpf::options::RING_BYTES_DEFAULT,
             keep_spool: true,
         },
     }

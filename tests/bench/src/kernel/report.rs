@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use countersign::bpf::load::RING_BYTES_DEFAULT;
+use countersign::bpf::options::RING_BYTES_DEFAULT;
 use countersign::spool::BACKLOG_MAX_BYTES;
 
 use crate::table::{Spread, Table, line, short, size};
