@@ -453,7 +453,7 @@ unsafe fn spliced(
         count(counter::SPLICE_BYTES, returned);
         count(counter::URING_OPS, 1);
         log::spliced(u64::from(opcode));
-        if (*thread).first.channel.kind != 0
+        if is_unseen((*thread).first.channel.kind, direction::WRITE)
             && open_operation(
                 thread,
                 leader,
@@ -480,7 +480,7 @@ unsafe fn spliced(
         } else {
             0
         };
-        if (*thread).first.channel.kind != 0
+        if is_unseen((*thread).first.channel.kind, direction::READ)
             && open_operation(
                 thread,
                 leader,
@@ -496,6 +496,21 @@ unsafe fn spliced(
         }
     }
     0
+}
+
+/// Whether no program on functions has seen what a splice moved at an end of this kind. What is no pipe is read and written like any other
+/// file in a splice, but for streams: those hand over their buffers, and before Linux 6.5 are given pages.
+#[inline(always)]
+fn is_unseen(kind: u8, op_direction: u8) -> bool {
+    let is_seen = match kind {
+        channel_kind::UNIX_DGRAM | channel_kind::UNIX_SEQPACKET | channel_kind::TTY => true,
+        channel_kind::UNIX_STREAM | channel_kind::TCP => {
+            op_direction == direction::WRITE
+                && off!(proto_ops_sendpage) == u64::from(Offsets::UNKNOWN)
+        }
+        _ => false,
+    };
+    kind != 0 && !(is_seen && functions_carry_kind(kind))
 }
 
 /// Whether the request is of the process that runs: only then its memory is at hand.
