@@ -309,8 +309,8 @@ extern "C" fn truncated_request(request: u64, what: u64, form: u64, returned: u6
 }
 
 /// Bytes of the message in the result of a multishot receive: a `struct io_uring_recvmsg_out`, the room for a name and that for control
-/// data come before it. The kernel's own note of these lengths counts; without it all of the result is taken for the message, which
-/// says too much rather than too little.
+/// data come before it. The kernel's own note of these lengths counts; without it (before Linux 6.10 it lies on the stack where the message
+/// was there already) both count as message, which says too much rather than too little.
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn payload_of(request: u64, returned: u64) -> u64 {
@@ -320,15 +320,23 @@ extern "C" fn payload_of(request: u64, returned: u64) -> u64 {
         || off!(async_msg_namelen) == unknown
         || off!(async_msg_controllen) == unknown
     {
-        return returned;
+        return less(returned, OUT_BYTES);
     }
     let note: u64 = kernel(request, off!(kiocb_async_data)).unwrap_or(0);
     if note == 0 {
-        return returned;
+        return less(returned, OUT_BYTES);
     }
     let name: u32 = kernel(note, off!(async_msg_namelen)).unwrap_or(0);
     let control: u64 = kernel(note, off!(async_msg_controllen)).unwrap_or(0);
-    let before = OUT_BYTES + u64::from(name) + (control & 0xffff_ffff);
+    less(
+        returned,
+        OUT_BYTES + u64::from(name) + (control & 0xffff_ffff),
+    )
+}
+
+/// `returned` without what comes before the message, if it can be.
+#[inline(always)]
+fn less(returned: u64, before: u64) -> u64 {
     if before <= returned {
         returned - before
     } else {
