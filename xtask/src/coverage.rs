@@ -33,6 +33,9 @@ pub(crate) struct CoverageArgs {
     /// In the guest no task preempts another; the table says so
     #[arg(long, requires = "vm")]
     unpreempted: bool,
+    /// In the guest programs of tracepoints hang on trace events, as they do on kernels that skip tracepoints
+    #[arg(long, requires = "vm")]
+    events: bool,
     /// Kinds of channels, one guest for each group of them, as pipe,fifo; all in one guest without
     #[arg(long, requires = "vm", value_name = "KINDS")]
     part: Vec<String>,
@@ -107,6 +110,7 @@ fn in_guests(
         "countersign-exerciser",
     ]))?;
     let exerciser = built("countersign-exerciser");
+    let place = exerciser.display().to_string();
     let runs = root().join("target/vm/runs");
     fs::create_dir_all(&runs)?;
     let whole = [String::new()];
@@ -122,13 +126,16 @@ fn in_guests(
         if !part.is_empty() {
             tried = format!("{tried} --kind {part}");
         }
-        let environment = [
+        let mut environment = vec![
             ("COUNTERSIGN_REQUIRE_LIVE", "1"),
             ("COUNTERSIGN_COVERAGE_LINES", "1"),
             ("COUNTERSIGN_TIER", tier),
-            ("COUNTERSIGN_EXERCISER", &exerciser.display().to_string()),
-            ("COUNTERSIGN_EXERCISER_ARGS", &tried),
+            ("COUNTERSIGN_EXERCISER", place.as_str()),
+            ("COUNTERSIGN_EXERCISER_ARGS", tried.as_str()),
         ];
+        if arguments.events {
+            environment.push(("COUNTERSIGN_HOOK", "events"));
+        }
         let live = Live {
             environment: &environment,
             with: std::slice::from_ref(&exerciser),

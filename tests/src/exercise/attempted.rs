@@ -36,6 +36,8 @@ pub struct About {
     pub max_size: Option<usize>,
     /// No task preempted another (`SCHED_FIFO`, all of one priority).
     pub unpreempted: bool,
+    /// What else hangs on tracepoints hangs on trace events, which are not skipped where tracepoints are.
+    pub on_events: bool,
     /// CPUs are emulated.
     pub emulated: bool,
 }

@@ -218,6 +218,7 @@ mod tests {
             tier: "kprobes".to_owned(),
             max_size: Some(9_000),
             unpreempted: false,
+            on_events: false,
             emulated: true,
         }
     }

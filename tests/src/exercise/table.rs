@@ -139,12 +139,17 @@ impl Table {
         } else {
             ""
         };
+        let hook = if about.on_events {
+            "; programs of tracepoints on trace events"
+        } else {
+            ""
+        };
         format!(
             "# Coverage: Linux {kernel}, {tier}\n\n\
              Written by `cargo xtask coverage`, checked by the live test `every_way_to_move_bytes_is_captured_or_declared`. \
              Each cell is a fresh channel of that kind, used at one end by that method with random tokens {sizes}, with a \
              plain partner at the other end.\n\n\
-             {place}, preemption {}{policy}.\n\n\
+             {place}, preemption {}{policy}{hook}.\n\n\
              - **yes**: every byte is in the records of that channel, direction and process. What exceeds the limit per \
              operation is a `limit` gap.\n\
              - **snap**: every byte, but some come from a look into the pipe's buffers, which others may change meanwhile: \

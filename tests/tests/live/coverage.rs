@@ -20,7 +20,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use countersign::bpf::{options::LoadOptions, preemption::Preemption, tier::Tier};
+use countersign::bpf::{hook::Hook, options::LoadOptions, preemption::Preemption, tier::Tier};
 use countersign_common::{counter, tag};
 use countersign_tests::exercise::{
     Truth,
@@ -31,7 +31,7 @@ use countersign_tests::exercise::{
     table::{Cell, Table, cells_of, list_of},
 };
 
-use crate::harness::{open, spawn, tier, witness_with};
+use crate::harness::{hook, open, spawn, tier, witness_with};
 
 /// Longest run of the exerciser. A method that hangs must fail here, not hold the machine.
 const DEADLINE: Duration = Duration::from_secs(400);
@@ -101,6 +101,7 @@ fn about() -> About {
         tier: expected().0.to_owned(),
         max_size: max_size.map(|size| size.parse().expect("--max-size takes bytes")),
         unpreempted: policy == libc::SCHED_FIFO,
+        on_events: hook() == Hook::Event,
         emulated: env::var_os("COUNTERSIGN_COVERAGE_LINES").is_some(),
     }
 }

@@ -7,6 +7,7 @@ pub mod capture;
 pub mod choice;
 pub mod features;
 pub mod functions;
+pub mod hook;
 pub mod inet_peers;
 mod kprobe;
 pub mod load;
