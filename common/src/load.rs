@@ -199,6 +199,9 @@ pub struct Offsets {
     pub tcp_write_seq: u32,
     pub tcp_copied_seq: u32,
     pub icsk_ulp_ops: u32,
+    // Splices. [`Offsets::UNKNOWN`] where the kernel has no such member.
+    /// Before Linux 6.5: sockets are given pages, which no watched function sees.
+    pub proto_ops_sendpage: u32,
 }
 
 impl Offsets {
@@ -371,7 +374,7 @@ const _: () = {
     assert!(size_of::<TcpListener>() == 24);
     assert!(size_of::<AttemptKey>() == 32);
     assert!(size_of::<WatchedFile>() == 40);
-    assert!(size_of::<Offsets>() == (47 + 11 + 18 + 21 + 11 + 20 + 24 + 1 + 12 + 3) * 4);
+    assert!(size_of::<Offsets>() == (47 + 11 + 18 + 21 + 11 + 20 + 24 + 1 + 12 + 3 + 1) * 4);
     assert!(size_of::<ChannelKey>() == 16);
     assert!(size_of::<ChannelState>() == 88);
     assert!(size_of::<Credit>() == 128);

@@ -15,5 +15,6 @@ pub mod process;
 pub mod splice;
 pub mod transfer;
 pub mod uring;
+pub mod uring_message;
 pub mod uring_submit;
 pub mod watched;

@@ -161,6 +161,7 @@ fn of_rings(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         sr_flags: optional(btf.offset("io_sr_msg", "flags")),
         uring_splice_fd_in: optional(btf.offset("io_splice", "splice_fd_in")),
         uring_splice_flags: optional(btf.offset("io_splice", "flags")),
+        proto_ops_sendpage: optional(btf.offset("proto_ops", "sendpage")),
         kiocb_async_data: optional(btf.offset("io_kiocb", "async_data")),
         async_msg_namelen: optional(btf.offset("io_async_msghdr", "namelen")),
         async_msg_controllen: optional(btf.offset("io_async_msghdr", "controllen")),
