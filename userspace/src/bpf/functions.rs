@@ -233,8 +233,40 @@ impl LinearMap {
     }
 }
 
+/// Programs on the entry and the return of functions, the larger ones first.
+const KPROBES: [&str; 9] = [
+    "k_send_exit",
+    "k_receive_exit",
+    "k_file_write_exit",
+    "k_file_read_exit",
+    "k_send_enter",
+    "k_receive_enter",
+    "k_file_write_enter",
+    "k_file_read_enter",
+    "k_first_step",
+];
+
+/// The programs of tier K; those of tier F are each made for one function.
+pub(super) fn programs(tier: Tier) -> Vec<&'static str> {
+    match tier {
+        Tier::Kprobes => KPROBES.to_vec(),
+        Tier::Tracepoints | Tier::Trampolines => Vec::new(),
+    }
+}
+
 impl Functions {
-    /// Loads and attaches the programs of a tier; none for tier T.
+    /// Refuses a tier that cannot be had here before anything is loaded for it.
+    ///
+    /// # Errors
+    /// When the kernel has no kprobes.
+    pub(super) fn require(tier: Tier) -> anyhow::Result<()> {
+        if tier == Tier::Kprobes {
+            Tracefs::place().context("attach to kernel functions")?;
+        }
+        Ok(())
+    }
+
+    /// Attaches the programs of a tier, and loads those that are made for one function the programs of a tier; none for tier T.
     pub(super) fn attach(
         tier: Tier,
         ebpf: &mut Ebpf,
@@ -306,9 +338,11 @@ impl Functions {
             .with_context(|| format!("the object has no program {program_name}"))?
             .try_into()?;
         if !self.programs.iter().any(|(name, _)| name == program_name) {
-            program
-                .load()
-                .with_context(|| format!("load the program {program_name}"))?;
+            if program.fd().is_err() {
+                program
+                    .load()
+                    .with_context(|| format!("load the program {program_name}"))?;
+            }
             let fd = program.fd()?.as_fd().try_clone_to_owned()?;
             if let Some(dir) = &self.pin {
                 dir.pin_program(program_name, &fd)?;

@@ -14,7 +14,7 @@ use aya::{
 };
 use countersign_common::load::Offsets;
 
-use super::offsets::missing_for_events;
+use super::{offsets::missing_for_events, verify::Wanted};
 
 /// A way onto tracepoints.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, serde::Serialize)]
@@ -62,7 +62,16 @@ impl Hook {
         }
     }
 
-    /// Loads a program, for itself or for another to go on with.
+    /// A program and its tracepoint, to be loaded ahead.
+    pub(super) fn wanted(self, name: &'static str, tracepoint: &'static str) -> Wanted {
+        if self.has(name) {
+            Wanted::Event(event_name(name))
+        } else {
+            Wanted::Typed(name, tracepoint)
+        }
+    }
+
+    /// Loads a program unless it is, for itself or for another to go on with.
     pub(super) fn load(
         self,
         ebpf: &mut Ebpf,
@@ -70,15 +79,21 @@ impl Hook {
         name: &str,
         tracepoint: &str,
     ) -> anyhow::Result<ProgramFd> {
+        let cannot = || format!("load the program {name} for {tracepoint}");
         let fd = if self.has(name) {
             let program = event_program(ebpf, name)?;
-            program.load().map(|()| program.fd())
+            if program.fd().is_err() {
+                program.load().with_context(cannot)?;
+            }
+            program.fd()
         } else {
             let program = typed_program(ebpf, name)?;
-            program.load(tracepoint, btf).map(|()| program.fd())
+            if program.fd().is_err() {
+                program.load(tracepoint, btf).with_context(cannot)?;
+            }
+            program.fd()
         };
-        let fd = fd.with_context(|| format!("load the program {name} for {tracepoint}"))??;
-        Ok(fd.try_clone()?)
+        Ok(fd?.try_clone()?)
     }
 
     /// Loads and attaches a program: what keeps it loaded, and its link if that is `wanted`.
@@ -119,8 +134,12 @@ impl Hook {
     }
 }
 
+fn event_name(name: &str) -> String {
+    format!("e_{name}")
+}
+
 fn event_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> anyhow::Result<&'a mut TracePoint> {
-    let name = format!("e_{name}");
+    let name = event_name(name);
     let program = ebpf.program_mut(&name);
     Ok(program
         .with_context(|| format!("the object has no program {name}"))?

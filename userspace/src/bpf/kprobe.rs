@@ -81,13 +81,21 @@ pub(super) struct Tracefs {
 }
 
 impl Tracefs {
+    /// Where tracefs is.
+    ///
+    /// # Errors
+    /// When the kernel has no kprobes, or it is not mounted.
+    pub(super) fn place() -> anyhow::Result<PathBuf> {
+        root().context(
+            "no kprobe_events under /sys/kernel/tracing: the kernel has no kprobes, or tracefs is not \
+             mounted there (mount -t tracefs tracefs /sys/kernel/tracing)",
+        )
+    }
+
     /// Finds tracefs and removes what dead processes have left.
     pub(super) fn open() -> anyhow::Result<Self> {
         static LOADS: AtomicU32 = AtomicU32::new(0);
-        let root = root().context(
-                "no kprobe_events under /sys/kernel/tracing: the kernel has no kprobes, or tracefs is not \
-                 mounted there (mount -t tracefs tracefs /sys/kernel/tracing)",
-            )?;
+        let root = Self::place()?;
         let pid = std::process::id();
         let start = scan::start_ticks(pid).context("read this process's own start time")?;
         let load = LOADS.fetch_add(1, Ordering::Relaxed);

@@ -13,7 +13,7 @@ use zerocopy::IntoBytes;
 
 use super::{
     capture::Capture,
-    functions::{Functions, LinearMap, carried_kinds},
+    functions::{self, Functions, LinearMap, carried_kinds},
     hook::Hook,
     messages::{self, Messages},
     object, offsets,
@@ -23,6 +23,7 @@ use super::{
     rings::{Credits, Rings},
     tag::Tagger,
     tier::Tier,
+    verify::{Wanted, verify},
 };
 
 /// The program that is attached to nothing and makes the balances when it is run.
@@ -58,6 +59,9 @@ const CONTINUED: [(&str, &str, &str); 4] = [
     ("evasion_enter", "sys_enter", "EVASION_AT_ENTER"),
 ];
 
+/// Those that take the verifier longest.
+const LARGE: [&str; 3] = ["sys_exit", "sys_exit_compat", "io_uring_complete"];
+
 /// Whether a program of the ledger is on a tracepoint.
 pub fn is_tracepoint(name: &str) -> bool {
     PROGRAMS.contains(&name) || OPTIONAL.iter().any(|(program, _)| *program == name)
@@ -80,6 +84,7 @@ const PINNED_MAPS: [&str; 7] = [
 /// When the programs are not built in, the kernel lacks BTF or a structure member, or refuses a program (then with the
 /// verifier's words).
 pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
+    Functions::require(options.tier)?;
     let object = object::require_object()?;
     let (offsets, optional) = offsets::of_running_kernel(&OPTIONAL)?;
     options.hook.check(&offsets)?;
@@ -114,6 +119,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
 
     add_proxies(&mut ebpf, &options.proxy_exes)?;
     watch_files(&mut ebpf, &options.watched_files)?;
+    verify(&mut ebpf, &btf, &wanted(options, &optional))?;
     let mut continued = Vec::new();
     for (name, tracepoint, table) in CONTINUED {
         if let Some((dir, _)) = &options.pin {
@@ -154,6 +160,23 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         capture.rings.keep();
     }
     Ok(capture)
+}
+
+/// The programs that can be loaded before it is known where they go, those that take longest first.
+fn wanted(options: &LoadOptions, optional: &offsets::Present) -> Vec<Wanted> {
+    let continued = CONTINUED
+        .iter()
+        .map(|(name, tracepoint, _)| (*name, *tracepoint));
+    let mut tracepoints: Vec<_> = continued
+        .chain(PROGRAMS.map(|name| (name, name)))
+        .chain(optional.iter().copied())
+        .collect();
+    tracepoints.sort_by_key(|(name, _)| !LARGE.contains(name));
+    let tracepoints = tracepoints
+        .into_iter()
+        .map(|(name, tracepoint)| options.hook.wanted(name, tracepoint));
+    let functions = functions::programs(options.tier).into_iter();
+    tracepoints.chain(functions.map(Wanted::Kprobe)).collect()
 }
 
 /// Attaches the programs to system calls, processes and whatever else this kernel tells of.

@@ -28,5 +28,6 @@ mod syscall;
 pub mod tag;
 pub mod tier;
 pub mod unix_peers;
+mod verify;
 
 pub use rings::Place;
