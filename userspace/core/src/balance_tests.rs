@@ -237,3 +237,18 @@ proptest::proptest! {
         proptest::prop_assert_eq!(told(&balances), []);
     }
 }
+
+#[test]
+fn what_waited_says_how_far_the_readers_count_is_ahead() {
+    let mut balances = Balances::default();
+    assert_eq!(balances.shift(STREAM), None, "nothing was looked at");
+    balances.sample(STREAM, &sample(100, [10, 5], 64, [1, 1]), [10, 5]);
+    assert_eq!(balances.shift(STREAM), Some((59, 59)));
+    // A read that is on its way may have taken its bytes already.
+    balances.operation(STREAM, End::Reader, 1, &op(50, 150, 20));
+    assert_eq!(balances.shift(STREAM), Some((59, 79)));
+    balances.sample(STREAM, &sample(200, [10, 25], 44, [1, 2]), [10, 25]);
+    assert_eq!(balances.shift(STREAM), Some((59, 59)));
+    balances.sample(STREAM, &sample(300, [10, 25], 45, [1, 2]), [10, 25]);
+    assert_eq!(balances.shift(STREAM), None, "a byte came from nowhere");
+}
