@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::bpf::choice::Choice;
+use crate::bpf::hook::Hook;
 use crate::bpf::pin::{Note, PinDir};
+use crate::bpf::preemption::Preemption;
 use crate::bpf::self_test::SKIPPED;
 use crate::bpf::tier::Tier;
 use crate::bpf::{
@@ -33,8 +35,8 @@ pub struct Request {
     pub capture: String,
     /// Executables of proxies.
     pub proxy_exes: Vec<ProxyExe>,
-    /// Where the capture is pinned, so that it outlives this process.
-    pub pin: Option<PinDir>,
+    /// Where the capture is pinned, so that it outlives this process, with what it was asked to record.
+    pub pin: Option<(PinDir, String)>,
     /// Size of the ring in bytes, a power of two.
     pub ring_bytes: u32,
     /// Files whose opening by the watched is told: keys, logs, the output.
@@ -116,11 +118,17 @@ pub fn self_test(forced: Option<Tier>) -> Vec<Requirement> {
         met: choice.tier.is_some(),
         detail: match choice.tier {
             Some(tier) => {
-                let mut rest = String::new();
+                let mut rest = match choice.hook {
+                    Hook::Typed => String::new(),
+                    Hook::Event => {
+                        "; the kernel skips programs on tracepoints under load, so that they are on trace events"
+                            .to_owned()
+                    }
+                };
                 if !choice.skipped.is_empty() {
                     let skipped = choice.skipped.join(", ");
                     rest = format!(
-                        "; the kernel skips programs on system calls under load, so that ends, spliced bytes and \
+                        "{rest}; the kernel skips programs on system calls under load, so that ends, spliced bytes and \
                          files can be missed, which is counted: {skipped}"
                     );
                 }
@@ -191,38 +199,45 @@ pub fn attach(request: &Request) -> Result<Capture, Failure> {
         code: Code::Unavailable,
         error,
     };
-    // Only tier T can be pinned so far.
-    let pinned = request.pin.as_ref().map(|_| Tier::Tracepoints);
-    let tier = request.tier.or(pinned).unwrap_or_else(|| {
-        let choice = Choice::make(None);
+    let forced = request.tier;
+    let chosen = || {
+        let choice = Choice::make(forced);
         let refused = choice.refused();
-        tracing::debug!(tier = ?choice.tier, refused, preemption = %choice.preemption, "chosen");
+        tracing::debug!(tier = ?choice.tier, hook = choice.hook.as_str(), refused, preemption = %choice.preemption, "chosen");
         if choice.tier.is_none() {
             tracing::warn!(
                 refused,
                 "no tier passes its test: what is recorded will have holes"
             );
         }
-        choice.tier.unwrap_or_default()
-    });
+        (choice.tier.or(forced).unwrap_or_default(), choice.hook)
+    };
+    let (tier, hook) = match forced {
+        // Where nothing is preempted there is nothing to choose.
+        Some(tier) if !Preemption::of_running_kernel().is_preemptible() => (tier, Hook::default()),
+        Some(_) | None => chosen(),
+    };
     let options = LoadOptions {
         generation,
         tier,
+        hook,
         proxy_exes,
         ring_bytes: request.ring_bytes,
         pin: request
             .pin
             .clone()
-            .map(|dir| (dir, request.capture.clone())),
+            .map(|(dir, _)| (dir, request.capture.clone())),
         watched_files: request.watched_files.clone(),
         ..LoadOptions::default()
     };
-    if let Some(dir) = &request.pin {
-        dir.make().map_err(unavailable)?;
+    if let Some((dir, asked)) = &request.pin {
+        dir.make()
+            .and_then(|()| dir.keep_asked(asked))
+            .map_err(unavailable)?;
     }
     load(&options).map_err(|error| {
         // Half of a capture must not go on by itself.
-        if let Some(dir) = &request.pin
+        if let Some((dir, _)) = &request.pin
             && let Err(error) = dir.remove()
         {
             tracing::warn!(%error, "what was pinned could not be removed");

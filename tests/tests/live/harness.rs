@@ -10,7 +10,7 @@ use std::{
 };
 
 use countersign::bpf::{
-    capture::Capture, load::load, object::object, options::LoadOptions, tier::Tier,
+    capture::Capture, hook::Hook, load::load, object::object, options::LoadOptions, tier::Tier,
 };
 use countersign_common::{
     ChannelEnd, Exec, Exit, FileOpen, Fork, Peer, Queued, RecordHeader, SocketAddress, Transfer,
@@ -82,6 +82,7 @@ pub(crate) fn witness_with(options: &LoadOptions) -> Option<Witness> {
         crate::messages::listen();
         let options = LoadOptions {
             tier: tier(),
+            hook: hook(),
             ..options.clone()
         };
         let capture = load(&options).expect("the programs load");
@@ -111,6 +112,15 @@ pub(crate) fn tier() -> Tier {
     match std::env::var("COUNTERSIGN_TIER") {
         Ok(name) => name.parse().expect("COUNTERSIGN_TIER names a tier"),
         Err(_) => Tier::default(),
+    }
+}
+
+/// How programs get onto tracepoints: `COUNTERSIGN_HOOK=events`, else by the kernel's types.
+pub(crate) fn hook() -> Hook {
+    match std::env::var("COUNTERSIGN_HOOK").as_deref() {
+        Ok("events") => Hook::Event,
+        Ok(other) => panic!("COUNTERSIGN_HOOK={other}: events, or nothing"),
+        Err(_) => Hook::default(),
     }
 }
 

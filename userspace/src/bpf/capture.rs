@@ -22,8 +22,9 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
     functions::{FunctionStatus, Functions},
+    hook::Hook,
     messages::Messages,
-    pin::PinDir,
+    pin::{Note, PinDir},
     rings::{Place, Rings},
     run::run_program,
     tag::Tagger,
@@ -42,6 +43,7 @@ pub struct Capture {
     /// First, so that the events on functions go before the programs.
     pub(super) functions: Functions,
     pub(super) tier: Tier,
+    pub(super) hook: Hook,
     /// Holds the programs and their links; nothing where they are pinned and another process loaded them.
     pub(super) _ebpf: Option<Ebpf>,
     /// The kernel empties such a table when nobody holds it.
@@ -49,6 +51,8 @@ pub struct Capture {
     pub(super) rings: Rings,
     /// Programs stay in the kernel without this process: what was read is given back only when the caller says so.
     pub(super) pinned: Option<PinDir>,
+    /// What makes the pinned directory one that a later process goes on with.
+    pub(super) unsigned: Option<Note>,
     pub(super) tags: Tagger,
     pub(super) cpus: PerCpuArray<MapData, [u8; size_of::<CpuState>()]>,
     pub(super) channels: [ChannelMap; 2],
@@ -134,6 +138,11 @@ impl Capture {
         self.tier
     }
 
+    /// How programs are on tracepoints.
+    pub fn hook(&self) -> Hook {
+        self.hook
+    }
+
     /// The kernel functions that are watched, and those that cannot be. Empty in tier T.
     pub fn functions(&self) -> &[FunctionStatus] {
         self.functions.status()
@@ -156,6 +165,12 @@ impl Capture {
     /// Whether the programs stay in the kernel when this process dies. Then [`Capture::release`] must be called.
     pub fn is_pinned(&self) -> bool {
         self.pinned.is_some()
+    }
+
+    /// What [signs](PinDir::sign) a capture that was pinned here; for whoever writes down what a later process cannot find out
+    /// any more, to sign when that is safe. Until then nobody goes on with it.
+    pub fn take_unsigned(&mut self) -> Option<(PinDir, Note)> {
+        Some((self.pinned.clone()?, self.unsigned.take()?))
     }
 
     /// The headers of the next records in the data ring and the control ring, which stay there.
@@ -190,7 +205,10 @@ impl Capture {
     /// When the file system refuses.
     pub fn unpin(&mut self) -> anyhow::Result<()> {
         match self.pinned.take() {
-            Some(dir) => dir.remove(),
+            Some(dir) => {
+                self.functions.let_go();
+                dir.remove()
+            }
             None => Ok(()),
         }
     }

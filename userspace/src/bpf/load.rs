@@ -6,7 +6,7 @@ use anyhow::Context;
 use aya::{
     Ebpf, EbpfLoader,
     maps::{HashMap, Map, MapData, PerCpuArray, ProgramArray},
-    programs::{BtfTracePoint, RawTracePoint, links::FdLink},
+    programs::{ProgramFd, RawTracePoint},
 };
 use countersign_common::load::Offsets;
 use zerocopy::IntoBytes;
@@ -14,6 +14,7 @@ use zerocopy::IntoBytes;
 use super::{
     capture::Capture,
     functions::{Functions, LinearMap, carried_kinds},
+    hook::Hook,
     messages::{self, Messages},
     object, offsets,
     options::{LoadOptions, add_proxies, watch_files},
@@ -79,12 +80,9 @@ const PINNED_MAPS: [&str; 7] = [
 /// When the programs are not built in, the kernel lacks BTF or a structure member, or refuses a program (then with the
 /// verifier's words).
 pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
-    anyhow::ensure!(
-        options.pin.is_none() || options.tier == Tier::Tracepoints,
-        "only tier T can be pinned so far: leave --pin out, or use --tier t"
-    );
     let object = object::require_object()?;
     let (offsets, optional) = offsets::of_running_kernel(&OPTIONAL)?;
+    options.hook.check(&offsets)?;
     let btf = aya::Btf::from_sys_fs().context("read the kernel's btf")?;
     let [ring_bytes, control_bytes] = [options.ring_bytes, options.control_bytes].map(ring_size);
     let sizes = [u64::from(ring_bytes), u64::from(control_bytes)];
@@ -110,6 +108,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         .override_global("RING_BYTES", sizes.as_bytes(), true)
         .map_max_entries("RING", ring_bytes)
         .map_max_entries("CONTROL", control_bytes)
+        .map_max_entries("FORKED", options.hook.forked_max())
         .load(object)
         .context("create the maps (capturing needs root, or CAP_BPF and CAP_PERFMON)")?;
 
@@ -120,11 +119,13 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         if let Some((dir, _)) = &options.pin {
             dir.pin_maps(&ebpf, &[table])?;
         }
-        continued.push(load_continued(&mut ebpf, &btf, tracepoint, name, table)?);
+        let fd = options.hook.load(&mut ebpf, &btf, name, tracepoint)?;
+        continued.push(continue_with(&mut ebpf, &fd, name, table)?);
     }
 
     // Nothing is tagged yet, so that the order costs nothing; what a kernel refuses, it refuses here.
-    let mut functions = Functions::attach(options.tier, &mut ebpf, &btf, &offsets)
+    let pin = options.pin.as_ref().map(|(dir, _)| dir);
+    let mut functions = Functions::attach(options.tier, &mut ebpf, &btf, &offsets, pin)
         .context("attach to kernel functions")?;
     let mut programs = functions.take_programs();
     attach_tracepoints(&mut ebpf, &btf, options, optional, &mut programs)?;
@@ -139,18 +140,17 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
     let mut capture = Capture {
         functions,
         tier: options.tier,
+        hook: options.hook,
         _continued: continued,
         _ebpf: Some(ebpf),
         messages: Some(messages),
         pinned,
         ..of_maps(maps, programs, balances, options.generation, &offsets)?
     };
-    if let (Some(dir), Some(id)) = (&capture.pinned, capture_id) {
-        dir.sign(&Note::new(
-            options.generation,
-            &id,
-            capture.offsets_digest(),
-        )?)?;
+    if let Some(id) = capture_id {
+        let digest = capture.offsets_digest();
+        let note = Note::new(options.tier, options.generation, &id, digest)?;
+        capture.unsigned = Some(note);
         capture.rings.keep();
     }
     Ok(capture)
@@ -166,23 +166,14 @@ fn attach_tracepoints(
 ) -> anyhow::Result<()> {
     let programs_here = PROGRAMS.into_iter().map(|name| (name, name));
     for (name, tracepoint) in programs_here.chain(optional) {
-        let program: &mut BtfTracePoint = ebpf
-            .program_mut(name)
-            .with_context(|| format!("the object has no program {name}"))?
-            .try_into()?;
-        program
-            .load(tracepoint, btf)
-            .with_context(|| format!("load the program for {tracepoint}"))?;
-        let link = program
-            .attach()
-            .with_context(|| format!("attach to {tracepoint}"))?;
-        let fd = program.fd()?.as_fd();
+        let pins = options.pin.is_some();
+        let (fd, link) = options.hook.attach(ebpf, btf, name, tracepoint, pins)?;
         if let Some((dir, _)) = &options.pin {
-            dir.pin_program(name, fd)?;
+            dir.pin_program(name, &fd)?;
         }
-        programs.push((name.to_owned(), fd.try_clone_to_owned()?));
-        if let Some((dir, _)) = &options.pin {
-            dir.pin_link(name, FdLink::from(program.take_link(link)?))?;
+        programs.push((name.to_owned(), fd));
+        if let (Some((dir, _)), Some(link)) = (&options.pin, link) {
+            dir.pin_link(name, link)?;
         }
     }
     Ok(())
@@ -233,7 +224,10 @@ pub fn resume(dir: PinDir, note: &Note) -> anyhow::Result<Capture> {
     );
     capture.rings.keep();
     capture.rings.recount();
+    let tier = note.tier()?;
     Ok(Capture {
+        functions: Functions::pinned(tier, &dir)?,
+        tier,
         pinned: Some(dir),
         ..capture
     })
@@ -296,6 +290,7 @@ fn of_maps(
     Ok(Capture {
         functions: Functions::default(),
         tier: Tier::default(),
+        hook: Hook::default(),
         _ebpf: None,
         _continued: Vec::new(),
         rings: Rings::new(
@@ -304,6 +299,7 @@ fn of_maps(
             Credits::map(maps.credits.fd().as_fd()).context("map the credits")?,
         ),
         pinned: None,
+        unsigned: None,
         tags: Tagger::new(tags),
         cpus: PerCpuArray::try_from(maps.cpus)?,
         channels: [
@@ -319,28 +315,19 @@ fn of_maps(
     })
 }
 
-/// Loads a program that another goes on to and puts it where that one looks.
-fn load_continued(
+/// Puts a program that another goes on to where that one looks.
+fn continue_with(
     ebpf: &mut Ebpf,
-    btf: &aya::Btf,
-    tracepoint: &str,
+    fd: &ProgramFd,
     name: &str,
     table: &str,
 ) -> anyhow::Result<ProgramArray<MapData>> {
-    let program: &mut BtfTracePoint = ebpf
-        .program_mut(name)
-        .with_context(|| format!("the object has no program {name}"))?
-        .try_into()?;
-    program
-        .load(tracepoint, btf)
-        .with_context(|| format!("load the program {name}"))?;
-    let fd = program.fd()?.try_clone()?;
     let map = ebpf
         .take_map(table)
         .with_context(|| format!("the object has no map {table}"))?;
     let mut table = ProgramArray::try_from(map)?;
     table
-        .set(0, &fd, 0)
+        .set(0, fd, 0)
         .with_context(|| format!("put the program {name} where it is looked for"))?;
     Ok(table)
 }

@@ -5,8 +5,10 @@
 mod btf;
 pub mod capture;
 pub mod choice;
+pub mod claim;
 pub mod features;
 pub mod functions;
+pub mod hook;
 pub mod inet_peers;
 mod kprobe;
 pub mod load;
