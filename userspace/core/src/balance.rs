@@ -138,15 +138,12 @@ impl Balances {
         (as_counted(WRITER) && as_counted(READER)).then_some((last.queued, last.residue_bytes))
     }
 
-    /// How far the readers' count of a stream's bytes is ahead of the writers', where what waited in it says so: it added up at least
-    /// once with nothing on its way, and never failed to.
-    pub fn shift(&self, stream: StreamIx) -> Option<i128> {
+    /// How far the readers' count of a stream's bytes is ahead of the writers', at least and at most, where what waited in it says so and
+    /// nothing was missed.
+    pub fn shift(&self, stream: StreamIx) -> Option<(i128, i128)> {
         let balance = self.of.get(&stream)?;
-        let first = balance.samples.first()?;
-        let judged = balance.judge();
-        // Of a stream that began before the counters, the first moment is no other's word.
-        let before = judged.even.iter().any(|(_, ended)| *ended >= first.ended);
-        (before && judged.unseen.is_empty() && !balance.broken).then_some(-first.residue)
+        let adds_up = !balance.broken && balance.judge().unseen.is_empty();
+        adds_up.then(|| balance.shift()).flatten()
     }
 
     /// What follows for each stream.
@@ -315,6 +312,22 @@ impl Balance {
             Some(after) => after.more[side] -= moved,
             None => self.open[side].add(number, moved),
         }
+    }
+
+    /// What was on its way at a moment was in the channel, or out of it, as far as it was counted or up to all of it.
+    fn shift(&self) -> Option<(i128, i128)> {
+        let mut more = [0; 2];
+        let mut shift: Option<(i128, i128)> = None;
+        for sample in &self.samples {
+            for side in [WRITER, READER] {
+                more[side] += sample.more[side];
+            }
+            let way = [WRITER, READER].map(|side| sample.on_their_way[side] + more[side]);
+            let (least, most) = (-sample.residue - way[WRITER], -sample.residue + way[READER]);
+            let (from, to) = shift.unwrap_or((least, most));
+            shift = Some((from.max(least), to.min(most)));
+        }
+        shift.filter(|(least, most)| least <= most)
     }
 
     fn judge(&self) -> Judged {

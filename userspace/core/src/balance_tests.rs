@@ -255,3 +255,24 @@ proptest::proptest! {
         proptest::prop_assert_eq!(told(&balances), []);
     }
 }
+
+#[test]
+fn what_waited_says_how_far_the_readers_count_is_ahead() {
+    let mut balances = Balances::default();
+    assert_eq!(balances.shift(STREAM), None, "nothing was looked at");
+    balances.sample(STREAM, &sample(100, [10, 5], 64, [1, 1]), [10, 5]);
+    assert_eq!(balances.shift(STREAM), Some((59, 59)));
+    balances.sample(STREAM, &sample(200, [10, 25], 44, [1, 2]), [10, 25]);
+    balances.operation(STREAM, End::Reader, 1, &op(50, 150, 20));
+    assert_eq!(balances.shift(STREAM), Some((59, 59)));
+    balances.sample(STREAM, &sample(300, [10, 25], 45, [1, 2]), [10, 25]);
+    assert_eq!(balances.shift(STREAM), None, "a byte came from nowhere");
+}
+
+#[test]
+fn a_read_that_is_on_its_way_may_have_taken_its_bytes_already() {
+    let mut balances = Balances::default();
+    balances.sample(STREAM, &sample(100, [10, 5], 64, [1, 1]), [10, 5]);
+    balances.operation(STREAM, End::Reader, 1, &op(50, 150, 20));
+    assert_eq!(balances.shift(STREAM), Some((59, 79)));
+}

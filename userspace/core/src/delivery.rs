@@ -78,6 +78,8 @@ pub struct StreamFrames {
     pub readers: Vec<(ProcessIx, Moved)>,
     /// Which of them took what.
     pub takers: Takers,
+    /// Of something that was read there is no copy of the kernel's own.
+    pub uncopied: bool,
     /// Frames that found no room.
     pub overflowed: u64,
     opaque: [usize; 2],

@@ -93,11 +93,11 @@ pub struct Placed {
 }
 
 /// Places every delivery of every stream, in order of time. `shift` says how far the readers' count of a stream's bytes is ahead of the
-/// writers', if that is known.
+/// writers', at least and at most, if that is known.
 pub fn place(
     frames: &[Frame],
     streams: &BTreeMap<StreamIx, StreamFrames>,
-    shift: impl Fn(StreamIx) -> Option<i128>,
+    shift: impl Fn(StreamIx) -> Option<(i128, i128)>,
     roles: &Roles,
 ) -> Vec<Placed> {
     let mut placed: Vec<Placed> = streams

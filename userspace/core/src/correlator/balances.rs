@@ -47,11 +47,11 @@ impl Correlator {
         self.balances.sample(stream, record, seen);
     }
 
-    /// How far the readers' count of a stream's bytes is ahead of the writers': by what was in the channel already when its ends began
-    /// to be counted. `None` if that is not known.
-    pub(super) fn shift(&self, stream: StreamIx) -> Option<i128> {
+    /// How far the readers' count of a stream's bytes is ahead of the writers', at least and at most: by what was in the channel already
+    /// when its ends began to be counted. `None` if that is not known.
+    pub(super) fn shift(&self, stream: StreamIx) -> Option<(i128, i128)> {
         if self.channels.channel(stream.channel).created {
-            return Some(0);
+            return Some((0, 0));
         }
         self.balances.shift(stream)
     }

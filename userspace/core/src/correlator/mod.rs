@@ -401,6 +401,9 @@ impl Correlator {
         // Taken out for the time being: the kernel's bytes are borrowed from it.
         let mut copies = std::mem::take(&mut self.copies);
         let (payload, differs) = copies.replace(transfer, &mut op, payload);
+        if op.flags & flags::KERNEL_COPY == 0 {
+            self.streams.entry(stream).or_default().uncopied = true;
+        }
         self.with_end(stream, side, |log, out| {
             log.push(transfer, op, payload, now, &mut |item| out(item));
         });

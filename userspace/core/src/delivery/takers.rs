@@ -107,3 +107,55 @@ impl Taken {
         within && !unclear
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn op(process: u32, place: u64, returned: u64, enter: u64, exit: u64) -> Op {
+        Op {
+            process: ProcessIx(process),
+            tid: 1,
+            syscall: 0,
+            flags: 0,
+            enter: BootNs(enter),
+            exit: BootNs(exit),
+            returned,
+            stream_before: place,
+        }
+    }
+
+    #[test]
+    fn a_place_is_a_process_s_where_it_took_all_of_it_by_itself() {
+        let mut takers = Takers::default();
+        takers.took(&op(1, 0, 10, 1, 2));
+        takers.took(&op(1, 10, 10, 3, 4));
+        takers.took(&op(2, 20, 5, 5, 6));
+        takers.took(&op(1, 25, 10, 7, 8));
+        let taken = takers.of(|process| process == ProcessIx(1));
+        assert!(taken.all(0, 20) && taken.all(5, 15) && taken.all(25, 35));
+        assert!(!taken.all(19, 21) && !taken.all(24, 30) && !taken.all(30, 36));
+    }
+
+    #[test]
+    fn where_two_were_at_it_at_once_a_place_is_nobodys() {
+        let mut takers = Takers::default();
+        takers.took(&op(1, 0, 10, 1, 2));
+        takers.took(&op(2, 10, 5, 3, 9));
+        takers.took(&op(1, 15, 10, 4, 10));
+        takers.took(&op(1, 25, 10, 11, 12));
+        let taken = takers.of(|process| process == ProcessIx(1));
+        assert!(taken.all(0, 10) && taken.all(25, 35));
+        assert!(!taken.all(15, 25) && !taken.all(20, 30));
+    }
+
+    #[test]
+    fn readers_that_take_turns_fill_no_memory() {
+        let mut takers = Takers::default();
+        for turn in 0..3 * SPANS_MAX as u64 {
+            takers.took(&op((turn % 2) as u32, turn, 1, 2 * turn, 2 * turn + 1));
+        }
+        assert!(takers.spans.len() <= SPANS_MAX && takers.nobodys.len() <= SPANS_MAX);
+        assert!(!takers.of(|_| true).all(0, 1), "nothing is known any more");
+    }
+}

@@ -16,8 +16,8 @@ pub(super) struct Ends<'a> {
     of_stream: &'a StreamFrames,
     frames: &'a [Frame],
     roles: &'a Roles,
-    /// How far the readers' count is ahead of the writers', if that is known.
-    shift: Option<i128>,
+    /// How far the readers' count is ahead of the writers', at least and at most, if that is known.
+    shift: Option<(i128, i128)>,
     /// Nothing is missing at the readers' end.
     read_whole: bool,
     /// How much is missing is known everywhere, so that both ends count right.
@@ -46,7 +46,7 @@ impl<'a> Ends<'a> {
         of_stream: &'a StreamFrames,
         frames: &'a [Frame],
         roles: &'a Roles,
-        shift: Option<i128>,
+        shift: Option<(i128, i128)>,
     ) -> Self {
         let of = |ix: Option<FrameIx>| frames.get(ix?.0 as usize);
         let unknown = |(end, gap): &(End, crate::stream::Gap)| {
@@ -84,7 +84,14 @@ impl<'a> Ends<'a> {
 
     /// The readers' count of a byte, by the writers'.
     fn place(&self, written: u64) -> Option<u64> {
-        u64::try_from(i128::from(written).checked_add(self.shift?)?).ok()
+        let (least, most) = self.shift?;
+        self.place_at_most(written).filter(|_| least == most)
+    }
+
+    /// The highest that it can be.
+    fn place_at_most(&self, written: u64) -> Option<u64> {
+        let (_, most) = self.shift?;
+        u64::try_from(i128::from(written).checked_add(most)?).ok()
     }
 
     /// Whether a line that was written and not read was left out, though one behind it was read.
@@ -105,11 +112,9 @@ impl<'a> Ends<'a> {
         let spans = written.flags.contains(FrameFlags::SPANS_LINES);
         // Of a line that was not taken whole, as one over the limit per operation, the rest says nothing.
         let taken = written.is_whole() && written.is_a_line();
-        let Some(from) = self.place(written.position).filter(|_| taken && !spans) else {
-            return false;
-        };
-        let to = from.saturating_add(written.len);
-        if self.read < to {
+        let end = written.position.saturating_add(written.len);
+        let all_read = self.place_at_most(end).is_some_and(|end| end <= self.read);
+        if spans || !taken || !all_read {
             return false;
         }
         match leg {
@@ -117,14 +122,23 @@ impl<'a> Ends<'a> {
                 let (of, proxy) = self
                     .of_proxy
                     .get_or_init(|| (instance, self.of_proxy(instance)));
-                *of == instance && self.refuted_by(proxy, written, from, to)
+                *of == instance && self.refuted_by(proxy, written)
             }
-            Leg::Direct => {
-                let behind = self.delivered.partition_point(|(from, _)| *from < to);
-                behind > 0 && self.delivered[behind - 1].1 > from
-            }
+            Leg::Direct => self.refuted_by_copies(written),
             Leg::ProxyToServer(_) | Leg::ProxyToClient(_) | Leg::ProxyFile(_) => false,
         }
+    }
+
+    /// What the kernel delivered lies at its place, or is all that there is.
+    fn refuted_by_copies(&self, written: &Frame) -> bool {
+        if self.read_whole && !self.of_stream.uncopied {
+            return true;
+        }
+        self.place(written.position).is_some_and(|from| {
+            let to = from.saturating_add(written.len);
+            let behind = self.delivered.partition_point(|(from, _)| *from < to);
+            behind > 0 && self.delivered[behind - 1].1 > from
+        })
     }
 
     fn of_proxy(&self, instance: InstanceIx) -> OfProxy {
@@ -151,14 +165,16 @@ impl<'a> Ends<'a> {
 
     /// With nothing missing, what the proxy took at this place and has not is not there. The byte before it must be the proxy's
     /// too: else another reader's memory would say where the line begins. Otherwise it has to show another byte there.
-    fn refuted_by(&self, proxy: &OfProxy, written: &Frame, from: u64, to: u64) -> bool {
+    fn refuted_by(&self, proxy: &OfProxy, written: &Frame) -> bool {
         if self.read_whole && proxy.alone {
             return true;
         }
-        if !self.countable || !proxy.taken.all(from.saturating_sub(1), to) {
+        let Some(from) = self.place(written.position).filter(|_| self.countable) else {
             return false;
-        }
-        self.read_whole || self.differs(proxy, written, from, to)
+        };
+        let to = from.saturating_add(written.len);
+        proxy.taken.all(from.saturating_sub(1), to)
+            && (self.read_whole || self.differs(proxy, written, from, to))
     }
 
     /// Whether a line of the proxy's that lies at this place has another byte there.
