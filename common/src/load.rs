@@ -180,6 +180,25 @@ pub struct Offsets {
     pub proc_inode_inode: u32,
     pub sock_peer_pid: u32,
     pub task_real_parent: u32,
+    // Trace events: members of what they hand over. `Offsets::UNKNOWN` where the kernel has none.
+    pub mm_exe_file: u32,
+    pub event_fork_child: u32,
+    pub event_exec_name: u32,
+    pub event_complete_ring: u32,
+    pub event_complete_request: u32,
+    pub event_complete_data: u32,
+    pub event_complete_result: u32,
+    pub event_submit_request: u32,
+    pub event_copy_buffer: u32,
+    pub event_copy_len: u32,
+    /// Programs take 8 for granted.
+    pub event_enter_number: u32,
+    /// And 16 here.
+    pub event_exit_returned: u32,
+    // What TCP counts.
+    pub tcp_write_seq: u32,
+    pub tcp_copied_seq: u32,
+    pub icsk_ulp_ops: u32,
 }
 
 impl Offsets {
@@ -352,7 +371,7 @@ const _: () = {
     assert!(size_of::<TcpListener>() == 24);
     assert!(size_of::<AttemptKey>() == 32);
     assert!(size_of::<WatchedFile>() == 40);
-    assert!(size_of::<Offsets>() == (47 + 11 + 18 + 21 + 11 + 20 + 24 + 1) * 4);
+    assert!(size_of::<Offsets>() == (47 + 11 + 18 + 21 + 11 + 20 + 24 + 1 + 12 + 3) * 4);
     assert!(size_of::<ChannelKey>() == 16);
     assert!(size_of::<ChannelState>() == 88);
     assert!(size_of::<Credit>() == 128);

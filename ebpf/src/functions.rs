@@ -4,7 +4,6 @@
 //! loaded, so there is one for each; which function that is, its name on the running kernel says at load.
 
 use aya_ebpf::{
-    helpers::generated::bpf_get_current_task_btf,
     macros::{fentry, fexit, kprobe, kretprobe},
     programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
@@ -83,7 +82,7 @@ pub fn k_send_exit(ctx: RetProbeContext) -> u32 {
 #[kprobe]
 pub fn k_first_step(_ctx: ProbeContext) -> u32 {
     // SAFETY: the current task.
-    unsafe { process::first_step(bpf_get_current_task_btf()) };
+    unsafe { process::first_step() };
     0
 }
 

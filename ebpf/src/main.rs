@@ -26,6 +26,7 @@ mod attempt;
 mod channel;
 mod credit;
 mod emit;
+mod events;
 mod functions;
 mod inet;
 mod iterator;
@@ -40,7 +41,7 @@ mod scope;
 mod target;
 
 use aya_ebpf::{
-    EbpfContext as _,
+    EbpfContext,
     bindings::task_struct,
     helpers::{bpf_probe_read_user, generated::bpf_get_current_task_btf},
     macros::{btf_tracepoint, raw_tracepoint},
@@ -68,50 +69,67 @@ use crate::{
 /// `sys_enter(struct pt_regs *regs, long id)`, `kernel/entry/common.c`.
 #[btf_tracepoint(function = "sys_enter")]
 pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
-    // SAFETY: the arguments of the tracepoint, the current task and its leader; the verifier checks each use.
+    // SAFETY: the arguments of the tracepoint.
+    unsafe { at_enter(&ctx, ctx.arg(0), ctx.arg(1)) };
+    0
+}
+
+/// At the entry of a system call.
+///
+/// # Safety
+/// In a program whose `ctx` it is, with the registers of the call.
+#[inline(always)]
+unsafe fn at_enter<C: EbpfContext>(ctx: &C, regs: *const PtRegs, number: u64) {
+    // SAFETY: the caller's; the current task and its leader; the verifier checks each use.
     unsafe {
-        let regs: *const PtRegs = ctx.arg(0);
-        let number: u64 = ctx.arg(1);
         let task = bpf_get_current_task_btf();
         let abi = abi_of(task, number);
         if abi == Abi::Native && !is_in(&AT_ENTER, number) {
-            return 0;
+            return;
         }
         let leader = group_leader(task);
-        let Some(bits) = tag_of(leader) else { return 0 };
+        let Some(bits) = tag_of(leader) else { return };
         if abi == Abi::Native {
             if entered::<false>(task, leader, bits, regs, number) {
-                EVASION_AT_ENTER.tail_call(&ctx, 0);
+                EVASION_AT_ENTER.tail_call(ctx, 0);
             }
-            return 0;
+            return;
         }
         // It may be an `execve`, and a tag lost there is lost for good.
         process::before_exec(task, leader, bits);
         if abi == Abi::Compat {
             // A program of its own: with both in one the verifier would give up.
-            COMPAT_ENTER.tail_call(&ctx, 0);
+            COMPAT_ENTER.tail_call(ctx, 0);
         }
         count(counter::COMPAT_SYSCALLS, 1);
         log::compat(number);
-        EVASION_AT_ENTER.tail_call(&ctx, 0);
+        EVASION_AT_ENTER.tail_call(ctx, 0);
     }
-    0
 }
 
 /// The rest of [`sys_enter`] for a watched task in the 32-bit ABI.
 #[btf_tracepoint(function = "sys_enter")]
 pub fn sys_enter_compat(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: as above.
+    unsafe { at_compat_enter(&ctx, ctx.arg(0), ctx.arg(1)) };
+    0
+}
+
+/// At the entry of a system call of the 32-bit ABI by a watched task.
+///
+/// # Safety
+/// As [`at_enter`].
+#[inline(always)]
+unsafe fn at_compat_enter<C: EbpfContext>(ctx: &C, regs: *const PtRegs, number: u64) {
+    // SAFETY: as there.
     unsafe {
-        let regs: *const PtRegs = ctx.arg(0);
         let task = bpf_get_current_task_btf();
         let leader = group_leader(task);
-        let Some(bits) = tag_of(leader) else { return 0 };
-        let number = compat::translate(regs, ctx.arg(1));
+        let Some(bits) = tag_of(leader) else { return };
+        let number = compat::translate(regs, number);
         entered::<true>(task, leader, bits, regs, number);
-        EVASION_AT_ENTER.tail_call(&ctx, 0);
+        EVASION_AT_ENTER.tail_call(ctx, 0);
     }
-    0
 }
 
 /// At `sys_enter` of a watched task; whether it may be an attempt to get round the witness.
@@ -207,48 +225,67 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: as above.
     unsafe {
         let regs: *const PtRegs = ctx.arg(0);
-        let returned: i64 = ctx.arg(1);
-        let number = syscall_number(regs);
+        at_exit(&ctx, regs, syscall_number(regs), ctx.arg(1));
+    }
+    0
+}
+
+/// At the return of a system call.
+///
+/// # Safety
+/// As [`at_enter`].
+#[inline(always)]
+unsafe fn at_exit<C: EbpfContext>(ctx: &C, regs: *const PtRegs, number: u64, returned: i64) {
+    // SAFETY: as there.
+    unsafe {
         if !is_in(&AT_EXIT, number) && !is_in(&AT_EXIT_COMPAT, number) {
-            return 0;
+            return;
         }
         let task = bpf_get_current_task_btf();
         let abi = abi_of(task, number);
         if abi == Abi::Compat {
             if is_in(&AT_EXIT_COMPAT, number) {
                 // Without it there is nothing to go by: its `sys_enter` was counted.
-                COMPAT_EXIT.tail_call(&ctx, 0);
+                COMPAT_EXIT.tail_call(ctx, 0);
             }
-            return 0;
+            return;
         }
         if abi == Abi::X32 || !is_in(&AT_EXIT, number) {
-            return 0;
+            return;
         }
         if exited::<false>(task, group_leader(task), regs, number, returned) {
-            EVASION_AT_EXIT.tail_call(&ctx, 0);
+            EVASION_AT_EXIT.tail_call(ctx, 0);
         }
     }
-    0
 }
 
 /// The rest of [`sys_exit`] for a task in the 32-bit ABI.
 #[btf_tracepoint(function = "sys_exit")]
 pub fn sys_exit_compat(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: as above.
+    unsafe { at_compat_exit(ctx.arg(0), ctx.arg(1)) };
+    0
+}
+
+/// At the return of a system call of the 32-bit ABI.
+///
+/// # Safety
+/// As [`at_enter`].
+#[inline(always)]
+unsafe fn at_compat_exit(regs: *const PtRegs, returned: i64) {
+    // SAFETY: as there.
     unsafe {
-        let regs: *const PtRegs = ctx.arg(0);
         let number = syscall_number(regs);
         let task = bpf_get_current_task_btf();
         let leader = group_leader(task);
         if number == COMPAT_SOCKETCALL && !has_storage(leader) {
             // Whether it yields an end of a watched channel is in its memory: read for the watched only. What it moves through such an
             // end is missing at the other one.
-            return 0;
+            return;
         }
         let number = compat::translate_at_exit(task, regs, number);
-        exited::<true>(task, leader, regs, number, ctx.arg(1));
+        exited::<true>(task, leader, regs, number, returned);
     }
-    0
 }
 
 /// At `sys_exit` of a call that may matter; whether it may have been an attempt to get round the witness.
@@ -367,9 +404,18 @@ pub fn io_uring_complete(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sys_enter")]
 pub fn evasion_enter(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: as above.
+    unsafe { at_attempt(ctx.arg(0), ctx.arg(1)) };
+    0
+}
+
+/// At the entry of a call that can get round the witness.
+///
+/// # Safety
+/// As [`at_enter`].
+#[inline(always)]
+unsafe fn at_attempt(regs: *const PtRegs, number: u64) {
+    // SAFETY: as there.
     unsafe {
-        let regs: *const PtRegs = ctx.arg(0);
-        let number: u64 = ctx.arg(1);
         let task = bpf_get_current_task_btf();
         if abi_of(task, number) != Abi::Native {
             evasion::other_abi(task, number);
@@ -379,16 +425,24 @@ pub fn evasion_enter(ctx: BtfTracePointContext) -> i32 {
             evasion::note(task, regs, number);
         }
     }
-    0
 }
 
 /// The same for `sys_exit`.
 #[btf_tracepoint(function = "sys_exit")]
 pub fn evasion_exit(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: as above.
+    unsafe { attempted(ctx.arg(0), ctx.arg(1)) };
+    0
+}
+
+/// At the return of a call that can get round the witness.
+///
+/// # Safety
+/// As [`at_enter`].
+#[inline(always)]
+unsafe fn attempted(regs: *const PtRegs, returned: i64) {
+    // SAFETY: as there.
     unsafe {
-        let regs: *const PtRegs = ctx.arg(0);
-        let returned: i64 = ctx.arg(1);
         let number = syscall_number(regs);
         let task = bpf_get_current_task_btf();
         if classify(number) == Class::Attempt {
@@ -398,7 +452,6 @@ pub fn evasion_exit(ctx: BtfTracePointContext) -> i32 {
             evasion::yielded(task, bits, regs, number, returned);
         }
     }
-    0
 }
 
 /// `sched_process_fork(struct task_struct *parent, struct task_struct *child)`, `kernel/fork.c`.
@@ -413,7 +466,7 @@ pub fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
 #[btf_tracepoint(function = "sched_process_exec")]
 pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
     // SAFETY: as above.
-    unsafe { process::exec(ctx.arg(0), ctx.arg(2)) };
+    unsafe { process::exec_of(ctx.arg(0), ctx.arg(2)) };
     0
 }
 

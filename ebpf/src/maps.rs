@@ -20,6 +20,7 @@ use countersign_common::{
 use crate::{
     attempt::Attempt,
     log::SUBJECTS,
+    probes::process::Forked,
     scope::{Request, Thread},
 };
 
@@ -43,6 +44,11 @@ pub static CREDITS: Array<Credit, POOLS, { BPF_F_MMAPABLE as usize }> = Array::n
 /// A process's [`tag`](countersign_common::tag), in the storage of its thread-group leader.
 #[btf_map]
 pub static TAGS: TaskStorage<u32> = TaskStorage::new();
+
+/// What is known of a new task before its first step, by its number: where programs are on trace events, which name the child by that alone. Each
+/// entry goes with that step, so that the room, which is set at load, is for tasks that were made and have not run yet.
+#[btf_map]
+pub static FORKED: HashMap<u32, Forked, 8192> = HashMap::new();
 
 /// The system call that a thread is in, in the storage of that thread.
 #[btf_map]

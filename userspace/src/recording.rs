@@ -260,6 +260,7 @@ impl Recording {
         let attached = serde_json::json!({
             "event": "attached",
             "tier": capture.tier(),
+            "hook": capture.hook(),
             "preemption": Preemption::of_running_kernel().to_string(),
             "functions": capture.functions(),
         });

@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::bpf::choice::Choice;
+use crate::bpf::hook::Hook;
 use crate::bpf::pin::{Note, PinDir};
+use crate::bpf::preemption::Preemption;
 use crate::bpf::self_test::SKIPPED;
 use crate::bpf::tier::Tier;
 use crate::bpf::{
@@ -116,11 +118,17 @@ pub fn self_test(forced: Option<Tier>) -> Vec<Requirement> {
         met: choice.tier.is_some(),
         detail: match choice.tier {
             Some(tier) => {
-                let mut rest = String::new();
+                let mut rest = match choice.hook {
+                    Hook::Typed => String::new(),
+                    Hook::Event => {
+                        "; the kernel skips programs on tracepoints under load, so that they are on trace events"
+                            .to_owned()
+                    }
+                };
                 if !choice.skipped.is_empty() {
                     let skipped = choice.skipped.join(", ");
                     rest = format!(
-                        "; the kernel skips programs on system calls under load, so that ends, spliced bytes and \
+                        "{rest}; the kernel skips programs on system calls under load, so that ends, spliced bytes and \
                          files can be missed, which is counted: {skipped}"
                     );
                 }
@@ -191,21 +199,28 @@ pub fn attach(request: &Request) -> Result<Capture, Failure> {
         code: Code::Unavailable,
         error,
     };
-    let tier = request.tier.unwrap_or_else(|| {
-        let choice = Choice::make(None);
+    let forced = request.tier;
+    let chosen = || {
+        let choice = Choice::make(forced);
         let refused = choice.refused();
-        tracing::debug!(tier = ?choice.tier, refused, preemption = %choice.preemption, "chosen");
+        tracing::debug!(tier = ?choice.tier, hook = choice.hook.as_str(), refused, preemption = %choice.preemption, "chosen");
         if choice.tier.is_none() {
             tracing::warn!(
                 refused,
                 "no tier passes its test: what is recorded will have holes"
             );
         }
-        choice.tier.unwrap_or_default()
-    });
+        (choice.tier.or(forced).unwrap_or_default(), choice.hook)
+    };
+    let (tier, hook) = match forced {
+        // Where nothing is preempted there is nothing to choose.
+        Some(tier) if !Preemption::of_running_kernel().is_preemptible() => (tier, Hook::default()),
+        Some(_) | None => chosen(),
+    };
     let options = LoadOptions {
         generation,
         tier,
+        hook,
         proxy_exes,
         ring_bytes: request.ring_bytes,
         pin: request

@@ -24,17 +24,18 @@ use machine::{Files, Machine, Preempt};
 const MATRIX: [&str; 4] = ["6.1", "6.12", "6.18", "7"];
 /// The kernels of `cargo xtask test`: the oldest, and the newest, which preempts programs.
 const ENDS: [&str; 2] = ["6.1", "7"];
-/// What runs in a guest: the tests of the tier that is chosen there, a few of tier T, and those that are about preemption. Linux 7.0 and
-/// later skip programs while another task's is preempted: what is checked is what the programs do when they run, so no task preempts
-/// another, except in the tests that are about that.
+/// What runs in a guest: the tests of the tier and of the hook that are chosen there, a few of tier T, and those that are about preemption. No task
+/// preempts another, except in the tests that are about that.
 const CHECKS: &str = "set -e
 export COUNTERSIGN_REQUIRE_LIVE=1 COUNTERSIGN_PATIENCE=6
 @COUNTERSIGN@ doctor >/tmp/doctor || { cat /tmp/doctor; exit 1; }
 cat /tmp/doctor
+if grep -q 'they are on trace events' /tmp/doctor; then export COUNTERSIGN_HOOK=events; fi
 tier=$(sed -n 's/^ok *self-test: tier \\(.\\) .*/\\1/p' /tmp/doctor | tr FKT fkt)
 COUNTERSIGN_TIER=$tier chrt -f 10 @LIVE@ --exact @TESTS@
 COUNTERSIGN_TIER=t chrt -f 10 @LIVE@ --exact @TESTS_T@
-COUNTERSIGN_TIER=$tier @LIVE@ --exact preemption::of_many_small_messages_none_is_missing_in_silence
+COUNTERSIGN_TIER=$tier @LIVE@ --exact preemption::of_many_small_messages_none_is_missing_in_silence \
+    preemption::files_ends_and_attempts_are_seen_while_programs_are_preempted
 ";
 /// Every test loads the programs anew, which an emulated CPU verifies for ten seconds and more: all of them would take half an hour. Those
 /// here go once through each part of the programs that reads structures of the kernel or depends on its version: offsets, functions

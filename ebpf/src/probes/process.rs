@@ -4,7 +4,10 @@ use aya_ebpf::{
     bindings::task_struct,
     helpers::{
         bpf_get_current_pid_tgid,
-        generated::{bpf_probe_read_kernel_str, bpf_probe_read_user},
+        generated::{
+            bpf_get_current_task_btf, bpf_ktime_get_boot_ns, bpf_probe_read_kernel_str,
+            bpf_probe_read_user,
+        },
     },
 };
 use countersign_common::{
@@ -15,9 +18,9 @@ use super::evasion;
 use crate::{
     emit::{count, header, record, reserve, submit},
     log,
-    maps::PROXY_EXES,
+    maps::{FORKED, PROXY_EXES},
     offsets::{current, group_leader, kernel, off},
-    scope::{set_tag, tag_of},
+    scope::{bits_of, set_tag, tag_of},
 };
 
 /// `SIGNAL_GROUP_EXIT` (`include/linux/sched/signal.h`).
@@ -50,41 +53,91 @@ pub unsafe fn fork(parent: *mut task_struct, child: *mut task_struct) {
     }
 }
 
-/// At the child's own first step (`schedule_tail`), before it has run any of its program: where the program at fork was skipped, the tag comes
-/// from its parent as it is now. A parent that has gone meanwhile leaves it to user space to find the child.
+/// What a parent left for its child.
+#[derive(Clone, Copy)]
+#[repr(C)]
+pub struct Forked {
+    /// The parent.
+    pub creator: Task,
+    /// Its tag.
+    pub bits: u64,
+    /// When, `CLOCK_BOOTTIME`: a task that began later is another one with the same number.
+    pub at_ns: u64,
+}
+
+/// At fork, in the parent, with the child's number only: the child tags itself, by [`first_step`].
 ///
 /// # Safety
-/// `child` is the current task.
+/// In a program.
 #[inline(always)]
-pub unsafe fn first_step(child: *mut task_struct) {
-    // SAFETY: the caller's; typed loads inside `struct task_struct`.
+pub unsafe fn forked(child: u32) {
+    // SAFETY: the current task and its leader.
     unsafe {
-        if tag_of(group_leader(child)).is_some() {
-            return;
-        }
-        let parent =
-            *(child.cast::<u8>().add(off!(task_real_parent) as usize)).cast::<*mut task_struct>();
-        if parent.is_null() {
-            return;
-        }
-        let leader = group_leader(parent);
-        if leader.is_null() {
-            return;
-        }
+        let leader = group_leader(bpf_get_current_task_btf());
         let Some(bits) = tag_of(leader) else { return };
-        let pid_tgid = bpf_get_current_pid_tgid();
-        let tgid = (pid_tgid >> 32) as u32;
-        if pid_tgid as u32 != tgid {
-            // A thread of a process without a tag, which its parent got later.
-            return;
-        }
-        let creator = Task {
-            tgid: kernel(leader as u64, off!(task_tgid)).unwrap_or(0),
-            tid: kernel(parent as u64, off!(task_pid)).unwrap_or(0),
-            start_boot_ns: kernel(leader as u64, off!(task_start_boottime)).unwrap_or(0),
+        let left = Forked {
+            creator: current(leader),
+            bits: u64::from(bits),
+            at_ns: bpf_ktime_get_boot_ns(),
         };
-        inherit(&creator, bits, child, tgid);
+        if FORKED.insert(&child, &left, 0).is_err() {
+            count(counter::TAG_FAILED, 1);
+        }
     }
+}
+
+/// At the child's own first step, before it has run any of its program. Where the program at fork could not tag it, the tag is what
+/// that one left here; where it was skipped, that of the parent as it is now. A parent that has gone meanwhile leaves it to user space to find
+/// the child.
+///
+/// # Safety
+/// In a program of the child.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub unsafe extern "C" fn first_step() -> u64 {
+    // SAFETY: the current task and its leader; typed loads inside `struct task_struct`.
+    unsafe {
+        let child = bpf_get_current_task_btf();
+        let leader = group_leader(child);
+        let pid_tgid = bpf_get_current_pid_tgid();
+        let (tgid, pid) = ((pid_tgid >> 32) as u32, pid_tgid as u32);
+        let mut creator = Task {
+            tgid: 0,
+            tid: 0,
+            start_boot_ns: 0,
+        };
+        let (mut bits, mut at_ns) = (0, 0);
+        if let Some(left) = FORKED.get_ptr(&pid) {
+            creator = (*left).creator;
+            bits = (*left).bits as u32;
+            at_ns = (*left).at_ns;
+            let _ = FORKED.remove(&pid);
+        }
+        // Threads have the tag of their leader.
+        if pid != tgid || tag_of(leader).is_some() {
+            return 0;
+        }
+        if bits == 0 || current(leader).start_boot_ns > at_ns {
+            let parent = *(child.cast::<u8>().add(off!(task_real_parent) as usize))
+                .cast::<*mut task_struct>();
+            if parent.is_null() {
+                return 0;
+            }
+            let parents = group_leader(parent);
+            if parents.is_null() {
+                return 0;
+            }
+            bits = bits_of(parents);
+            creator.tgid = kernel(parents as u64, off!(task_tgid)).unwrap_or(0);
+            creator.tid = kernel(parent as u64, off!(task_pid)).unwrap_or(0);
+            creator.start_boot_ns = kernel(parents as u64, off!(task_start_boottime)).unwrap_or(0);
+        }
+        if bits != 0 {
+            // It is its own leader.
+            inherit(&creator, bits, child, tgid);
+        }
+    }
+    0
 }
 
 /// Tags a new process and reports it.
@@ -140,11 +193,35 @@ pub unsafe fn before_exec(task: *mut task_struct, leader: *mut task_struct, bits
 /// # Safety
 /// The arguments are the tracepoint's.
 #[inline(always)]
-pub unsafe fn exec(task: *mut task_struct, bprm: u64) {
+pub unsafe fn exec_of(task: *mut task_struct, bprm: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        if tag_of(task).is_none() {
+            return;
+        }
+        let file: u64 = kernel(bprm, off!(bprm_file)).unwrap_or(0);
+        let name: u64 = kernel(bprm, off!(bprm_filename)).unwrap_or(0);
+        exec(task, file, name);
+    }
+}
+
+/// The file that a task executes from now on, as its memory knows it.
+#[inline(always)]
+pub fn executed_file(task: *mut task_struct) -> u64 {
+    let mm: u64 = kernel(task as u64, off!(task_mm)).unwrap_or(0);
+    kernel(mm, off!(mm_exe_file)).unwrap_or(0)
+}
+
+/// When a task has begun to execute `file` under the `name` at that address.
+///
+/// # Safety
+/// `task` is the current task.
+#[inline(always)]
+pub unsafe fn exec(task: *mut task_struct, file: u64, name: u64) {
     // SAFETY: the caller's. The task is its own leader by now.
     unsafe {
         let Some(bits) = tag_of(task) else { return };
-        let (inode, dev) = executable(bprm).unwrap_or((0, 0));
+        let (inode, dev) = executable(file).unwrap_or((0, 0));
         let is_proxy = PROXY_EXES
             .get_ptr(&ExeKey {
                 inode,
@@ -179,7 +256,6 @@ pub unsafe fn exec(task: *mut task_struct, bprm: u64) {
         (*exec).reserved2 = 0;
         (*exec).reserved3 = 0;
 
-        let name: u64 = kernel(bprm, off!(bprm_filename)).unwrap_or(0);
         let text = place.add(size_of::<Exec>());
         let read =
             bpf_probe_read_kernel_str(text.cast(), EXEC_TEXT_MAX_BYTES as u32, name as *const _);
@@ -234,8 +310,7 @@ pub unsafe fn exit(task: *mut task_struct) {
 
 /// Inode and device of the program that runs (of the interpreter, for scripts).
 #[inline(always)]
-fn executable(bprm: u64) -> Option<(u64, u32)> {
-    let file: u64 = kernel(bprm, off!(bprm_file))?;
+fn executable(file: u64) -> Option<(u64, u32)> {
     let inode: u64 = kernel(file, off!(file_inode))?;
     let sb: u64 = kernel(inode, off!(inode_sb))?;
     Some((kernel(inode, off!(inode_ino))?, kernel(sb, off!(sb_dev))?))

@@ -66,6 +66,14 @@ impl Play {
         }
     }
 
+    /// A capture without a log.
+    pub fn of_records(records: Vec<Vec<u8>>) -> Self {
+        Self {
+            records,
+            ..Self::new(Scene::new(), &[])
+        }
+    }
+
     /// A rule that lets anybody speak to a server directly.
     #[must_use]
     pub fn allowing(mut self, exe: u64, methods: Option<&[&str]>) -> Self {
@@ -205,6 +213,21 @@ impl Outcome {
     pub fn found(&self, kind: &str) -> usize {
         self.findings()
             .filter(|finding| finding.kind == kind)
+            .count()
+    }
+
+    /// How many frames were refuted; none of them has its bytes.
+    pub fn refuted(&self) -> usize {
+        let frames = self.rows.iter().filter_map(|row| {
+            if let Row::Frame(row) = row {
+                Some(row)
+            } else {
+                None
+            }
+        });
+        frames
+            .filter(|frame| frame.kind == "refuted")
+            .inspect(|frame| assert!(frame.payload.is_none(), "{frame:?}"))
             .count()
     }
 

@@ -10,12 +10,13 @@ use std::{
 };
 
 use countersign::bpf::{
-    capture::Capture, load::load, object::object, options::LoadOptions, tier::Tier,
+    capture::Capture, hook::Hook, load::load, object::object, options::LoadOptions, tier::Tier,
 };
 use countersign_common::{
-    ChannelEnd, Exec, Exit, FileOpen, Fork, Peer, Queued, RecordHeader, SocketAddress, Transfer,
-    direction, evasion::Evasion, kind, transfer_flags,
+    ChannelEnd, Exec, Exit, FileOpen, Fork, Peer, Queued, RecordHeader, SocketAddress,
+    SocketCounts, Transfer, direction, evasion::Evasion, kind, transfer_flags,
 };
+use countersign_tests::scene::{Outcome, Play};
 use zerocopy::FromBytes;
 
 /// Longest wait for a record that must come.
@@ -82,6 +83,7 @@ pub(crate) fn witness_with(options: &LoadOptions) -> Option<Witness> {
         crate::messages::listen();
         let options = LoadOptions {
             tier: tier(),
+            hook: hook(),
             ..options.clone()
         };
         let capture = load(&options).expect("the programs load");
@@ -111,6 +113,15 @@ pub(crate) fn tier() -> Tier {
     match std::env::var("COUNTERSIGN_TIER") {
         Ok(name) => name.parse().expect("COUNTERSIGN_TIER names a tier"),
         Err(_) => Tier::default(),
+    }
+}
+
+/// How programs get onto tracepoints: `COUNTERSIGN_HOOK=events`, else by the kernel's types.
+pub(crate) fn hook() -> Hook {
+    match std::env::var("COUNTERSIGN_HOOK").as_deref() {
+        Ok("events") => Hook::Event,
+        Ok(other) => panic!("COUNTERSIGN_HOOK={other}: events, or nothing"),
+        Err(_) => Hook::default(),
     }
 }
 
@@ -312,6 +323,15 @@ impl Witness {
 
     pub(crate) fn balances(&self) -> Vec<Queued> {
         self.of(kind::QUEUED)
+    }
+
+    pub(crate) fn socket_counts(&self) -> Vec<SocketCounts> {
+        self.of(kind::SOCKET_COUNTS)
+    }
+
+    /// What the core says of everything so far.
+    pub(crate) fn judged(&self) -> Outcome {
+        Play::of_records(self.records.clone()).run()
     }
 
     pub(crate) fn addresses(&self) -> Vec<SocketAddress> {

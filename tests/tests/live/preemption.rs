@@ -2,18 +2,18 @@
 //!
 //! Where programs are preemptible, the kernel runs none for the tasks that come in between. The bytes of their calls are gone,
 //! and all that tells is the ledger of the program. How much it is depends on the kernel and its preemption, so the test prints
-//! it; what it asserts is that nothing is missing in silence.
+//! it; what it asserts is that nothing is missing in silence, and on trace events nothing at all.
 
 use std::{
     fs,
     io::Write as _,
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use countersign::bpf::options::LoadOptions;
-use countersign_common::{direction, kind, tag};
+use countersign::bpf::{hook::Hook, load::is_tracepoint, options::LoadOptions};
+use countersign_common::{channel_kind, counter, direction, end_how, kind, tag};
 
-use crate::harness::{Witness, pipe, socket_pair, witness_with, write};
+use crate::harness::{Witness, close, hook, pipe, read, socket_pair, witness_with, write};
 
 /// Writers, and as many readers.
 const PAIRS: u64 = 8;
@@ -122,6 +122,88 @@ fn stress(bytes: usize, messages: u64) {
     assert!(
         missed == 0 || exits > 0,
         "{missed} bytes are missing in silence"
+    );
+    if hook() == Hook::Event {
+        assert_eq!(exits, 0, "programs on trace events are not skipped");
+    }
+}
+
+/// Rounds of what no function carries, and bytes of a line in each.
+const ROUNDS: usize = 400;
+const LINE_BYTES: usize = 64;
+/// Threads that keep the programs busy meanwhile, with a pipe each.
+const PIPES: usize = 8;
+
+/// What hangs on system calls and not on the functions that carry bytes: what a proxy writes to files, the ends that a process
+/// makes, and attempts to get round the witness.
+#[test]
+fn files_ends_and_attempts_are_seen_while_programs_are_preempted() {
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    let options = LoadOptions {
+        ring_bytes: 64 << 20,
+        ..LoadOptions::default()
+    };
+    let Some(mut witness) = witness_with(&options) else {
+        return;
+    };
+    let child = witness.run(tag::TREE | tag::PROXY, || {
+        let over = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..PIPES {
+                scope.spawn(|| {
+                    let [read_end, write_end] = pipe();
+                    while !over.load(Ordering::Relaxed) {
+                        write(write_end, b"noise");
+                        read(read_end, 16);
+                    }
+                });
+            }
+            let mut log = fs::OpenOptions::new()
+                .append(true)
+                .open(file.path())
+                .expect("it opens");
+            for round in 0..ROUNDS {
+                let line = format!("{round:>0$}\n", LINE_BYTES - 1);
+                log.write_all(line.as_bytes()).expect("it writes");
+                pipe().into_iter().for_each(close);
+                // Refused, because there are other threads. SAFETY: a plain number.
+                unsafe { libc::unshare(libc::CLONE_NEWUSER) };
+            }
+            over.store(true, Ordering::Relaxed);
+        });
+    });
+    let parts = witness.parts();
+    let of_file = parts.iter().filter(|part| {
+        let is_file = part.channel.kind == channel_kind::FILE;
+        part.task.tgid == child && is_file && part.header.kind == kind::CHUNK
+    });
+    let lines = of_file
+        .filter(|part| part.returned == LINE_BYTES as u64)
+        .count();
+    let ends = witness.ends();
+    let made = ends.iter().filter(|end| {
+        let is_pipe = end.channel.kind == channel_kind::PIPE;
+        end.task.tgid == child && is_pipe && end.how == end_how::CREATED
+    });
+    let made = made.count();
+    let attempts = usize::try_from(witness.counter(counter::EVASIONS)).expect("it fits");
+    let ledger = witness.capture.ledger();
+    let on_tracepoints = ledger.iter().filter(|entry| is_tracepoint(&entry.name));
+    let skips: u64 = on_tracepoints.map(|entry| entry.recursion_misses).sum();
+    let wanted = (ROUNDS, 2 * (ROUNDS + PIPES), ROUNDS);
+    let _unheard = std::io::stderr().write_all(
+        format!(
+            "preemption: of {} lines {lines}, of {} ends {made}, of {} attempts {attempts} seen; {skips} skips owned up to\n",
+            wanted.0, wanted.1, wanted.2
+        )
+        .as_bytes(),
+    );
+    if hook() == Hook::Event {
+        assert_eq!(skips, 0, "{ledger:?}");
+    }
+    assert!(
+        (lines, made, attempts) == wanted || skips > 0,
+        "missing in silence"
     );
 }
 

@@ -7,12 +7,12 @@ use countersign::{
 use countersign_common::{kind, tag};
 use countersign_core::record::{Record, parse};
 
-use crate::harness::{open, pipe, read, spawn, tier, token, witness, write};
+use crate::harness::{hook, open, pipe, read, spawn, tier, token, witness, write};
 
 #[test]
 fn the_self_test_finds_its_token() {
     if witness().is_some() {
-        self_test(tier(), false).unwrap();
+        self_test(tier(), hook(), false).unwrap();
     }
 }
 

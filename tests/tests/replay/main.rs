@@ -4,6 +4,8 @@
 
 mod balance;
 mod between;
+mod contradicted;
+mod counts;
 mod ended;
 mod evasion;
 mod forgery;

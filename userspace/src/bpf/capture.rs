@@ -22,6 +22,7 @@ use zerocopy::{FromBytes, IntoBytes};
 
 use super::{
     functions::{FunctionStatus, Functions},
+    hook::Hook,
     messages::Messages,
     pin::{Note, PinDir},
     rings::{Place, Rings},
@@ -42,6 +43,7 @@ pub struct Capture {
     /// First, so that the events on functions go before the programs.
     pub(super) functions: Functions,
     pub(super) tier: Tier,
+    pub(super) hook: Hook,
     /// Holds the programs and their links; nothing where they are pinned and another process loaded them.
     pub(super) _ebpf: Option<Ebpf>,
     /// The kernel empties such a table when nobody holds it.
@@ -134,6 +136,11 @@ impl Capture {
     /// How transfers are captured.
     pub fn tier(&self) -> Tier {
         self.tier
+    }
+
+    /// How programs are on tracepoints.
+    pub fn hook(&self) -> Hook {
+        self.hook
     }
 
     /// The kernel functions that are watched, and those that cannot be. Empty in tier T.

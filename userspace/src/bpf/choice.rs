@@ -1,12 +1,19 @@
 //! Which tier captures here: found out by trying, never from a version.
 
-use super::{preemption::Preemption, self_test::self_test, tier::Tier};
+use super::{
+    hook::Hook,
+    preemption::Preemption,
+    self_test::{SKIPPED, self_test},
+    tier::Tier,
+};
 
 /// A tier, and why this one.
 #[derive(Clone, Debug)]
 pub struct Choice {
     /// The chosen one; `None` when none works.
     pub tier: Option<Tier>,
+    /// How its programs get onto tracepoints.
+    pub hook: Hook,
     /// Whether the kernel preempts itself.
     pub preemption: Preemption,
     /// What was tried, in this order, with what was wrong.
@@ -19,7 +26,8 @@ impl Choice {
     /// The first tier, best ones first, of which a token comes back. A forced one is tried alone.
     ///
     /// Where nothing is preempted, trampolines are cheapest. Where it is, they and (from Linux 7.0 on) tracepoints are skipped
-    /// now and then; kprobes are not. Tracepoints work everywhere and come last.
+    /// now and then; kprobes are not. Tracepoints work everywhere and come last. Whatever the tier, programs on tracepoints that are seen being
+    /// skipped give way to programs on trace events, if those are skipped less.
     pub fn make(forced: Option<Tier>) -> Self {
         let preemption = Preemption::of_running_kernel();
         let candidates: &[Tier] = match (&forced, preemption.is_preemptible()) {
@@ -27,29 +35,31 @@ impl Choice {
             (None, true) => &[Tier::Kprobes, Tier::Tracepoints],
             (None, false) => &[Tier::Trampolines, Tier::Kprobes, Tier::Tracepoints],
         };
-        Self::among(candidates, preemption.clone(), |tier| {
+        Self::among(candidates, preemption.clone(), |tier, hook| {
             // Only what can be preempted is worth the time of a stress.
             let stress = preemption.is_preemptible();
-            self_test(tier, stress).map_err(|error| format!("{error:#}"))
+            self_test(tier, hook, stress).map_err(|error| format!("{error:#}"))
         })
     }
 
     fn among(
         candidates: &[Tier],
         preemption: Preemption,
-        mut test: impl FnMut(Tier) -> Result<Vec<String>, String>,
+        mut test: impl FnMut(Tier, Hook) -> Result<Vec<String>, String>,
     ) -> Self {
         let mut choice = Self {
             tier: None,
+            hook: Hook::default(),
             preemption,
             tried: Vec::new(),
             skipped: Vec::new(),
         };
         for tier in candidates {
-            match test(*tier) {
-                Ok(skipped) => {
+            match better(|hook| test(*tier, hook)) {
+                Ok((hook, skipped)) => {
                     choice.tried.push((*tier, None));
                     choice.tier = Some(*tier);
+                    choice.hook = hook;
                     choice.skipped = skipped;
                     break;
                 }
@@ -69,6 +79,25 @@ impl Choice {
     }
 }
 
+/// Of both ways onto tracepoints the one that is skipped less: the second is only tried where the first one is skipped at all.
+fn better(
+    mut test: impl FnMut(Hook) -> Result<Vec<String>, String>,
+) -> Result<(Hook, Vec<String>), String> {
+    let typed = test(Hook::Typed);
+    let is_skipped = match &typed {
+        Ok(skipped) => !skipped.is_empty(),
+        Err(failure) => failure.starts_with(SKIPPED),
+    };
+    if is_skipped {
+        match (test(Hook::Event), &typed) {
+            (Ok(less), Ok(skipped)) if less.len() >= skipped.len() => {}
+            (Ok(less), _) => return Ok((Hook::Event, less)),
+            (Err(error), _) => tracing::debug!(error, "no programs on trace events here"),
+        }
+    }
+    typed.map(|skipped| (Hook::Typed, skipped))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,7 +109,7 @@ mod tests {
             source: String::new(),
         };
         let all = [Tier::Trampolines, Tier::Kprobes, Tier::Tracepoints];
-        Choice::among(&all, preemption, |tier| {
+        Choice::among(&all, preemption, |tier, _| {
             works
                 .contains(&tier)
                 .then(Vec::new)
@@ -94,6 +123,24 @@ mod tests {
         assert_eq!(choice.tier, Some(Tier::Kprobes));
         assert_eq!(choice.refused(), "tier F (trampolines): no");
         assert_eq!(choice.tried.len(), 2);
+    }
+
+    #[test]
+    fn trace_events_are_taken_only_where_tracepoints_are_skipped_more() {
+        let answer = |typed: Result<&[&str], &str>, event: Result<&[&str], &str>| {
+            let of = |result: Result<&[&str], &str>| match result {
+                Ok(skipped) => Ok(skipped.iter().map(|&name| name.to_owned()).collect()),
+                Err(failure) => Err(failure.to_owned()),
+            };
+            better(|hook| of(if hook == Hook::Typed { typed } else { event })).map(|(hook, _)| hook)
+        };
+        let two: &[&str] = &["sys_enter", "sys_exit"];
+        assert_eq!(answer(Ok(&[]), Err("not tried")), Ok(Hook::Typed));
+        assert_eq!(answer(Ok(two), Ok(&[])), Ok(Hook::Event));
+        assert_eq!(answer(Ok(two), Ok(two)), Ok(Hook::Typed));
+        assert_eq!(answer(Ok(two), Err("no tracefs")), Ok(Hook::Typed));
+        assert_eq!(answer(Err(SKIPPED), Ok(&[])), Ok(Hook::Event));
+        assert_eq!(answer(Err("no btf"), Ok(&[])), Err("no btf".to_owned()));
     }
 
     #[test]

@@ -29,7 +29,7 @@ use super::{
 /// Where the kernel tells addresses.
 const KALLSYMS: &str = "/proc/kallsyms";
 
-/// What a new task runs first. From Linux 7.0 on the program at fork can be skipped like any other tracepoint's.
+/// What a new task runs first. From Linux 7.0 on the program at fork can be skipped like any other tracepoint's; on a trace event it knows a number only.
 const FIRST_STEP: &str = "schedule_tail";
 const NOT_THERE: &str = "the kernel has no such function to probe, or several";
 

@@ -6,7 +6,7 @@ use anyhow::Context;
 use aya::{
     Ebpf, EbpfLoader,
     maps::{HashMap, Map, MapData, PerCpuArray, ProgramArray},
-    programs::{BtfTracePoint, RawTracePoint, links::FdLink},
+    programs::{ProgramFd, RawTracePoint},
 };
 use countersign_common::load::Offsets;
 use zerocopy::IntoBytes;
@@ -14,6 +14,7 @@ use zerocopy::IntoBytes;
 use super::{
     capture::Capture,
     functions::{Functions, LinearMap, carried_kinds},
+    hook::Hook,
     messages::{self, Messages},
     object, offsets,
     options::{LoadOptions, add_proxies, watch_files},
@@ -81,6 +82,7 @@ const PINNED_MAPS: [&str; 7] = [
 pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
     let object = object::require_object()?;
     let (offsets, optional) = offsets::of_running_kernel(&OPTIONAL)?;
+    options.hook.check(&offsets)?;
     let btf = aya::Btf::from_sys_fs().context("read the kernel's btf")?;
     let [ring_bytes, control_bytes] = [options.ring_bytes, options.control_bytes].map(ring_size);
     let sizes = [u64::from(ring_bytes), u64::from(control_bytes)];
@@ -106,6 +108,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         .override_global("RING_BYTES", sizes.as_bytes(), true)
         .map_max_entries("RING", ring_bytes)
         .map_max_entries("CONTROL", control_bytes)
+        .map_max_entries("FORKED", options.hook.forked_max())
         .load(object)
         .context("create the maps (capturing needs root, or CAP_BPF and CAP_PERFMON)")?;
 
@@ -116,7 +119,8 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         if let Some((dir, _)) = &options.pin {
             dir.pin_maps(&ebpf, &[table])?;
         }
-        continued.push(load_continued(&mut ebpf, &btf, tracepoint, name, table)?);
+        let fd = options.hook.load(&mut ebpf, &btf, name, tracepoint)?;
+        continued.push(continue_with(&mut ebpf, &fd, name, table)?);
     }
 
     // Nothing is tagged yet, so that the order costs nothing; what a kernel refuses, it refuses here.
@@ -136,6 +140,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
     let mut capture = Capture {
         functions,
         tier: options.tier,
+        hook: options.hook,
         _continued: continued,
         _ebpf: Some(ebpf),
         messages: Some(messages),
@@ -161,23 +166,14 @@ fn attach_tracepoints(
 ) -> anyhow::Result<()> {
     let programs_here = PROGRAMS.into_iter().map(|name| (name, name));
     for (name, tracepoint) in programs_here.chain(optional) {
-        let program: &mut BtfTracePoint = ebpf
-            .program_mut(name)
-            .with_context(|| format!("the object has no program {name}"))?
-            .try_into()?;
-        program
-            .load(tracepoint, btf)
-            .with_context(|| format!("load the program for {tracepoint}"))?;
-        let link = program
-            .attach()
-            .with_context(|| format!("attach to {tracepoint}"))?;
-        let fd = program.fd()?.as_fd();
+        let pins = options.pin.is_some();
+        let (fd, link) = options.hook.attach(ebpf, btf, name, tracepoint, pins)?;
         if let Some((dir, _)) = &options.pin {
-            dir.pin_program(name, fd)?;
+            dir.pin_program(name, &fd)?;
         }
-        programs.push((name.to_owned(), fd.try_clone_to_owned()?));
-        if let Some((dir, _)) = &options.pin {
-            dir.pin_link(name, FdLink::from(program.take_link(link)?))?;
+        programs.push((name.to_owned(), fd));
+        if let (Some((dir, _)), Some(link)) = (&options.pin, link) {
+            dir.pin_link(name, link)?;
         }
     }
     Ok(())
@@ -294,6 +290,7 @@ fn of_maps(
     Ok(Capture {
         functions: Functions::default(),
         tier: Tier::default(),
+        hook: Hook::default(),
         _ebpf: None,
         _continued: Vec::new(),
         rings: Rings::new(
@@ -318,28 +315,19 @@ fn of_maps(
     })
 }
 
-/// Loads a program that another goes on to and puts it where that one looks.
-fn load_continued(
+/// Puts a program that another goes on to where that one looks.
+fn continue_with(
     ebpf: &mut Ebpf,
-    btf: &aya::Btf,
-    tracepoint: &str,
+    fd: &ProgramFd,
     name: &str,
     table: &str,
 ) -> anyhow::Result<ProgramArray<MapData>> {
-    let program: &mut BtfTracePoint = ebpf
-        .program_mut(name)
-        .with_context(|| format!("the object has no program {name}"))?
-        .try_into()?;
-    program
-        .load(tracepoint, btf)
-        .with_context(|| format!("load the program {name}"))?;
-    let fd = program.fd()?.try_clone()?;
     let map = ebpf
         .take_map(table)
         .with_context(|| format!("the object has no map {table}"))?;
     let mut table = ProgramArray::try_from(map)?;
     table
-        .set(0, &fd, 0)
+        .set(0, fd, 0)
         .with_context(|| format!("put the program {name} where it is looked for"))?;
     Ok(table)
 }

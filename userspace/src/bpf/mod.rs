@@ -8,6 +8,7 @@ pub mod choice;
 pub mod claim;
 pub mod features;
 pub mod functions;
+pub mod hook;
 pub mod inet_peers;
 mod kprobe;
 pub mod load;

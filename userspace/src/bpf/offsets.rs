@@ -189,6 +189,9 @@ fn of_sockets(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         tcp_bytes_received: tcp("bytes_received")?,
         tcp_snd_una: tcp("snd_una")?,
         tcp_bytes_acked: tcp("bytes_acked")?,
+        tcp_write_seq: tcp("write_seq")?,
+        tcp_copied_seq: tcp("copied_seq")?,
+        icsk_ulp_ops: btf.offset("inet_connection_sock", "icsk_ulp_ops")?,
         tty_file_tty: btf.offset("tty_file_private", "tty")?,
         tty_link: btf.offset("tty_struct", "link")?,
         tty_index: btf.offset("tty_struct", "index")?,
@@ -228,8 +231,32 @@ fn of_attempts(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         proc_inode_inode: btf.offset("proc_inode", "vfs_inode")?,
         sock_peer_pid: btf.offset("sock", "sk_peer_pid")?,
         task_real_parent: optional(btf.offset("task_struct", "real_parent")),
-        ..Offsets::default()
+        ..of_events(btf)
     })
+}
+
+/// The members of what trace events hand over, and what they do not hand over.
+fn of_events(btf: &Btf<'_>) -> Offsets {
+    let event =
+        |name: &str, member: &str| optional(btf.offset(&format!("trace_event_raw_{name}"), member));
+    let complete = |member| event("io_uring_complete", member);
+    let submit = |name| event(name, "req");
+    Offsets {
+        mm_exe_file: optional(btf.offset("mm_struct", "exe_file")),
+        event_fork_child: event("sched_process_fork", "child_pid"),
+        event_exec_name: event("sched_process_exec", "__data_loc_filename"),
+        event_complete_ring: complete("ctx"),
+        event_complete_request: complete("req"),
+        event_complete_data: complete("user_data"),
+        event_complete_result: complete("res"),
+        // Before Linux 6.4 it has the other name.
+        event_submit_request: submit("io_uring_submit_req").min(submit("io_uring_submit_sqe")),
+        event_copy_buffer: event("skb_copy_datagram_iovec", "skbaddr"),
+        event_copy_len: event("skb_copy_datagram_iovec", "len"),
+        event_enter_number: event("sys_enter", "id"),
+        event_exit_returned: event("sys_exit", "ret"),
+        ..Offsets::default()
+    }
 }
 
 fn optional(found: Result<u32, BtfError>) -> u32 {
@@ -244,10 +271,25 @@ fn page_shift(btf: &Btf<'_>) -> u32 {
     }
 }
 
+/// What programs on trace events need and the running kernel lacks. Of `io_uring` nothing is asked for: a kernel without it has no such program either.
+pub(super) fn missing_for_events(offsets: &Offsets) -> Option<&'static str> {
+    /// What a system call's entry and return hand over lies where programs that read it directly expect it.
+    const PLACES: (u32, u32) = (8, 16);
+    if (offsets.event_enter_number, offsets.event_exit_returned) != PLACES {
+        return Some("sys_enter's number and sys_exit's return value where they have always been");
+    }
+    first_unknown(&[
+        (offsets.mm_exe_file, "mm_struct.exe_file"),
+        (offsets.task_real_parent, "task_struct.real_parent"),
+        (offsets.event_fork_child, "sched_process_fork's child"),
+        (offsets.event_exec_name, "sched_process_exec's file"),
+    ])
+}
+
 /// What capture at kernel functions needs and the running kernel lacks. Enumerators are not asked for: an iterator of an unknown kind is a
 /// gap.
 pub(super) fn missing_for_functions(offsets: &Offsets) -> Option<&'static str> {
-    [
+    first_unknown(&[
         (offsets.kiocb_filp, "kiocb.ki_filp"),
         (offsets.iter_type, "iov_iter.iter_type"),
         (offsets.iter_offset, "iov_iter.iov_offset"),
@@ -259,8 +301,12 @@ pub(super) fn missing_for_functions(offsets: &Offsets) -> Option<&'static str> {
         (offsets.socket_file, "socket.file"),
         (offsets.task_flags, "task_struct.flags"),
         (offsets.task_real_parent, "task_struct.real_parent"),
-    ]
-    .into_iter()
-    .find(|(offset, _)| *offset == Offsets::UNKNOWN)
-    .map(|(_, member)| member)
+    ])
+}
+
+fn first_unknown(members: &[(u32, &'static str)]) -> Option<&'static str> {
+    members
+        .iter()
+        .find(|(offset, _)| *offset == Offsets::UNKNOWN)
+        .map(|(_, member)| *member)
 }

@@ -5,7 +5,7 @@ use aya::{Ebpf, maps::HashMap};
 use countersign_common::load::{ExeKey, WatchedFile};
 use zerocopy::IntoBytes;
 
-use super::{pin::PinDir, tier::Tier};
+use super::{hook::Hook, pin::PinDir, tier::Tier};
 
 /// Default size of the data ring, in bytes. A longer one makes each record of the watched dearer, since its memory has left the
 /// caches when they come round to it; what must wait longer waits behind the consumer ([`crate::spool::BACKLOG_MAX_BYTES`]).
@@ -25,6 +25,8 @@ pub struct LoadOptions {
     pub generation: u64,
     /// How transfers are captured. This tier or none: the choice is made elsewhere.
     pub tier: Tier,
+    /// How programs get onto tracepoints. Chosen elsewhere, too.
+    pub hook: Hook,
     /// Executables of proxies: kernel `dev_t` (`major << 20 | minor`) and inode number.
     pub proxy_exes: Vec<(u32, u64)>,
     /// Where programs, maps and links are pinned so that they outlive this process, with the ULID of the capture.
@@ -51,6 +53,7 @@ impl Default for LoadOptions {
             control_bytes: CONTROL_BYTES_DEFAULT,
             generation: 1,
             tier: Tier::default(),
+            hook: Hook::default(),
             proxy_exes: Vec::new(),
             pin: None,
             watched_files: Vec::new(),

@@ -1,6 +1,6 @@
 //! Whether the running kernel preempts itself: then a program that another task was preempted in is skipped, without an error.
 //!
-//! Trampolines suffer from it on every kernel, tracepoints from Linux 7.0 on, kprobes on none.
+//! Trampolines suffer from it on every kernel, tracepoints from Linux 7.0 on, kprobes and trace events by way of perf on none.
 
 use std::{fmt, fs};
 

@@ -13,6 +13,7 @@ use zerocopy::FromBytes;
 
 use super::{
     capture::{Capture, ProgramLedger},
+    hook::Hook,
     load::{is_tracepoint, load},
     options::LoadOptions,
     tier::Tier,
@@ -37,9 +38,10 @@ const STRESS_THREADS: usize = 16;
 ///
 /// # Errors
 /// What does not work: loading, tagging, the ends at which the token was not captured, or programs on transfers that were skipped.
-pub fn self_test(tier: Tier, stress: bool) -> anyhow::Result<Vec<String>> {
+pub fn self_test(tier: Tier, hook: Hook, stress: bool) -> anyhow::Result<Vec<String>> {
     let options = LoadOptions {
         tier,
+        hook,
         ring_bytes: RING_BYTES,
         ..LoadOptions::default()
     };
