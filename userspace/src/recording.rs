@@ -9,7 +9,6 @@ use std::time::Duration;
 
 use crate::bpf::Place;
 use crate::bpf::capture::Capture;
-use crate::bpf::pin::{Note, PinDir};
 use crate::bpf::preemption::Preemption;
 use crate::bpf::tag::Tagger;
 use crate::clock::Moment;
@@ -28,14 +27,15 @@ use crate::witness::{ProxyExe, Request};
 use countersign_common::{kind, tag};
 use countersign_core::hex::hex;
 
+mod pinned;
+
+use pinned::Pin;
+
 /// Name of the spool's directory in the output directory.
 pub const SPOOL: &str = "spool";
 
 /// Time between two looks at logs, signals and the tree.
 pub const TICK: Duration = Duration::from_millis(5);
-
-/// Longest wait for the disk to take what was noted. Stops a disk that hangs from holding up whoever follows the logs for good.
-const SETTLE_MAX: Duration = Duration::from_secs(10);
 
 /// A recording under way.
 ///
@@ -49,10 +49,8 @@ pub struct Recording {
     tree: Tree,
     logs: Vec<Follower>,
     kept: KeptLogWriter,
-    /// The programs outlive this process, and a later one goes on with what is in the spool.
-    pinned: bool,
-    /// What says so in the kernel, until it is true.
-    unsigned: Option<(PinDir, Note)>,
+    /// Where the programs outlive this process.
+    pin: Option<Pin>,
 }
 
 /// What is known of a recording when it has ended.
@@ -256,8 +254,7 @@ impl Recording {
         logs: Vec<Follower>,
     ) -> Result<Self, Failure> {
         let generation = capture.generation();
-        let pinned = capture.is_pinned();
-        let unsigned = capture.take_unsigned();
+        let pin = Pin::of(&mut capture);
         let spool = SpoolThread::start(writer).or_exit(Code::Internal)?;
         let tagger = capture.tagger().clone();
         let attached = serde_json::json!({
@@ -282,8 +279,7 @@ impl Recording {
             generation,
             logs,
             kept,
-            pinned,
-            unsigned,
+            pin,
         };
         recording.note(kind::CAPTURE, &attached);
         Ok(recording)
@@ -367,25 +363,6 @@ impl Recording {
         Ok(())
     }
 
-    /// Waits until all that was noted so far is where the end of this process cannot lose it. A pinned capture is one that a later
-    /// process goes on with from then on: what only this one knew (settings, keys of hashes, who held what) is in the spool.
-    ///
-    /// # Errors
-    /// When the disk does not take it, and there is no earlier process's beginning to rely on.
-    pub fn settle(&mut self) -> Result<(), Failure> {
-        let settled = self.spool.backlog().settle(SETTLE_MAX);
-        let Some((dir, note)) = self.unsigned.take() else {
-            return Ok(());
-        };
-        if !settled {
-            return Err(Failure::new(
-                Code::Io,
-                "the disk did not take the beginning of the recording, which a later process could not go on without",
-            ));
-        }
-        dir.sign(&note).or_exit(Code::Unavailable)
-    }
-
     /// Reads the logs and mends the tree. Call every [`TICK`]. `false` once the capture has failed: nothing is seen any more.
     pub fn tick(&mut self) -> bool {
         let mut opened = Vec::new();
@@ -417,8 +394,8 @@ impl Recording {
             self.note(kind::PROCESS_SCAN, scan);
         }
         // Its tag outlives this process, so the word that it came late must, too.
-        if self.pinned {
-            self.spool.backlog().settle(SETTLE_MAX);
+        if self.pin.is_some() {
+            pinned::settle(&self.spool);
         }
     }
 
@@ -434,7 +411,11 @@ impl Recording {
         };
         let stopped = self.live.stop().and_then(|(_inflow, summary)| summary);
         match stopped {
-            Ok(summary) => recorded.ring = summary,
+            Ok(summary) => {
+                recorded.ring = summary;
+                let unpinned = self.pin.map_or(Ok(()), |pin| pin.remove(&self.spool));
+                recorded.failed = unpinned.err().map(|error| format!("{error:#}"));
+            }
             Err(error) => {
                 tracing::warn!(%error, "the capture did not end in order");
                 recorded.failed = Some(format!("{error:#}"));

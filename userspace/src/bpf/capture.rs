@@ -167,10 +167,15 @@ impl Capture {
         self.pinned.is_some()
     }
 
+    /// Where it is pinned.
+    pub fn pin_dir(&self) -> Option<&PinDir> {
+        self.pinned.as_ref()
+    }
+
     /// What [signs](PinDir::sign) a capture that was pinned here; for whoever writes down what a later process cannot find out
     /// any more, to sign when that is safe. Until then nobody goes on with it.
-    pub fn take_unsigned(&mut self) -> Option<(PinDir, Note)> {
-        Some((self.pinned.clone()?, self.unsigned.take()?))
+    pub fn take_unsigned(&mut self) -> Option<Note> {
+        self.unsigned.take()
     }
 
     /// The headers of the next records in the data ring and the control ring, which stay there.
@@ -197,20 +202,6 @@ impl Capture {
     /// Only for pinned programs; otherwise what was read is given back at once.
     pub fn release(&mut self, place: Place) {
         self.rings.release(place);
-    }
-
-    /// Takes the pins away, so that the programs stop with this process.
-    ///
-    /// # Errors
-    /// When the file system refuses.
-    pub fn unpin(&mut self) -> anyhow::Result<()> {
-        match self.pinned.take() {
-            Some(dir) => {
-                self.functions.let_go();
-                dir.remove()
-            }
-            None => Ok(()),
-        }
     }
 
     /// The kernel's counters, summed over all CPUs, indexed by [`counter`]. One system call.

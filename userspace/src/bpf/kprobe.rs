@@ -309,11 +309,6 @@ impl KprobeEvent {
         })
     }
 
-    /// Lets go of what would keep the event alive without the pin.
-    pub(super) fn let_go(&mut self) {
-        self.held = None;
-    }
-
     /// The function and its side.
     pub(super) fn place(&self) -> (&str, Side) {
         (&self.function, self.side)

@@ -155,7 +155,8 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
     };
     if let Some(id) = capture_id {
         let digest = capture.offsets_digest();
-        let note = Note::new(options.tier, options.generation, &id, digest)?;
+        let way = (options.tier, options.hook);
+        let note = Note::new(way, options.generation, &id, digest)?;
         capture.unsigned = Some(note);
         capture.rings.keep();
     }
@@ -251,6 +252,7 @@ pub fn resume(dir: PinDir, note: &Note) -> anyhow::Result<Capture> {
     Ok(Capture {
         functions: Functions::pinned(tier, &dir)?,
         tier,
+        hook: note.hook()?,
         pinned: Some(dir),
         ..capture
     })

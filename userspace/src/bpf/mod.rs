@@ -13,6 +13,7 @@ pub mod inet_peers;
 mod kprobe;
 pub mod load;
 mod messages;
+mod note;
 pub mod object;
 pub mod offsets;
 pub mod options;

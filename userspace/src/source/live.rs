@@ -129,7 +129,8 @@ impl<S: RecordSink + Send + 'static> Live<S> {
         self.thread.is_finished()
     }
 
-    /// Stops: takes what is in the ring, adds the totals, detaches the programs. The sink comes back in any case.
+    /// Stops: takes what is in the ring, adds the totals, detaches the programs unless they are pinned. The sink comes back in any
+    /// case.
     ///
     /// # Errors
     /// When the thread panicked, which its code has no way to.
@@ -214,8 +215,6 @@ pub fn run(
     totals(capture, sink)?;
     heartbeat(capture, sink, &mut summary)?;
     summary.malformed = capture.malformed();
-    // What ended in order leaves nothing behind.
-    capture.unpin()?;
     Ok(summary)
 }
 

@@ -56,11 +56,4 @@ impl Functions {
         }
         Ok(functions)
     }
-
-    /// Lets go of all that would keep pinned programs attached without their pins.
-    pub(in crate::bpf) fn let_go(&mut self) {
-        for event in &mut self.events {
-            event.let_go();
-        }
-    }
 }
