@@ -17,6 +17,7 @@ mod floods;
 mod functions;
 mod functions_uring;
 mod harness;
+mod hooks;
 mod hostile;
 mod limits;
 mod mending;
