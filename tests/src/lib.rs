@@ -2,4 +2,5 @@
 
 pub mod evidence;
 pub mod exercise;
+pub mod hostile;
 pub mod scene;

@@ -113,6 +113,30 @@ pub fn run<T: Serialize + DeserializeOwned>(
     }))
 }
 
+/// Whether this process may give a child an identity of its own: root, and not one that a container made of some user.
+pub fn can_give_up_identity() -> bool {
+    let needed = CapabilitySet::SETUID | CapabilitySet::SETGID | CapabilitySet::CHOWN;
+    let id = u64::from(ID_BASE) + u64::from(std::process::id());
+    rustix::process::geteuid().is_root()
+        && rustix::thread::capabilities(None).is_ok_and(|sets| sets.effective.contains(needed))
+        && ["/proc/self/uid_map", "/proc/self/gid_map"]
+            .into_iter()
+            .all(|map| std::fs::read_to_string(map).is_ok_and(|map| maps(&map, id)))
+}
+
+/// Whether an id of this namespace has one outside (`user_namespaces(7)`).
+fn maps(map: &str, id: u64) -> bool {
+    map.lines().any(|line| {
+        let mut numbers = line.split_whitespace().map(str::parse::<u64>);
+        let (Some(Ok(first)), Some(Ok(_)), Some(Ok(count))) =
+            (numbers.next(), numbers.next(), numbers.next())
+        else {
+            return false;
+        };
+        id.checked_sub(first).is_some_and(|place| place < count)
+    })
+}
+
 /// Gives up, for good, new privileges and the system calls that reading records does not need; nothing else. For a command that
 /// its user may run without privileges anyway.
 ///
@@ -318,4 +342,17 @@ fn own(dir: &Dir, id: u32, depth: u32) -> io::Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_id_is_mapped_when_a_line_has_it() {
+        assert!(maps("         0          0 4294967295\n", 0x7100_0001));
+        assert!(!maps("0 1000 1\n1 100000 65536\n", 0x7100_0001));
+        assert!(maps("0 1000 1\n1895825408 100000 65536\n", 0x7100_0001));
+        assert!(!maps("0 nonsense\n", 0));
+    }
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use crate::bpf::Place;
 use crate::bpf::capture::Capture;
+use crate::bpf::pin::{Note, PinDir};
 use crate::bpf::preemption::Preemption;
 use crate::bpf::tag::Tagger;
 use crate::clock::Moment;
@@ -33,6 +34,9 @@ pub const SPOOL: &str = "spool";
 /// Time between two looks at logs, signals and the tree.
 pub const TICK: Duration = Duration::from_millis(5);
 
+/// Longest wait for the disk to take what was noted. Stops a disk that hangs from holding up whoever follows the logs for good.
+const SETTLE_MAX: Duration = Duration::from_secs(10);
+
 /// A recording under way.
 ///
 /// Three threads: one empties the kernel's ring, one writes the spool, the caller's follows logs and tags processes. So
@@ -45,6 +49,10 @@ pub struct Recording {
     tree: Tree,
     logs: Vec<Follower>,
     kept: KeptLogWriter,
+    /// The programs outlive this process, and a later one goes on with what is in the spool.
+    pinned: bool,
+    /// What says so in the kernel, until it is true.
+    unsigned: Option<(PinDir, Note)>,
 }
 
 /// What is known of a recording when it has ended.
@@ -244,10 +252,12 @@ impl Recording {
         kept: KeptLogWriter,
         written: Option<(Recent, Place)>,
         request: &Request,
-        capture: Capture,
+        mut capture: Capture,
         logs: Vec<Follower>,
     ) -> Result<Self, Failure> {
         let generation = capture.generation();
+        let pinned = capture.is_pinned();
+        let unsigned = capture.take_unsigned();
         let spool = SpoolThread::start(writer).or_exit(Code::Internal)?;
         let tagger = capture.tagger().clone();
         let attached = serde_json::json!({
@@ -272,6 +282,8 @@ impl Recording {
             generation,
             logs,
             kept,
+            pinned,
+            unsigned,
         };
         recording.note(kind::CAPTURE, &attached);
         Ok(recording)
@@ -355,6 +367,25 @@ impl Recording {
         Ok(())
     }
 
+    /// Waits until all that was noted so far is where the end of this process cannot lose it. A pinned capture is one that a later
+    /// process goes on with from then on: what only this one knew (settings, keys of hashes, who held what) is in the spool.
+    ///
+    /// # Errors
+    /// When the disk does not take it, and there is no earlier process's beginning to rely on.
+    pub fn settle(&mut self) -> Result<(), Failure> {
+        let settled = self.spool.backlog().settle(SETTLE_MAX);
+        let Some((dir, note)) = self.unsigned.take() else {
+            return Ok(());
+        };
+        if !settled {
+            return Err(Failure::new(
+                Code::Io,
+                "the disk did not take the beginning of the recording, which a later process could not go on without",
+            ));
+        }
+        dir.sign(&note).or_exit(Code::Unavailable)
+    }
+
     /// Reads the logs and mends the tree. Call every [`TICK`]. `false` once the capture has failed: nothing is seen any more.
     pub fn tick(&mut self) -> bool {
         let mut opened = Vec::new();
@@ -384,6 +415,10 @@ impl Recording {
         );
         if let Some(scan) = &missed.scan {
             self.note(kind::PROCESS_SCAN, scan);
+        }
+        // Its tag outlives this process, so the word that it came late must, too.
+        if self.pinned {
+            self.spool.backlog().settle(SETTLE_MAX);
         }
     }
 

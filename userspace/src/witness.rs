@@ -35,8 +35,8 @@ pub struct Request {
     pub capture: String,
     /// Executables of proxies.
     pub proxy_exes: Vec<ProxyExe>,
-    /// Where the capture is pinned, so that it outlives this process.
-    pub pin: Option<PinDir>,
+    /// Where the capture is pinned, so that it outlives this process, with what it was asked to record.
+    pub pin: Option<(PinDir, String)>,
     /// Size of the ring in bytes, a power of two.
     pub ring_bytes: u32,
     /// Files whose opening by the watched is told: keys, logs, the output.
@@ -199,9 +199,7 @@ pub fn attach(request: &Request) -> Result<Capture, Failure> {
         code: Code::Unavailable,
         error,
     };
-    // Only tier T can be pinned so far.
-    let pinned = request.pin.as_ref().map(|_| Tier::Tracepoints);
-    let forced = request.tier.or(pinned);
+    let forced = request.tier;
     let chosen = || {
         let choice = Choice::make(forced);
         let refused = choice.refused();
@@ -228,16 +226,18 @@ pub fn attach(request: &Request) -> Result<Capture, Failure> {
         pin: request
             .pin
             .clone()
-            .map(|dir| (dir, request.capture.clone())),
+            .map(|(dir, _)| (dir, request.capture.clone())),
         watched_files: request.watched_files.clone(),
         ..LoadOptions::default()
     };
-    if let Some(dir) = &request.pin {
-        dir.make().map_err(unavailable)?;
+    if let Some((dir, asked)) = &request.pin {
+        dir.make()
+            .and_then(|()| dir.keep_asked(asked))
+            .map_err(unavailable)?;
     }
     load(&options).map_err(|error| {
         // Half of a capture must not go on by itself.
-        if let Some(dir) = &request.pin
+        if let Some((dir, _)) = &request.pin
             && let Err(error) = dir.remove()
         {
             tracing::warn!(%error, "what was pinned could not be removed");

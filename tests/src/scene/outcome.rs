@@ -208,6 +208,21 @@ impl Outcome {
             .count()
     }
 
+    /// How many frames were refuted; none of them has its bytes.
+    pub fn refuted(&self) -> usize {
+        let frames = self.rows.iter().filter_map(|row| {
+            if let Row::Frame(row) = row {
+                Some(row)
+            } else {
+                None
+            }
+        });
+        frames
+            .filter(|frame| frame.kind == "refuted")
+            .inspect(|frame| assert!(frame.payload.is_none(), "{frame:?}"))
+            .count()
+    }
+
     /// Every verdict as `verdict/via:reason@field method id`, sorted; parts that are not there are left out. `entry` and `gap`
     /// stand before those whose subject is no call.
     pub fn told(&self) -> Vec<String> {

@@ -1,103 +1,158 @@
 //! Hostile writers and readers in figures, end to end: an agent and a server that change their memory while the kernel copies
 //! it, under `countersign run`, against what they say was really transferred.
 //!
-//! `COUNTERSIGN_HOSTILE` sets the number of messages of all cases together.
+//! `COUNTERSIGN_HOSTILE` sets the number of messages under attack of all cases together; `COUNTERSIGN_HOSTILE_ONLY` the cases whose names
+//! begin with it; `COUNTERSIGN_HOSTILE_KEEP` keeps the recordings of those that fail.
+
+mod parquet;
+mod truth;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
-    fmt::Write as _,
-    fs,
-    io::Write as _,
-    os::unix::fs::PermissionsExt as _,
-    path::Path,
+    env, fmt::Write as _, fs, io::Write as _, os::unix::fs::PermissionsExt as _, path::Path,
     process::Command,
 };
 
-use serde_json::Value;
+use countersign_tests::hostile::{Shape, Way};
+use truth::{Figures, Truth};
 
 use crate::harness::witness;
 
-/// Messages of all cases together where nothing else is asked for.
-const MESSAGES: usize = 2200;
+/// Messages under attack of all cases together where nothing else is asked for.
+const MESSAGES: usize = 3000;
 
-/// Of the cases in which only chance makes an attack come in time, how many messages of a hundred must be altered all in all.
-const ALTERED_PERCENT_MIN: usize = 5;
+/// Of how many messages of a hundred the capture must have been shown something else than was transferred, at least.
+const DECEIVED_PERCENT_MIN: usize = 5;
 
-/// Who tries what.
+/// Padding with which a message on a socket still lies beside its buffer's head.
+const COPIED_BYTES: usize = 2500;
+
+/// Who tries what on its memory.
 struct Case {
-    channel: &'static str,
-    /// What the agent does to its buffers, and the server to those that it reads into and those that it writes from.
-    agent: &'static str,
-    reads: &'static str,
-    writes: &'static str,
     proxied: bool,
+    channel: &'static str,
+    /// The agent, with what it writes and what it reads.
+    agent: [&'static str; 2],
+    /// The server, with what it reads and what it writes.
+    server: [&'static str; 2],
 }
 
-const CASES: [Case; 22] = [
-    proxied("pipe", "stall", "none", "none"),
-    proxied("pipe", "flip", "none", "none"),
-    proxied("pipe", "full", "none", "none"),
-    proxied("pipe", "drop", "none", "none"),
-    proxied("socket", "stall", "none", "none"),
-    proxied("socket", "flip", "none", "none"),
-    proxied("socket", "full", "none", "none"),
-    proxied("socket", "drop", "none", "none"),
-    proxied("pipe", "none", "stall", "none"),
-    proxied("pipe", "none", "rewrite", "none"),
-    proxied("pipe", "none", "drop", "none"),
-    proxied("pipe", "none", "none", "stall"),
-    proxied("pipe", "none", "none", "flip"),
-    proxied("pipe", "none", "none", "drop"),
-    proxied("pipe", "stall", "stall", "stall"),
-    private("socket", "stall", "none", "stall"),
-    private("socket", "none", "stall", "none"),
-    private("socket", "stall", "stall", "stall"),
-    private("socket", "drop", "drop", "drop"),
-    private("pipe", "stall", "none", "stall"),
-    private("pipe", "stall", "stall", "stall"),
-    private("pipe", "stall", "drop", "none"),
+const CASES: [Case; 32] = [
+    proxied("pipe", ["stall", "none"], ["none", "none"]),
+    proxied("pipe", ["flip", "none"], ["none", "none"]),
+    proxied("pipe", ["full", "none"], ["none", "none"]),
+    proxied("pipe", ["drop", "none"], ["none", "none"]),
+    proxied("socket", ["stall", "none"], ["none", "none"]),
+    proxied("socket", ["flip", "none"], ["none", "none"]),
+    proxied("socket", ["full", "none"], ["none", "none"]),
+    proxied("socket", ["drop", "none"], ["none", "none"]),
+    proxied("pipe", ["none", "none"], ["stall", "none"]),
+    proxied("pipe", ["none", "none"], ["rewrite", "none"]),
+    proxied("pipe", ["none", "none"], ["drop", "none"]),
+    proxied("pipe", ["none", "none"], ["unmap", "none"]),
+    proxied("pipe", ["none", "none"], ["none", "stall"]),
+    proxied("pipe", ["none", "none"], ["none", "flip"]),
+    proxied("pipe", ["none", "none"], ["none", "full"]),
+    proxied("pipe", ["none", "none"], ["none", "drop"]),
+    proxied("pipe", ["none", "rewrite"], ["none", "none"]),
+    proxied("pipe", ["none", "unmap"], ["none", "none"]),
+    proxied("pipe", ["stall", "stall"], ["stall", "stall"]),
+    private("socket", ["stall", "none"], ["none", "stall"]),
+    private("socket", ["full", "none"], ["none", "flip"]),
+    private("socket", ["none", "none"], ["stall", "none"]),
+    private("socket", ["none", "none"], ["rewrite", "none"]),
+    private("socket", ["none", "none"], ["unmap", "none"]),
+    private("socket", ["none", "rewrite"], ["none", "none"]),
+    private("socket", ["stall", "stall"], ["stall", "stall"]),
+    private("socket", ["drop", "none"], ["none", "drop"]),
+    private("socket", ["none", "drop"], ["drop", "none"]),
+    private("pipe", ["stall", "none"], ["none", "stall"]),
+    private("pipe", ["none", "none"], ["rewrite", "none"]),
+    private("pipe", ["stall", "stall"], ["stall", "stall"]),
+    private("pipe", ["stall", "none"], ["drop", "none"]),
 ];
 
 const fn proxied(
     channel: &'static str,
-    agent: &'static str,
-    reads: &'static str,
-    writes: &'static str,
+    agent: [&'static str; 2],
+    server: [&'static str; 2],
 ) -> Case {
     Case {
+        proxied: true,
         channel,
         agent,
-        reads,
-        writes,
-        proxied: true,
+        server,
     }
 }
 
 const fn private(
     channel: &'static str,
-    agent: &'static str,
-    reads: &'static str,
-    writes: &'static str,
+    agent: [&'static str; 2],
+    server: [&'static str; 2],
 ) -> Case {
     Case {
         proxied: false,
-        ..proxied(channel, agent, reads, writes)
+        ..proxied(channel, agent, server)
     }
 }
 
-/// What came of a case.
-#[derive(Default)]
-struct Figures {
-    calls: usize,
-    /// Messages, calls and answers, that an attack was made on.
-    attacked: usize,
-    /// Of them those of which the memory showed something else than what was transferred.
-    altered: usize,
-    /// Rows of calls whose tool in the evidence is not the one that was transferred.
-    wrong: usize,
-    undecided: usize,
-    /// Calls without the verdict that they must have, or with another one besides.
-    misjudged: usize,
+impl Case {
+    fn name(&self) -> String {
+        let way = if self.proxied { "proxy" } else { "private" };
+        let ([writes, reads], [server_reads, server_writes]) = (self.agent, self.server);
+        format!(
+            "{way} | {} | {writes} | {server_reads} | {server_writes} | {reads}",
+            self.channel
+        )
+    }
+
+    fn writers_attack(&self, way: Way) -> &'static str {
+        match way {
+            Way::Request => self.agent[0],
+            Way::Answer => self.server[1],
+        }
+    }
+
+    fn readers_attack(&self, way: Way) -> &'static str {
+        match way {
+            Way::Request => self.server[0],
+            Way::Answer => self.agent[1],
+        }
+    }
+
+    /// Ends under attack: as many messages a call.
+    fn attacks(&self) -> usize {
+        let all = [self.agent, self.server];
+        all.as_flattened()
+            .iter()
+            .filter(|attack| **attack != "none")
+            .count()
+    }
+
+    /// What the agent's and the server's other end takes is the kernel's own copy.
+    fn has_kernels_copy(&self) -> bool {
+        !self.proxied && self.channel == "socket"
+    }
+
+    /// Of a private pipe no copy is kept, of a private socket only of what fits beside a buffer's head: what either end shows is an
+    /// accusation, and nobody vouches for its words.
+    fn is_unverifiable(&self) -> bool {
+        let is_long = |way| self.shape(way).before + self.shape(way).after > COPIED_BYTES;
+        !self.proxied && (self.channel == "pipe" || is_long(Way::Request) || is_long(Way::Answer))
+    }
+
+    /// Where the channel is to be full, the word lies in the middle of more than it holds. Where a thread must come between the
+    /// word's copy and the return of the system call, much is copied behind the word.
+    fn shape(&self, way: Way) -> Shape {
+        let (before, after) = match (self.writers_attack(way), self.readers_attack(way)) {
+            // Of a copy that is stalled, all that is left is in one page.
+            ("stall", _) | (_, "stall" | "drop" | "unmap") => (0, 400),
+            ("full", _) => (9000, 9000),
+            (_, "rewrite") | ("drop", _) if self.has_kernels_copy() => (0, COPIED_BYTES),
+            (_, "rewrite") | ("drop", _) => (0, 30_000),
+            _ => (0, 400),
+        };
+        Shape { before, after }
+    }
 }
 
 #[test]
@@ -105,160 +160,108 @@ fn hostile_memory_neither_enters_the_evidence_nor_buys_doubt() {
     if witness().is_none() {
         return;
     }
-    let asked = std::env::var("COUNTERSIGN_HOSTILE");
-    let messages = asked.map_or(MESSAGES, |text| text.parse().unwrap());
-    let calls = messages.div_ceil(CASES.len());
-    let mut table = String::from(
-        "| way | channel | agent writes | server reads | server writes | calls | attacked | altered | wrong in evidence | undecided | misjudged |\n|---|---|---|---|---|---|---|---|---|---|---|\n",
+    let asked = env::var("COUNTERSIGN_HOSTILE");
+    let messages: usize = asked.map_or(MESSAGES, |text| text.parse().unwrap());
+    let only = env::var("COUNTERSIGN_HOSTILE_ONLY").unwrap_or_default();
+    let of_one = messages.div_ceil(CASES.len());
+    say(
+        "| way | channel | agent writes | server reads | server writes | agent reads | calls | attacked | altered | deceived | wrong | wrong bytes | missing | undecided | misjudged |\n|---|---|---|---|---|---|---|---|---|---|---|---|---|---|---|\n",
     );
-    let (mut attacked, mut altered, mut failed) = (0, 0, false);
+    let (mut attacked, mut deceived, mut failed) = (0, 0, String::new());
     for case in &CASES {
+        let name = case.name();
+        if !name.replace(" |", "").starts_with(&only) {
+            continue;
+        }
+        let calls = of_one.div_ceil(case.attacks());
         let figures = play(case, calls);
-        let way = if case.proxied { "proxy" } else { "private" };
-        let _infallible = writeln!(
-            table,
-            "| {way} | {} | {} | {} | {} | {} | {} | {} | {} | {} | {} |",
-            case.channel,
-            case.agent,
-            case.reads,
-            case.writes,
+        let mut row = format!("| {name}");
+        for number in [
             figures.calls,
             figures.attacked,
             figures.altered,
+            figures.deceived,
             figures.wrong,
+            figures.wrong_bytes,
+            figures.missing,
             figures.undecided,
-            figures.misjudged
-        );
+            figures.misjudged,
+        ] {
+            let _infallible = write!(row, " | {number}");
+        }
+        row.push_str(" |\n");
+        say(&row);
         attacked += figures.attacked;
-        altered += figures.altered;
-        // Of a private pipe no copy is kept: what either end shows is an accusation, and nobody vouches for its words.
-        let can_be_known = case.proxied || case.channel == "socket";
-        failed |= figures.calls != calls || figures.undecided + figures.misjudged > 0;
-        failed |= can_be_known && figures.wrong > 0;
+        deceived += figures.deceived;
+        if is_bad(case, &figures, calls) {
+            failed.push_str(&row);
+        }
     }
-    // Not `eprintln!`: the test runner keeps what a passing test prints that way to itself.
-    let _unheard = std::io::stderr().write_all(table.as_bytes());
-    assert!(!failed, "\n{table}");
+    say(&format!("{attacked} attacked, {deceived} deceived\n"));
+    assert!(failed.is_empty(), "\n{failed}");
     assert!(
-        altered * 100 >= attacked * ALTERED_PERCENT_MIN,
-        "too few attacks came in time\n{table}"
+        deceived * 100 >= attacked * DECEIVED_PERCENT_MIN,
+        "too few attacks came in time: {deceived} of {attacked}"
     );
 }
 
+fn is_bad(case: &Case, figures: &Figures, calls: usize) -> bool {
+    let untrue = figures.wrong + figures.missing > 0 && !case.is_unverifiable();
+    untrue || figures.calls != calls || figures.undecided + figures.misjudged > 0
+}
+
+/// Not `eprintln!`: the test runner keeps what a passing test prints that way to itself.
+fn say(text: &str) {
+    let _unheard = std::io::stderr().write_all(text.as_bytes());
+}
+
 fn play(case: &Case, calls: usize) -> Figures {
-    let place = tempfile::tempdir().unwrap();
+    let mut place = tempfile::tempdir().unwrap();
     fs::set_permissions(place.path(), fs::Permissions::from_mode(0o755)).unwrap();
     let key = place.path().join("key");
     fs::write(&key, b"0123456789abcdef0123456789abcdef").unwrap();
     fs::set_permissions(&key, fs::Permissions::from_mode(0o600)).unwrap();
     let hostile = Path::new(env!("CARGO_BIN_EXE_countersign-hostile"));
     let countersign = hostile.with_file_name("countersign");
-    let log = ["--proxy-log", "log", "--key-file", "key"];
+    let shapes = [Way::Request, Way::Answer].map(|way| case.shape(way));
+    let shapes_text = shapes
+        .map(|shape| format!("{},{}", shape.before, shape.after))
+        .join(",");
     let mut run = Command::new(&countersign);
     run.current_dir(place.path())
-        .args(["run", "--user", "root", "--json", "--payload", "full"])
-        .args(log)
-        .args(["-o", "out", "--"])
+        .args(["run", "--user", "root", "--payload", "full"])
+        .args(["--proxy-log", "log", "--key-file", "key"]);
+    if let Ok(tier) = env::var("COUNTERSIGN_TIER") {
+        run.args(["--tier", &tier]);
+    }
+    run.args(["-o", "out", "--"])
         .arg(hostile)
-        .args(["agent", case.channel, case.agent])
-        .arg(calls.to_string())
-        .args(["agent.truth", "--"]);
+        .args(["agent", case.channel])
+        .args(case.agent)
+        .args([&calls.to_string(), &shapes_text, "agent.truth", "--"]);
     if case.proxied {
         let proxy = ["proxy", "--log", "log", "--key-file", "key", "--"];
         run.arg(&countersign).args(proxy);
     }
     run.arg(hostile)
-        .args(["server", case.reads, case.writes, "server.truth"]);
+        .arg("server")
+        .args(case.server)
+        .args([&shapes_text, "server.truth"]);
     let output = run.output().unwrap();
     let said = String::from_utf8_lossy(&output.stderr);
-    assert!(said.contains("the agent exited with code 0"), "{said}");
+    assert!(
+        said.contains("the agent exited with code 0"),
+        "{name}: {said}",
+        name = case.name()
+    );
     let truth = ["agent.truth", "server.truth"]
         .map(|name| fs::read_to_string(place.path().join(name)).unwrap())
         .concat();
-    figures(case, &Truth::new(&truth), &output.stdout)
-}
-
-/// What the programs wrote down, by way and number: the two words.
-#[derive(Default)]
-struct Truth {
-    wrote: BTreeMap<(String, usize), [String; 2]>,
-    read: BTreeMap<(String, usize), [String; 2]>,
-}
-
-impl Truth {
-    fn new(text: &str) -> Self {
-        let mut truth = Self::default();
-        for line in text.lines() {
-            let words: Vec<&str> = line.split(' ').collect();
-            let [what, way, number, first, second] = words[..] else {
-                panic!("{line}");
-            };
-            let list = match what {
-                "wrote" => &mut truth.wrote,
-                _ => &mut truth.read,
-            };
-            let key = (way.to_owned(), number.parse().unwrap());
-            list.insert(key, [first, second].map(str::to_owned));
-        }
-        truth
+    let truth = Truth::new(&truth, shapes);
+    let figures = truth::figures(case, &truth, &place.path().join("out"));
+    if is_bad(case, &figures, calls) && env::var_os("COUNTERSIGN_HOSTILE_KEEP").is_some() {
+        place.disable_cleanup(true);
+        say(&format!("kept: {}\n{said}\n", place.path().display()));
     }
-
-    /// What was transferred.
-    fn word(&self, way: &str, number: usize) -> &str {
-        &self.read[&(way.to_owned(), number)][0]
-    }
-}
-
-fn figures(case: &Case, truth: &Truth, printed: &[u8]) -> Figures {
-    let mut figures = Figures::default();
-    for ((way, number), memory) in &truth.wrote {
-        let attack = if way == "request" {
-            case.agent
-        } else {
-            case.writes
-        };
-        let transferred = truth.word(way, *number);
-        figures.attacked += usize::from(attack != "none");
-        figures.altered += usize::from(memory.iter().any(|word| word != transferred));
-    }
-    for ((way, _), [came, shown]) in &truth.read {
-        figures.attacked += usize::from(way == "request" && case.reads != "none");
-        figures.altered += usize::from(came != shown);
-    }
-    let wanted = if case.proxied { "matched" } else { "bypassed" };
-    let mut judged = BTreeSet::new();
-    let printed = String::from_utf8_lossy(printed);
-    for line in printed.lines() {
-        let Ok(row) = serde_json::from_str::<Value>(line) else {
-            continue;
-        };
-        let number = |name: &str| -> Option<usize> {
-            let text = row.get(name)?.as_str()?;
-            text.trim_matches('"').parse().ok()
-        };
-        match row["table"].as_str() {
-            Some("calls") => {
-                let Some(number) = number("jsonrpc_id") else {
-                    continue;
-                };
-                // Results are not printed; of calls through the proxy, whose log has them, `matched` compares them.
-                let right = row["tool_name"] == truth.word("request", number);
-                figures.wrong += usize::from(!right);
-            }
-            // A verdict on a gap is none on a call.
-            Some("verdicts") if row["subject"] != "gap" => {
-                figures.undecided += usize::from(row["verdict"] == "undecided");
-                let Some(number) = number("request_id") else {
-                    continue;
-                };
-                let first = judged.insert(number);
-                // On a private pipe both ends accuse where they differ.
-                let one_too_many = !first && case.proxied;
-                figures.misjudged += usize::from(row["verdict"] != wanted || one_too_many);
-            }
-            _ => {}
-        }
-    }
-    figures.calls = judged.len();
     figures
 }

@@ -4,6 +4,7 @@
 
 mod balance;
 mod between;
+mod contradicted;
 mod ended;
 mod evasion;
 mod forgery;

@@ -128,6 +128,17 @@ impl Balances {
         (as_counted(WRITER) && as_counted(READER)).then_some((last.queued, last.residue))
     }
 
+    /// How far the readers' count of a stream's bytes is ahead of the writers', where what waited in it says so: it added up at least
+    /// once with nothing on its way, and never failed to.
+    pub fn shift(&self, stream: StreamIx) -> Option<i128> {
+        let balance = self.of.get(&stream)?;
+        let first = balance.samples.first()?;
+        let judged = balance.judge();
+        // Of a stream that began before the counters, the first moment is no other's word.
+        let before = judged.even.iter().any(|(_, ended)| *ended >= first.ended);
+        (before && judged.unseen.is_empty() && !balance.broken).then_some(-first.residue)
+    }
+
     /// What follows for each stream.
     pub fn judged(&self) -> AllJudged {
         AllJudged {

@@ -4,6 +4,8 @@
 //! at the same place of the stream, else first in first out. A frame that stays
 //! alone is a delivery with one end. It does not say which end is to be believed.
 
+pub mod takers;
+
 use std::collections::VecDeque;
 use std::collections::hash_map::Entry;
 use std::sync::Arc;
@@ -16,6 +18,8 @@ use crate::process::ProcessIx;
 use crate::record::GapReason;
 use crate::stream::{Gap, Op};
 use crate::time::BootNs;
+
+use takers::Takers;
 
 /// Frames kept per stream. Stops an agent that floods lines into a pipe nobody reads from filling memory.
 pub const STREAM_FRAMES_MAX: usize = 4 << 20;
@@ -72,6 +76,8 @@ pub struct StreamFrames {
     pub writers: Vec<(ProcessIx, Moved)>,
     /// What each process read.
     pub readers: Vec<(ProcessIx, Moved)>,
+    /// Which of them took what.
+    pub takers: Takers,
     /// Frames that found no room.
     pub overflowed: u64,
     opaque: [usize; 2],
@@ -227,6 +233,11 @@ impl StreamFrames {
             .fold(0, |sum, (_, moved)| sum.saturating_add(moved.bytes))
     }
 
+    /// What was read, as kept.
+    pub fn read(&self) -> impl Iterator<Item = FrameIx> + '_ {
+        self.read.iter().copied()
+    }
+
     /// The lines that were written at a position of the stream.
     pub fn written_at<'a>(
         &'a self,
@@ -250,6 +261,8 @@ impl StreamFrames {
         let (process, bytes) = (op.process, op.returned);
         if end == End::Writer {
             self.contention.write(process, op);
+        } else {
+            self.takers.took(op);
         }
         let list = match end {
             End::Writer => &mut self.writers,

@@ -4,10 +4,14 @@
 //! trusted to forward; then the reader's end, marked untrusted; the writer's end serves attribution and is the record only
 //! where nothing else was seen.
 
+mod ends;
+
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
-use crate::channel::{ChannelTable, StreamIx};
+use ends::Ends;
+
+use crate::channel::StreamIx;
 use crate::delivery::{Delivery, StreamFrames};
 use crate::frame::{Frame, FrameFlags, FrameIx};
 use crate::record::GapReason;
@@ -88,19 +92,18 @@ pub struct Placed {
     pub until: BootNs,
 }
 
-/// Places every delivery of every stream, in order of time.
+/// Places every delivery of every stream, in order of time. `shift` says how far the readers' count of a stream's bytes is ahead of the
+/// writers', if that is known.
 pub fn place(
     frames: &[Frame],
     streams: &BTreeMap<StreamIx, StreamFrames>,
-    channels: &ChannelTable,
+    shift: impl Fn(StreamIx) -> Option<i128>,
     roles: &Roles,
 ) -> Vec<Placed> {
     let mut placed: Vec<Placed> = streams
         .iter()
         .flat_map(|(stream, of_stream)| {
-            let counted = channels.channel(stream.channel).created;
-            let ends = Ends::new(of_stream, frames, counted);
-            let ends = Rc::new(ends);
+            let ends = Rc::new(Ends::new(of_stream, frames, roles, shift(*stream)));
             roles.legs(*stream).flat_map(move |leg| {
                 let ends = Rc::clone(&ends);
                 of_stream.deliveries(frames).filter_map(move |delivery| {
@@ -110,8 +113,8 @@ pub fn place(
                     let record = frames.get(placed.record.0 as usize)?;
                     placed.overtaken =
                         delivery.read.is_none() && record.is_whole() && ends.overtook(record);
-                    placed.contradicted = placed.source == Source::WriterEnd
-                        && ends.contradict(record, placed.leg, of_stream, roles);
+                    placed.contradicted =
+                        placed.source == Source::WriterEnd && ends.contradict(record, placed.leg);
                     Some(placed)
                 })
             })
@@ -119,94 +122,6 @@ pub fn place(
         .collect();
     placed.sort_by_key(|placed| (placed.at, placed.stream, placed.record));
     placed
-}
-
-/// How the two ends of one stream agree, by the count of their bytes.
-struct Ends {
-    /// Both ends count from the stream's first byte.
-    counted: bool,
-    /// Nothing is missing at the readers' end.
-    read_whole: bool,
-    /// Bytes that were read.
-    read: u64,
-    /// Where each line lies that was seen at both ends, by the writers' count, and whether the readers' is the same; in order.
-    tied: Vec<(u64, bool)>,
-    /// Where what the kernel itself delivered lies that no writer shows: from, to; in order.
-    delivered: Vec<(u64, u64)>,
-}
-
-impl Ends {
-    fn new(of_stream: &StreamFrames, frames: &[Frame], counted: bool) -> Self {
-        let of = |ix: Option<FrameIx>| frames.get(ix?.0 as usize);
-        let mut ends = Self {
-            counted,
-            read_whole: !of_stream.gaps.iter().any(|(end, _)| *end == End::Reader),
-            read: of_stream.bytes_read(),
-            tied: Vec::new(),
-            delivered: Vec::new(),
-        };
-        for delivery in of_stream.deliveries(frames) {
-            match (of(delivery.written), of(delivery.read)) {
-                (Some(written), Some(read)) => {
-                    let same = written.position == read.position;
-                    ends.tied.push((written.position, same));
-                }
-                (None, Some(read)) if read.flags.contains(FrameFlags::KERNEL_COPY) => {
-                    let to = read.position.saturating_add(read.len);
-                    ends.delivered.push((read.position, to));
-                }
-                (_, None) | (None, Some(_)) => {}
-            }
-        }
-        ends.tied.sort_unstable();
-        ends.delivered.sort_unstable();
-        ends
-    }
-
-    /// Whether a line that was written and not read was left out, though one behind it was read.
-    ///
-    /// Where the next line that both ends show lies at the same place at both, all bytes before it came through: then it is
-    /// the reader's memory that does not show them, and that buys it nothing.
-    fn overtook(&self, written: &Frame) -> bool {
-        let next = self
-            .tied
-            .partition_point(|(position, _)| *position <= written.position);
-        let next = self.tied.get(next);
-        self.read_whole && next.is_some_and(|(_, same)| !(self.counted && *same))
-    }
-
-    /// Whether a line that only its writer's memory shows is refuted by what came out at its place: as the proxy read it, or as the
-    /// kernel delivered it.
-    fn contradict(
-        &self,
-        written: &Frame,
-        leg: Leg,
-        of_stream: &StreamFrames,
-        roles: &Roles,
-    ) -> bool {
-        let to = written.position.saturating_add(written.len);
-        let spans = written.flags.contains(FrameFlags::SPANS_LINES);
-        // Of a line that was not taken whole, as one over the limit per operation, the rest says nothing.
-        let taken = written.is_whole() && written.is_a_line();
-        if !self.counted || !taken || spans || self.read < to {
-            return false;
-        }
-        match leg {
-            Leg::ClientToProxy(instance) | Leg::ServerToProxy(instance) => {
-                let by_proxy = |process| roles.instance_of(process) == Some(instance);
-                self.read_whole
-                    && of_stream
-                        .readers
-                        .iter()
-                        .all(|(reader, _)| by_proxy(*reader))
-            }
-            Leg::Direct => {
-                let behind = self.delivered.partition_point(|(from, _)| *from < to);
-                behind > 0 && self.delivered[behind - 1].1 > written.position
-            }
-            Leg::ProxyToServer(_) | Leg::ProxyToClient(_) | Leg::ProxyFile(_) => false,
-        }
-    }
 }
 
 /// Whether bytes that no watched process wrote can have entered a stream that a proxy writes.

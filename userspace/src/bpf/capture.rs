@@ -24,7 +24,7 @@ use super::{
     functions::{FunctionStatus, Functions},
     hook::Hook,
     messages::Messages,
-    pin::PinDir,
+    pin::{Note, PinDir},
     rings::{Place, Rings},
     run::run_program,
     tag::Tagger,
@@ -51,6 +51,8 @@ pub struct Capture {
     pub(super) rings: Rings,
     /// Programs stay in the kernel without this process: what was read is given back only when the caller says so.
     pub(super) pinned: Option<PinDir>,
+    /// What makes the pinned directory one that a later process goes on with.
+    pub(super) unsigned: Option<Note>,
     pub(super) tags: Tagger,
     pub(super) cpus: PerCpuArray<MapData, [u8; size_of::<CpuState>()]>,
     pub(super) channels: [ChannelMap; 2],
@@ -165,6 +167,12 @@ impl Capture {
         self.pinned.is_some()
     }
 
+    /// What [signs](PinDir::sign) a capture that was pinned here; for whoever writes down what a later process cannot find out
+    /// any more, to sign when that is safe. Until then nobody goes on with it.
+    pub fn take_unsigned(&mut self) -> Option<(PinDir, Note)> {
+        Some((self.pinned.clone()?, self.unsigned.take()?))
+    }
+
     /// The headers of the next records in the data ring and the control ring, which stay there.
     pub fn next_headers(&mut self) -> [Option<RecordHeader>; 2] {
         self.rings.next_headers()
@@ -197,7 +205,10 @@ impl Capture {
     /// When the file system refuses.
     pub fn unpin(&mut self) -> anyhow::Result<()> {
         match self.pinned.take() {
-            Some(dir) => dir.remove(),
+            Some(dir) => {
+                self.functions.let_go();
+                dir.remove()
+            }
             None => Ok(()),
         }
     }

@@ -9,17 +9,20 @@ use std::{
 use anyhow::{Context, ensure};
 use aya::{
     Btf, Ebpf,
-    programs::{FEntry, FExit, KProbe},
+    programs::{FEntry, FExit, KProbe, links::FdLink},
 };
 use countersign_common::{
     channel_kind,
     load::{CARRIED_KINDS, Offsets, kind_bit},
 };
 
+mod pinned;
+
 use super::{
     capture::ProgramLedger,
     kprobe::{KprobeEvent, Side, Tracefs},
     offsets::missing_for_functions,
+    pin::PinDir,
     tier::Tier,
 };
 
@@ -156,6 +159,8 @@ pub(super) struct Functions {
     status: Vec<FunctionStatus>,
     events: Vec<KprobeEvent>,
     programs: Vec<(String, OwnedFd)>,
+    /// Where programs and links are kept for a later process.
+    pin: Option<PinDir>,
 }
 
 /// Addresses of the kernel's variables that say where its linear mapping and its `struct page`s begin; 0 where they are hidden. An
@@ -227,8 +232,12 @@ impl Functions {
         ebpf: &mut Ebpf,
         btf: &Btf,
         offsets: &Offsets,
+        pin: Option<&PinDir>,
     ) -> anyhow::Result<Self> {
-        let mut functions = Self::default();
+        let mut functions = Self {
+            pin: pin.cloned(),
+            ..Self::default()
+        };
         if tier == Tier::Tracepoints {
             return Ok(functions);
         }
@@ -243,15 +252,19 @@ impl Functions {
         Ok(functions)
     }
 
-    fn kprobes(&mut self, ebpf: &mut Ebpf) -> anyhow::Result<()> {
-        let tracefs = Tracefs::open()?;
-        let first_step = self.kprobe(ebpf, &tracefs, FIRST_STEP, "k_first_step", Side::Entry)?;
+    fn note_first_step(&mut self, attached: bool) {
         self.status.push(FunctionStatus {
             function: FIRST_STEP.to_owned(),
             covers: "processes that were not tagged when they were forked",
-            attached: first_step.is_some(),
-            why: first_step.is_none().then(|| NOT_THERE.to_owned()),
+            attached,
+            why: (!attached).then(|| NOT_THERE.to_owned()),
         });
+    }
+
+    fn kprobes(&mut self, ebpf: &mut Ebpf) -> anyhow::Result<()> {
+        let tracefs = Tracefs::open()?;
+        let first_step = self.kprobe(ebpf, &tracefs, FIRST_STEP, "k_first_step", Side::Entry)?;
+        self.note_first_step(first_step.is_some());
         self.events.extend(first_step);
         for function in &FUNCTIONS {
             let mut found = None;
@@ -289,9 +302,16 @@ impl Functions {
                 .load()
                 .with_context(|| format!("load the program {program_name}"))?;
             let fd = program.fd()?.as_fd().try_clone_to_owned()?;
+            if let Some(dir) = &self.pin {
+                dir.pin_program(program_name, &fd)?;
+            }
             self.programs.push((program_name.to_owned(), fd));
         }
-        tracefs.attach(function, side, program.fd()?.as_fd())
+        let mut event = tracefs.attach(function, side, program.fd()?.as_fd())?;
+        if let (Some(dir), Some(event)) = (&self.pin, &mut event) {
+            event.pin(dir)?;
+        }
+        Ok(event)
     }
 
     fn trampolines(&mut self, ebpf: &mut Ebpf, btf: &Btf) -> anyhow::Result<()> {
@@ -327,16 +347,26 @@ impl Functions {
             .with_context(|| format!("the object has no program {label}"))?
             .try_into()?;
         program.load(name, btf).context("load the program")?;
-        program.attach().context("attach to the return")?;
+        let link = program.attach().context("attach to the return")?;
         let exit = program.fd()?.as_fd().try_clone_to_owned()?;
+        if let Some(dir) = &self.pin {
+            let label = format!("fexit:{name}");
+            dir.pin_program(&label, &exit)?;
+            dir.pin_link(&label, FdLink::from(program.take_link(link)?))?;
+        }
         let label = format!("f_{stem}_enter");
         let program: &mut FEntry = ebpf
             .program_mut(&label)
             .with_context(|| format!("the object has no program {label}"))?
             .try_into()?;
         program.load(name, btf).context("load the program")?;
-        program.attach().context("attach to the entry")?;
+        let link = program.attach().context("attach to the entry")?;
         let enter = program.fd()?.as_fd().try_clone_to_owned()?;
+        if let Some(dir) = &self.pin {
+            let label = format!("fentry:{name}");
+            dir.pin_program(&label, &enter)?;
+            dir.pin_link(&label, FdLink::from(program.take_link(link)?))?;
+        }
         self.programs.push((format!("fexit:{name}"), exit));
         self.programs.push((format!("fentry:{name}"), enter));
         Ok(())

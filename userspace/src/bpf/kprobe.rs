@@ -2,7 +2,8 @@
 //!
 //! The kernel's own default (`max(10, 2 * CPUs)`) loses returns as soon as more tasks than that wait inside of a function, which idle servers
 //! do in a read. Only `kprobe_events` takes another number. An event outlives its maker, so its name says who that was, and what
-//! dead ones have left is removed.
+//! dead ones have left is removed. A program is put on an event by a link: pinned, it holds the event, which the kernel then
+//! refuses to remove, whoever made it and is dead since.
 
 use std::{
     fmt, fs,
@@ -12,11 +13,13 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::Context;
 
-use super::scan;
+use super::{pin::PinDir, scan, syscall};
 
 /// Where tracefs is mounted, by itself or under debugfs.
 const TRACEFS: [&str; 2] = ["/sys/kernel/tracing", "/sys/kernel/debug/tracing"];
@@ -29,8 +32,23 @@ const LEFTOVERS_MAX: usize = 1024;
 
 const PERF_TYPE_TRACEPOINT: u32 = 2;
 const PERF_FLAG_FD_CLOEXEC: libc::c_ulong = 8;
-const PERF_EVENT_IOC_SET_BPF: libc::c_ulong = 0x4004_2408;
 const PERF_EVENT_IOC_ENABLE: libc::c_ulong = 0x2400;
+/// `BPF_LINK_CREATE`.
+const BPF_LINK_CREATE: libc::c_int = 28;
+/// `BPF_PERF_EVENT` of `enum bpf_attach_type`.
+const BPF_PERF_EVENT: u32 = 41;
+/// Longest wait for the kernel to let go of an event whose link is gone: it does so some milliseconds later.
+const REMOVAL_MAX: Duration = Duration::from_secs(2);
+
+/// The part of `union bpf_attr` that `BPF_LINK_CREATE` uses for a perf event.
+#[repr(C)]
+struct LinkAttr {
+    program: u32,
+    target: u32,
+    attach_type: u32,
+    flags: u32,
+    cookie: u64,
+}
 
 /// The part of `struct perf_event_attr` that is needed (`PERF_ATTR_SIZE_VER0`, `include/uapi/linux/perf_event.h`).
 #[repr(C)]
@@ -66,11 +84,7 @@ impl Tracefs {
     /// Finds tracefs and removes what dead processes have left.
     pub(super) fn open() -> anyhow::Result<Self> {
         static LOADS: AtomicU32 = AtomicU32::new(0);
-        let root = TRACEFS
-            .iter()
-            .map(PathBuf::from)
-            .find(|root| root.join("kprobe_events").exists())
-            .context(
+        let root = root().context(
                 "no kprobe_events under /sys/kernel/tracing: the kernel has no kprobes, or tracefs is not \
                  mounted there (mount -t tracefs tracefs /sys/kernel/tracing)",
             )?;
@@ -113,7 +127,8 @@ impl Tracefs {
         }
         // From here on dropping it removes it.
         let mut event = KprobeEvent {
-            descriptor: None,
+            held: None,
+            pinned: false,
             root: self.root.clone(),
             name,
             function: function.to_owned(),
@@ -137,6 +152,42 @@ impl Tracefs {
             tracing::debug!(name, ?removed, "a kprobe event of a dead process");
         }
     }
+}
+
+fn root() -> Option<PathBuf> {
+    TRACEFS
+        .iter()
+        .map(PathBuf::from)
+        .find(|root| root.join("kprobe_events").exists())
+}
+
+/// Removes those events of ours that are named, as soon as nobody holds them any more; other names are left alone.
+pub(super) fn remove_events(names: &[String]) {
+    let Some(root) = root() else { return };
+    let until = Instant::now() + REMOVAL_MAX;
+    for name in names.iter().filter(|name| parts_of(name).is_some()) {
+        while let Err(error) = command(&root, &format!("-:{GROUP}/{name}")) {
+            if error.raw_os_error() != Some(libc::EBUSY) || Instant::now() >= until {
+                tracing::debug!(name, %error, "a kprobe event stays behind");
+                break;
+            }
+            thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+/// An event's function, side and maker (process id, start in ticks).
+fn parts_of(name: &str) -> Option<(&str, Side, u32, u64)> {
+    let mut parts = name.rsplitn(5, '_');
+    let _load: u32 = parts.next()?.parse().ok()?;
+    let start: u64 = parts.next()?.parse().ok()?;
+    let pid: u32 = parts.next()?.parse().ok()?;
+    let side = match parts.next()? {
+        "e" => Side::Entry,
+        "r" => Side::Return,
+        _ => return None,
+    };
+    Some((parts.next()?, side, pid, start))
 }
 
 /// Whether the kernel has a function of this name.
@@ -164,17 +215,16 @@ fn leftovers<'a>(
         let (_, rest) = line.split_once(':')?;
         let name = rest.split_whitespace().next()?;
         let name = name.strip_prefix(GROUP)?.strip_prefix('/')?;
-        let mut parts = name.rsplit('_');
-        let _load: u32 = parts.next()?.parse().ok()?;
-        let start: u64 = parts.next()?.parse().ok()?;
-        let pid: u32 = parts.next()?.parse().ok()?;
+        let (_function, _side, pid, start) = parts_of(name)?;
         (start_ticks(pid) != Some(start)).then_some(name)
     })
 }
 
-/// A program attached to one side of a function. Dropping it detaches the program and removes the event.
+/// A program attached to one side of a function. Dropping it detaches the program and removes the event, unless it is pinned.
 pub(super) struct KprobeEvent {
-    descriptor: Option<OwnedFd>,
+    /// The link, and the perf event that it holds too; nothing where another process has made them.
+    held: Option<[OwnedFd; 2]>,
+    pinned: bool,
     root: PathBuf,
     name: String,
     function: String,
@@ -210,17 +260,55 @@ impl KprobeEvent {
             }
             OwnedFd::from_raw_fd(fd)
         };
-        for (request, argument) in [
-            (PERF_EVENT_IOC_SET_BPF, program.as_raw_fd()),
-            (PERF_EVENT_IOC_ENABLE, 0),
-        ] {
-            // SAFETY: plain numbers.
-            if unsafe { libc::ioctl(descriptor.as_raw_fd(), request, argument) } < 0 {
-                return Err(io::Error::last_os_error()).context("put the program on the event");
-            }
+        let mut attr = LinkAttr {
+            program: program.as_raw_fd().cast_unsigned(),
+            target: descriptor.as_raw_fd().cast_unsigned(),
+            attach_type: BPF_PERF_EVENT,
+            flags: 0,
+            cookie: 0,
+        };
+        // SAFETY: plain numbers.
+        let link = unsafe { syscall::bpf(BPF_LINK_CREATE, &mut attr) }
+            .context("put the program on the event")?;
+        // SAFETY: a descriptor that the kernel has just made for us.
+        let link = unsafe { OwnedFd::from_raw_fd(i32::try_from(link)?) };
+        // SAFETY: plain numbers.
+        if unsafe { libc::ioctl(descriptor.as_raw_fd(), PERF_EVENT_IOC_ENABLE, 0) } < 0 {
+            return Err(io::Error::last_os_error()).context("enable the event");
         }
-        self.descriptor = Some(descriptor);
+        self.held = Some([link, descriptor]);
         Ok(())
+    }
+
+    /// Keeps the program on the event when this process is gone.
+    pub(super) fn pin(&mut self, dir: &PinDir) -> anyhow::Result<()> {
+        let [link, _] = self.held.as_ref().context("another process has the link")?;
+        dir.pin_event_link(&self.name, link)?;
+        self.pinned = true;
+        Ok(())
+    }
+
+    /// An event whose link another process has pinned under this name; `None`: it is no name of an event.
+    pub(super) fn pinned(name: &str) -> Option<Self> {
+        let (function, side, _, _) = parts_of(name)?;
+        Some(Self {
+            held: None,
+            pinned: true,
+            root: root()?,
+            name: name.to_owned(),
+            function: function.to_owned(),
+            side,
+        })
+    }
+
+    /// Lets go of what would keep the event alive without the pin.
+    pub(super) fn let_go(&mut self) {
+        self.held = None;
+    }
+
+    /// The function and its side.
+    pub(super) fn place(&self) -> (&str, Side) {
+        (&self.function, self.side)
     }
 
     /// What it is called in the ledger.
@@ -251,8 +339,10 @@ impl KprobeEvent {
 impl Drop for KprobeEvent {
     fn drop(&mut self) {
         // An event that is in use cannot be removed.
-        self.descriptor = None;
-        if let Err(error) = command(&self.root, &format!("-:{GROUP}/{}", self.name)) {
+        self.held = None;
+        if !self.pinned
+            && let Err(error) = command(&self.root, &format!("-:{GROUP}/{}", self.name))
+        {
             tracing::debug!(name = self.name, %error, "a kprobe event stays behind");
         }
     }
@@ -286,7 +376,8 @@ mod tests {
     #[test]
     fn hits_and_misses_are_those_of_the_event_with_that_very_name() {
         let event = KprobeEvent {
-            descriptor: None,
+            held: None,
+            pinned: true,
             root: PathBuf::from("/nonexistent"),
             name: "tty_read_r_7_99_1".to_owned(),
             function: "tty_read".to_owned(),

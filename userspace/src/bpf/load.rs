@@ -80,10 +80,6 @@ const PINNED_MAPS: [&str; 7] = [
 /// When the programs are not built in, the kernel lacks BTF or a structure member, or refuses a program (then with the
 /// verifier's words).
 pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
-    anyhow::ensure!(
-        options.pin.is_none() || options.tier == Tier::Tracepoints,
-        "only tier T can be pinned so far: leave --pin out, or use --tier t"
-    );
     let object = object::require_object()?;
     let (offsets, optional) = offsets::of_running_kernel(&OPTIONAL)?;
     options.hook.check(&offsets)?;
@@ -128,7 +124,8 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
     }
 
     // Nothing is tagged yet, so that the order costs nothing; what a kernel refuses, it refuses here.
-    let mut functions = Functions::attach(options.tier, &mut ebpf, &btf, &offsets)
+    let pin = options.pin.as_ref().map(|(dir, _)| dir);
+    let mut functions = Functions::attach(options.tier, &mut ebpf, &btf, &offsets, pin)
         .context("attach to kernel functions")?;
     let mut programs = functions.take_programs();
     attach_tracepoints(&mut ebpf, &btf, options, optional, &mut programs)?;
@@ -150,12 +147,10 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
         pinned,
         ..of_maps(maps, programs, balances, options.generation, &offsets)?
     };
-    if let (Some(dir), Some(id)) = (&capture.pinned, capture_id) {
-        dir.sign(&Note::new(
-            options.generation,
-            &id,
-            capture.offsets_digest(),
-        )?)?;
+    if let Some(id) = capture_id {
+        let digest = capture.offsets_digest();
+        let note = Note::new(options.tier, options.generation, &id, digest)?;
+        capture.unsigned = Some(note);
         capture.rings.keep();
     }
     Ok(capture)
@@ -229,7 +224,10 @@ pub fn resume(dir: PinDir, note: &Note) -> anyhow::Result<Capture> {
     );
     capture.rings.keep();
     capture.rings.recount();
+    let tier = note.tier()?;
     Ok(Capture {
+        functions: Functions::pinned(tier, &dir)?,
+        tier,
         pinned: Some(dir),
         ..capture
     })
@@ -301,6 +299,7 @@ fn of_maps(
             Credits::map(maps.credits.fd().as_fd()).context("map the credits")?,
         ),
         pinned: None,
+        unsigned: None,
         tags: Tagger::new(tags),
         cpus: PerCpuArray::try_from(maps.cpus)?,
         channels: [

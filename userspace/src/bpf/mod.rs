@@ -5,6 +5,7 @@
 mod btf;
 pub mod capture;
 pub mod choice;
+pub mod claim;
 pub mod features;
 pub mod functions;
 pub mod hook;

@@ -2,13 +2,16 @@
 //!
 //! Owns a directory per name in the BPF file system, what lies in it, and the note that says which build made it. A later
 //! process that finds the note of its own layout opens what is there and loads nothing: records that came meanwhile wait in
-//! the ring. Does not know what a record is.
+//! the ring. Does not know what a record is. Whose turn it is to use a directory is [`super::claim`]'s.
 //!
 //! ```text
 //! /sys/fs/bpf/countersign/NAME/       0700
 //!   maps/NAME …  programs/NAME …  links/NAME …
+//!   asked                             an array map with one text: what was to be recorded
 //!   note                              an array map with one Note; made last, so a half-made directory has none
 //! ```
+//!
+//! A link on a kprobe event has the event's name: with the link goes the event, which tracefs would keep for ever.
 
 use std::{
     ffi::CString,
@@ -25,16 +28,18 @@ use aya::{Ebpf, maps::MapData, programs::links::FdLink};
 use countersign_common::ABI_VERSION;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{ring::Ring, syscall};
+use super::{kprobe, ring::Ring, syscall, tier::Tier};
 
-/// Where the BPF file system is mounted, by convention.
-const BPFFS: &str = "/sys/fs/bpf";
-/// Our part of it.
-const ROOT: &str = "/sys/fs/bpf/countersign";
-/// `BPF_FS_MAGIC` (`include/uapi/linux/magic.h`).
-const BPF_FS_MAGIC: libc::c_long = 0xcafe_4a11;
+/// Our part of the BPF file system.
+pub(super) const ROOT: &str = "/sys/fs/bpf/countersign";
 /// Longest name. Stops a path from growing past what the kernel takes.
 const NAME_MAX: usize = 64;
+/// Longest text of what was asked for. Stops a command line from asking the kernel for a map of any size.
+const ASKED_MAX_BYTES: usize = 64 * 1024;
+/// What lies in a directory of ours.
+pub(super) const CONTENTS: [&str; 5] = ["maps", "programs", "links", ASKED, NOTE];
+const ASKED: &str = "asked";
+const NOTE: &str = "note";
 
 /// Which build and capture pinned objects belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -42,8 +47,8 @@ const NAME_MAX: usize = 64;
 pub struct Note {
     /// [`ABI_VERSION`] of the build that loaded the programs.
     pub abi_version: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// How transfers are captured: 0 for tier T, 1 for K, 2 for F.
+    pub tier: u32,
     /// As in every record.
     pub generation: u64,
     /// ULID of the capture, in characters.
@@ -59,10 +64,19 @@ impl Note {
     ///
     /// # Errors
     /// When the id is not one of 26 characters.
-    pub fn new(generation: u64, capture: &str, offsets_sha256: [u8; 32]) -> anyhow::Result<Self> {
+    pub fn new(
+        tier: Tier,
+        generation: u64,
+        capture: &str,
+        offsets_sha256: [u8; 32],
+    ) -> anyhow::Result<Self> {
         Ok(Self {
             abi_version: ABI_VERSION,
-            reserved: 0,
+            tier: match tier {
+                Tier::Tracepoints => 0,
+                Tier::Kprobes => 1,
+                Tier::Trampolines => 2,
+            },
             generation,
             capture: capture
                 .as_bytes()
@@ -70,6 +84,19 @@ impl Note {
                 .context("the capture's id is not a ULID")?,
             reserved2: [0; 6],
             offsets_sha256,
+        })
+    }
+
+    /// How transfers are captured.
+    ///
+    /// # Errors
+    /// When it is none that this build knows.
+    pub fn tier(&self) -> anyhow::Result<Tier> {
+        Ok(match self.tier {
+            0 => Tier::Tracepoints,
+            1 => Tier::Kprobes,
+            2 => Tier::Trampolines,
+            other => anyhow::bail!("the pinned note names tier {other}, which this build lacks"),
         })
     }
 
@@ -88,6 +115,32 @@ pub enum Found {
     Ours(Note),
     /// A capture of a build with another record layout: its ring can be emptied, not understood.
     Other(Note),
+}
+
+/// How much waits in a ring, whoever reads it.
+#[derive(Debug)]
+pub struct Waiting(Ring);
+
+impl Waiting {
+    /// Its size in bytes.
+    pub fn size(&self) -> u64 {
+        self.0.bytes()
+    }
+
+    /// How far the kernel has written, in bytes since the ring was made.
+    pub fn produced(&self) -> u64 {
+        self.0.produced()
+    }
+
+    /// How far room was given back to the kernel.
+    pub fn released(&self) -> u64 {
+        self.0.released()
+    }
+
+    /// Bytes in between.
+    pub fn bytes(&self) -> u64 {
+        self.produced().saturating_sub(self.released())
+    }
 }
 
 /// A directory of pinned objects.
@@ -134,16 +187,11 @@ impl PinDir {
     /// # Errors
     /// When the note is there and cannot be read.
     pub fn look(&self) -> anyhow::Result<Found> {
-        let path = self.path.join("note");
+        let path = self.path.join(NOTE);
         if !path.exists() {
             return Ok(Found::Nothing);
         }
-        let map = MapData::from_pin(&path)
-            .with_context(|| format!("open the pinned note {}", path.display()))?;
-        let map = aya::maps::Array::<_, [u8; size_of::<Note>()]>::try_from(
-            aya::maps::Map::from_map_data(map)?,
-        )?;
-        let note = map.get(&0, 0).context("read the pinned note")?;
+        let note = value_of(&path).context("read the pinned note")?;
         let note = Note::read_from_bytes(&note)
             .map_err(|error| anyhow::anyhow!("the pinned note has another size: {error}"))?;
         Ok(if note.abi_version == ABI_VERSION {
@@ -153,24 +201,18 @@ impl PinDir {
         })
     }
 
-    /// Makes the directory, mounting the file system if it is not. What a dead process left half-made is removed.
+    /// Makes what goes into the directory, which is [claimed](PinDir::claim). What a dead process left half-made is removed.
     ///
     /// # Errors
-    /// When there is no BPF file system and none can be mounted, or a whole capture is pinned under the name.
+    /// When a whole capture is pinned under the name, or the file system refuses.
     pub fn make(&self) -> anyhow::Result<()> {
-        mount().with_context(|| format!("mount the bpf file system on {BPFFS}"))?;
         anyhow::ensure!(
             self.look()? == Found::Nothing,
             "a capture is pinned in {}",
             self.path.display()
         );
-        self.remove()?;
-        for path in [
-            self.path.clone(),
-            self.path.join("maps"),
-            self.path.join("programs"),
-            self.path.join("links"),
-        ] {
+        self.empty()?;
+        for path in ["maps", "programs", "links"].map(|name| self.path.join(name)) {
             fs::DirBuilder::new()
                 .recursive(true)
                 .mode(0o700)
@@ -185,17 +227,39 @@ impl PinDir {
     /// # Errors
     /// When the file system refuses.
     pub fn remove(&self) -> anyhow::Result<()> {
-        // The note first: without it the rest counts for nothing.
-        match fs::remove_file(self.path.join("note")) {
-            Ok(()) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(error).context("remove the pinned note"),
-        }
-        match fs::remove_dir_all(&self.path) {
+        self.empty()?;
+        match fs::remove_dir(&self.path) {
             Ok(()) => Ok(()),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             Err(error) => Err(error).with_context(|| format!("remove {}", self.path.display())),
         }
+    }
+
+    /// Removes what lies in the directory, and the kprobe events of its links.
+    fn empty(&self) -> anyhow::Result<()> {
+        let events = self.links().unwrap_or_default();
+        // The note first: without it the rest counts for nothing.
+        for name in [NOTE, ASKED] {
+            match fs::remove_file(self.path.join(name)) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    return Err(error).with_context(|| format!("remove the pinned {name}"));
+                }
+            }
+        }
+        // Links before what they hold, so that nothing runs half of a capture for longer than it must.
+        for name in ["links", "programs", "maps"] {
+            match fs::remove_dir_all(self.path.join(name)) {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    return Err(error).with_context(|| format!("remove the pinned {name}"));
+                }
+            }
+        }
+        kprobe::remove_events(&events);
+        Ok(())
     }
 
     /// Pins all maps of loaded programs whose names are given.
@@ -231,14 +295,53 @@ impl PinDir {
         Ok(())
     }
 
+    /// Pins the link of a program on a kprobe event, under the event's name.
+    ///
+    /// # Errors
+    /// When it cannot be.
+    pub(super) fn pin_event_link(&self, event: &str, link: impl AsFd) -> anyhow::Result<()> {
+        pin(link, &self.path.join("links").join(event))
+            .with_context(|| format!("pin the link on the event {event}"))
+    }
+
+    /// Names of the pinned links: of tracepoints, of functions after `fentry:` or `fexit:`, of kprobe events.
+    ///
+    /// # Errors
+    /// When they cannot be listed.
+    pub fn links(&self) -> io::Result<Vec<String>> {
+        fs::read_dir(self.path.join("links"))?
+            .map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned()))
+            .collect()
+    }
+
+    /// Keeps what was asked to be recorded, in words that a later process compares with its own.
+    ///
+    /// # Errors
+    /// When it is too long or cannot be pinned.
+    pub fn keep_asked(&self, asked: &str) -> anyhow::Result<()> {
+        anyhow::ensure!(
+            !asked.is_empty() && asked.len() <= ASKED_MAX_BYTES,
+            "what is to be recorded takes {} bytes to say; {ASKED_MAX_BYTES} can be pinned",
+            asked.len()
+        );
+        pin_value(asked.as_bytes(), &self.path.join(ASKED)).context("pin what was asked for")
+    }
+
+    /// What [`PinDir::keep_asked`] kept.
+    ///
+    /// # Errors
+    /// When there is nothing of it, or it is no text.
+    pub fn asked(&self) -> anyhow::Result<String> {
+        let asked = value_of(&self.path.join(ASKED)).context("read what was asked for")?;
+        String::from_utf8(asked).context("read what was asked for")
+    }
+
     /// Says whose all this is. From here on it is a whole capture.
     ///
     /// # Errors
     /// When the note cannot be made.
     pub fn sign(&self, note: &Note) -> anyhow::Result<()> {
-        let map = array_of_one(size_of::<Note>()).context("make the pinned note")?;
-        set(&map, note).context("write the pinned note")?;
-        pin(&map, &self.path.join("note")).context("pin the note")
+        pin_value(note.as_bytes(), &self.path.join(NOTE)).context("pin the note")
     }
 
     /// A pinned map.
@@ -250,14 +353,23 @@ impl PinDir {
             .with_context(|| format!("open the pinned map {name}"))
     }
 
+    /// A view of how much waits in the pinned data ring.
+    ///
+    /// # Errors
+    /// When it is not there.
+    pub fn waiting(&self) -> anyhow::Result<Waiting> {
+        Ok(Waiting(Ring::open(self.map("RING")?)?))
+    }
+
     /// Bytes of records in the pinned rings that nobody has told the kernel to have.
     ///
     /// # Errors
-    /// When the data ring is not there. Another build may have had no control ring.
+    /// When the data ring of a whole capture is not there. Another build may have had no control ring.
     pub fn waiting_bytes(&self) -> anyhow::Result<u64> {
+        let whole = self.path.join(NOTE).exists();
         let mut waiting = 0;
         for name in ["RING", "CONTROL"] {
-            if name == "RING" || self.path.join("maps").join(name).exists() {
+            if (whole && name == "RING") || self.path.join("maps").join(name).exists() {
                 let ring = Ring::open(self.map(name)?)?;
                 waiting += ring.produced().wrapping_sub(ring.released());
             }
@@ -284,29 +396,7 @@ impl PinDir {
     }
 }
 
-/// Mounts the BPF file system where it is not.
-fn mount() -> io::Result<()> {
-    // SAFETY: all zeroes is a value of it, and the call fills it.
-    let mut facts: libc::statfs = unsafe { std::mem::zeroed() };
-    let path = CString::new(BPFFS)?;
-    // SAFETY: a path with its NUL and a structure of the right type.
-    if unsafe { libc::statfs(path.as_ptr(), &raw mut facts) } == 0 && facts.f_type == BPF_FS_MAGIC {
-        return Ok(());
-    }
-    rustix::mount::mount(
-        "bpf",
-        BPFFS,
-        "bpf",
-        rustix::mount::MountFlags::NOSUID
-            | rustix::mount::MountFlags::NODEV
-            | rustix::mount::MountFlags::NOEXEC,
-        Some(c"mode=0700"),
-    )?;
-    Ok(())
-}
-
 const BPF_MAP_CREATE: libc::c_int = 0;
-const BPF_MAP_UPDATE_ELEM: libc::c_int = 2;
 const BPF_OBJ_PIN: libc::c_int = 6;
 const BPF_OBJ_GET: libc::c_int = 7;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
@@ -341,22 +431,39 @@ fn get(path: &Path) -> io::Result<OwnedFd> {
     owned(unsafe { syscall::bpf(BPF_OBJ_GET, &mut attr) }?)
 }
 
-fn array_of_one(value_bytes: usize) -> io::Result<OwnedFd> {
+/// Pins an array map of one value.
+fn pin_value(value: &[u8], path: &Path) -> io::Result<()> {
     let mut attr: [u32; 5] = [
         BPF_MAP_TYPE_ARRAY,
         4,
-        u32::try_from(value_bytes).map_err(io::Error::other)?,
+        u32::try_from(value.len()).map_err(io::Error::other)?,
         1,
         0,
     ];
     // SAFETY: plain numbers.
-    owned(unsafe { syscall::bpf(BPF_MAP_CREATE, &mut attr) }?)
+    let map = owned(unsafe { syscall::bpf(BPF_MAP_CREATE, &mut attr) }?)?;
+    // SAFETY: an array's key is four bytes; its value was made of this size and is only read.
+    unsafe { syscall::update(map.as_fd(), &0_u32, value.as_ptr()) }?;
+    pin(&map, path)
 }
 
-fn set(map: &OwnedFd, value: &Note) -> io::Result<()> {
-    let mut value = *value;
-    // SAFETY: an array's key is four bytes; its value was made of this size.
-    unsafe { syscall::element(BPF_MAP_UPDATE_ELEM, map.as_fd(), &0_u32, &mut value) }
+/// The value in such a map.
+fn value_of(path: &Path) -> anyhow::Result<Vec<u8>> {
+    let map = MapData::from_pin(path).with_context(|| format!("open {}", path.display()))?;
+    let info = map.info()?;
+    let bytes = info.value_size() as usize;
+    anyhow::ensure!(
+        info.key_size() == 4 && bytes <= ASKED_MAX_BYTES,
+        "{} is no map of ours",
+        path.display()
+    );
+    // What the kernel copies out is rounded up to words.
+    let mut value = vec![0; bytes.next_multiple_of(8)];
+    // SAFETY: the key's size was just checked; the value's is that of the map.
+    unsafe { syscall::look_up(map.fd().as_fd(), &0_u32, value.as_mut_ptr()) }
+        .with_context(|| format!("read {}", path.display()))?;
+    value.truncate(bytes);
+    Ok(value)
 }
 
 fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {

@@ -8,7 +8,7 @@ use std::path::Path;
 use super::args::PairArgs;
 use super::tell;
 use crate::config::{Config, Flags, Recorded};
-use crate::confine;
+use crate::confine::{self, Rights};
 use crate::evidence::{self, Correlator, Fed, Outcome, Setup};
 use crate::exit::{Code, Failure, OrExit};
 use crate::key::KeyBytes;
@@ -20,7 +20,8 @@ use crate::spool::SpoolReader;
 
 pub(super) fn pair(args: PairArgs) -> Result<Code, Failure> {
     let (flags, evidence_flags, path) = args.split();
-    let (dir, mut spool) = open_spool(&path)?;
+    let (dir, spool) = open_spool(&path)?;
+    // Of the records, this reads what the recorder noted of itself, and of the others no more than their lengths.
     let Settings { config, from_spool } = settings(flags, &dir)?;
     let keys = load_keys(&config)?;
     let logs = if from_spool {
@@ -35,14 +36,39 @@ pub(super) fn pair(args: PairArgs) -> Result<Code, Failure> {
         out: &out,
         json: evidence_flags.json,
     };
-    confine::filter_here().or_exit(Code::Internal)?;
+    let pair = move || pair_spool(&dir, spool, logs, from_spool, setup);
+    if !confine::can_give_up_identity() {
+        // Its user's own rights are all that there are.
+        confine::filter_here().or_exit(Code::Internal)?;
+        return pair();
+    }
+    // The spool and the logs are root's, and only read.
+    let answer = confine::run(out.dir(), Rights::Read, || {
+        pair().map_err(|failure| (failure.code, failure.to_string()))
+    });
+    match answer {
+        Ok(Ok(code)) => Ok(code),
+        Ok(Err((code, message))) => Err(Failure::new(code, message)),
+        Err(error) => Err(error).or_exit(Code::Internal),
+    }
+}
+
+/// Pairs, once what bytes of the watched can do to this process is as little as can be.
+fn pair_spool(
+    dir: &Dir,
+    mut spool: SpoolReader,
+    logs: Vec<Follower>,
+    from_spool: bool,
+    setup: Setup<'_>,
+) -> Result<Code, Failure> {
+    let config = setup.config;
     let mut correlator = evidence::correlator(setup)?;
     let fed = evidence::feed_spool(&mut spool, &mut *correlator)?;
     tell_damage(fed);
     let all_seen = if from_spool {
-        feed_recorded(&dir, &config, false, &mut *correlator)?
+        feed_recorded(dir, config, false, &mut *correlator)?
     } else {
-        let all_seen = check_kept(&dir, &mut *correlator)?;
+        let all_seen = check_kept(dir, &mut *correlator)?;
         feed_files(logs, &mut *correlator)?;
         all_seen
     };

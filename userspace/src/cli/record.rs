@@ -31,16 +31,17 @@ pub(super) fn record(args: RecordArgs) -> Result<Code, Failure> {
     let proxy_exes = proxy_exes(&config)?;
     let logs = recording::open_logs(&config)?;
     witness::check_privileges()?;
-    let pinned = pinned::look(pin.as_deref())?;
+    let asked = pinned::asked(&targets);
+    let pinned = pinned::look(pin.as_deref(), &asked, tier)?;
     let found = match &pinned {
         // Of those who were named, some may have ended; whoever is watched has its tag.
         Pinned::Left(..) => targets::find_what_is_left(&targets)?,
-        Pinned::No | Pinned::New(_) => targets::find(&targets)?,
+        Pinned::No | Pinned::New(..) => targets::find(&targets)?,
     };
     let users = found.users();
     let out = match &pinned {
         Pinned::Left(..) => OutDir::resume(&evidence.output, &users),
-        Pinned::No | Pinned::New(_) => OutDir::create(&evidence.output, &users),
+        Pinned::No | Pinned::New(..) => OutDir::create(&evidence.output, &users),
     }
     .or_exit(Code::CantCreate)?;
     if users.iter().any(|user| user.uid == 0) {
@@ -49,25 +50,25 @@ pub(super) fn record(args: RecordArgs) -> Result<Code, Failure> {
         );
     }
     let capture = match &pinned {
-        Pinned::Left(_, note) => note.capture(),
-        Pinned::No | Pinned::New(_) => recording::capture_id().or_exit(Code::Internal)?,
+        Pinned::Left(_, note, _) => note.capture(),
+        Pinned::No | Pinned::New(..) => recording::capture_id().or_exit(Code::Internal)?,
     };
     let request = witness::Request {
         capture,
         proxy_exes,
-        pin: pinned.dir().cloned(),
+        pin: pinned.dir().cloned().map(|dir| (dir, asked)),
         tier,
         ring_bytes: config.capture.ring_bytes,
         watched_files: crate::watched::files(&config, out.path()),
     };
     let (signals, mut recording) = match &pinned {
-        Pinned::Left(dir, note) => {
+        Pinned::Left(dir, note, _) => {
             let capture = witness::go_on(dir, note)?;
             let signals = Signals::block().or_exit(Code::Internal)?;
             let recording = Recording::resume(&config, &out, &request, capture, logs)?;
             (signals, recording)
         }
-        Pinned::No | Pinned::New(_) => {
+        Pinned::No | Pinned::New(..) => {
             let capture = witness::attach(&request)?;
             let signals = Signals::block().or_exit(Code::Internal)?;
             let recording = Recording::begin(&config, &out, &request, capture, logs)?;
@@ -84,9 +85,13 @@ pub(super) fn record(args: RecordArgs) -> Result<Code, Failure> {
             return Err(failure);
         }
     };
+    if let Err(failure) = recording.settle() {
+        recording.finish(&json!({ "event": "end", "attached": false }));
+        return Err(failure);
+    }
     let processes = match &pinned {
         Pinned::Left(..) => recording.survivors().or_exit(Code::Internal)?.len(),
-        Pinned::No | Pinned::New(_) => attached.processes,
+        Pinned::No | Pinned::New(..) => attached.processes,
     };
     tell(&format!(
         "recording {processes} processes and what they start, until interrupted; {} others hold an end of their channels",

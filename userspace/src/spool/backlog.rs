@@ -6,7 +6,7 @@
 
 use std::collections::VecDeque;
 use std::io;
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -70,6 +70,8 @@ struct Block {
     runs: Vec<(u8, usize)>,
     /// The producer wants to know when all up to here is with the file system.
     mark: Option<Place>,
+    /// Somebody waits until all up to here is with the file system.
+    waiter: Option<mpsc::SyncSender<bool>>,
 }
 
 /// A producer's end: gathers records into blocks.
@@ -126,6 +128,15 @@ impl Backlog {
         inlet.hand_over();
     }
 
+    /// Waits until everything put in so far is with the file system; `false` when that took too long, or the disk takes nothing.
+    pub fn settle(&self, most: Duration) -> bool {
+        let (done, settled) = mpsc::sync_channel(1);
+        let mut block = Block::new(0);
+        block.waiter = Some(done);
+        self.push(block);
+        settled.recv_timeout(most).unwrap_or(false)
+    }
+
     /// Takes a full block, gives an empty one. Never waits for the disk.
     fn push(&self, block: Block) -> Block {
         let mut state = self.lock();
@@ -134,7 +145,7 @@ impl Backlog {
         } else {
             state.what_has_room(&block)
         };
-        if !block.frames.is_empty() || block.mark.is_some() {
+        if !block.frames.is_empty() || block.mark.is_some() || block.waiter.is_some() {
             state.bytes += block.frames.len();
             for (pool, bytes) in &block.runs {
                 state.by_pool[usize::from(*pool)] += bytes;
@@ -182,6 +193,7 @@ impl Backlog {
             block.frames.clear();
             block.records = 0;
             block.mark = None;
+            block.waiter = None;
             state.spare.push(block);
         }
     }
@@ -282,6 +294,7 @@ impl Block {
             records: 0,
             runs: Vec::new(),
             mark: None,
+            waiter: None,
         }
     }
 
@@ -365,13 +378,21 @@ const WRITER_NICENESS: i32 = -15;
 fn write(backlog: &Backlog, mut writer: SpoolWriter) -> SpoolStats {
     let mut lost = SpoolStats::default();
     let mut flush_at = Instant::now() + FLUSH_EVERY;
+    // The last mark that is not safe yet.
+    let mut marked = None;
     loop {
         match backlog.next(flush_at) {
-            Next::Block(block) => {
+            Next::Block(mut block) => {
                 writer.block(&block.frames, block.records);
-                if let Some(mark) = block.mark {
-                    writer.flush();
-                    *backlog.safe() = Some(mark);
+                marked = block.mark.or(marked);
+                if block.mark.is_some() || block.waiter.is_some() {
+                    // What was given up must be told before the kernel may forget it, too.
+                    tell_loss(backlog, &mut writer, &mut lost);
+                    settle(backlog, &mut writer, &mut marked);
+                }
+                if let Some(waiter) = block.waiter.take() {
+                    // Whoever has stopped waiting does not care.
+                    let _ = waiter.try_send(!writer.is_starved());
                 }
                 backlog.written(block);
             }
@@ -380,7 +401,7 @@ fn write(backlog: &Backlog, mut writer: SpoolWriter) -> SpoolStats {
         }
         if Instant::now() >= flush_at {
             tell_loss(backlog, &mut writer, &mut lost);
-            writer.flush();
+            settle(backlog, &mut writer, &mut marked);
             flush_at = Instant::now() + FLUSH_EVERY;
         }
     }
@@ -391,6 +412,19 @@ fn write(backlog: &Backlog, mut writer: SpoolWriter) -> SpoolStats {
     stats.lost_small_records += lost.lost_small_records;
     stats.last_error = stats.last_error.or(lost.last_error);
     stats
+}
+
+/// Hands all to the file system. What is marked is safe then, unless the disk takes nothing: then the rings keep what they have, and the
+/// kernel counts what they have no room for where the end of this process does not matter.
+fn settle(backlog: &Backlog, writer: &mut SpoolWriter, marked: &mut Option<Place>) {
+    writer.flush();
+    // Again: coming back from starvation leaves a loss record in the buffer.
+    writer.flush();
+    if !writer.is_starved()
+        && let Some(mark) = marked.take()
+    {
+        *backlog.safe() = Some(mark);
+    }
 }
 
 fn tell_loss(backlog: &Backlog, writer: &mut SpoolWriter, lost: &mut SpoolStats) {
@@ -415,116 +449,5 @@ fn new_loss() -> Loss {
 }
 
 #[cfg(test)]
-mod tests {
-    #![expect(clippy::unwrap_used, reason = "tests panic on purpose")]
-
-    use countersign_common::{RecordHeader, kind};
-    use zerocopy::{FromBytes, IntoBytes};
-
-    use super::*;
-
-    fn record(record_kind: u16, boot_ns: u64, len: usize) -> Vec<u8> {
-        let header = RecordHeader {
-            kind: record_kind,
-            cpu: 0,
-            size: u32::try_from(len).unwrap(),
-            cpu_seq: 0,
-            boot_ns,
-            generation: 0,
-        };
-        let mut bytes = header.as_bytes().to_vec();
-        bytes.resize(len, 0);
-        bytes
-    }
-
-    fn drain(backlog: &Backlog) -> Vec<Vec<u8>> {
-        let mut all = Vec::new();
-        while let Next::Block(block) = backlog.next(Instant::now()) {
-            all.extend(frames(&block.frames).map(<[u8]>::to_vec));
-            backlog.written(block);
-        }
-        all
-    }
-
-    #[test]
-    fn records_come_out_as_they_went_in() {
-        let backlog = Backlog::new();
-        let mut inlet = backlog.inlet();
-        let given: Vec<_> = (0..5000)
-            .map(|n| record(kind::CHUNK, n, 40 + usize::try_from(n).unwrap() % 300))
-            .collect();
-        for record in &given {
-            inlet.append(0, record);
-        }
-        inlet.hand_over();
-        assert_eq!(drain(&backlog), given);
-        assert!(backlog.take_loss().is_none());
-    }
-
-    #[test]
-    fn without_a_reader_payload_is_dropped_and_counted_and_the_rest_is_kept() {
-        let backlog = Backlog::new();
-        let mut inlet = backlog.inlet();
-        let chunks = 2 * BACKLOG_MAX_BYTES as u64 / 60_000;
-        for n in 0..chunks {
-            inlet.append(0, &record(kind::CHUNK, n, 60_000));
-            inlet.append(0, &record(kind::FORK, n, 96));
-        }
-        inlet.hand_over();
-        let loss = backlog.take_loss().unwrap();
-        let kept = drain(&backlog);
-        let forks = kept.iter().filter(|record| !has_payload(record)).count() as u64;
-        assert_eq!(forks, chunks, "who did what is kept");
-        assert_eq!(kept.len() as u64 + loss.records, 2 * chunks);
-        assert!(loss.records > chunks / 3 && loss.small_records == 0);
-        assert_eq!(loss.bytes, loss.records * 60_000);
-        let bytes: usize = kept.iter().map(Vec::len).sum();
-        assert!(bytes <= BACKLOG_MAX_BYTES + BACKLOG_SMALL_BYTES);
-        assert_eq!(backlog.lock().bytes, 0);
-    }
-
-    #[test]
-    fn who_floods_a_backlog_that_nobody_empties_costs_a_quiet_one_nothing() {
-        let backlog = Backlog::new();
-        let mut inlet = backlog.inlet();
-        let chunks = 2 * BACKLOG_MAX_BYTES as u64 / 60_000;
-        let quiet = 1000;
-        for n in 0..chunks {
-            inlet.record_of(2, &record(kind::CHUNK, 2, 60_000)).unwrap();
-            inlet.record_of(6, &record(kind::CHUNK, 6, 60_000)).unwrap();
-            if n % (chunks / quiet) == 0 {
-                inlet.record_of(4, &record(kind::CHUNK, 4, 10_000)).unwrap();
-            }
-        }
-        inlet.hand_over();
-        let of = |pool: u64| {
-            move |record: &Vec<u8>| {
-                RecordHeader::read_from_prefix(record).unwrap().0.boot_ns == pool
-            }
-        };
-        let lost = backlog.take_loss().unwrap().records;
-        let kept = drain(&backlog);
-        let count = |pool| kept.iter().filter(|record| of(pool)(record)).count() as u64;
-        assert!(count(4) >= quiet, "{}", count(4));
-        assert_eq!(lost + count(2) + count(6), 2 * chunks);
-        assert!(count(2) > 0 && count(6) > 0);
-        assert!(backlog.lock().by_pool.iter().all(|bytes| *bytes == 0));
-    }
-
-    #[test]
-    fn a_storm_of_small_records_is_bounded_too() {
-        let backlog = Backlog::new();
-        let mut inlet = backlog.inlet();
-        let given = 2 * (BACKLOG_MAX_BYTES + BACKLOG_SMALL_BYTES) / 4096;
-        for _ in 0..given {
-            inlet.append(0, &record(kind::GAP, 7, 4096));
-        }
-        inlet.hand_over();
-        let loss = backlog.take_loss().unwrap();
-        assert!(loss.small_records > 0);
-        assert_eq!(
-            drain(&backlog).len() as u64 + loss.records,
-            u64::try_from(given).unwrap()
-        );
-    }
-}
+#[path = "backlog_tests.rs"]
+mod tests;

@@ -97,4 +97,6 @@ fn segment_number(name: &str) -> Option<u32> {
 }
 
 #[cfg(test)]
+mod resume_tests;
+#[cfg(test)]
 mod tests;

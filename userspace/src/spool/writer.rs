@@ -144,10 +144,11 @@ impl SpoolWriter {
         Ok(writer)
     }
 
-    /// Goes on with a spool whose writer died, in a segment of its own.
+    /// Goes on with a spool whose writer died, in a segment of its own. Where the disk has no room for that it begins starved: the
+    /// recording goes on, and what cannot be written is told once there is room.
     ///
     /// # Errors
-    /// When the segment cannot be created or written.
+    /// When what the dead writer kept for its end cannot be removed.
     pub fn resume(dir: Dir, resumed: &Resumed, limits: Limits) -> io::Result<Self> {
         match dir.remove_file(RESERVE) {
             Ok(()) => {}
@@ -175,8 +176,12 @@ impl SpoolWriter {
             },
             syncer: Syncer::start(),
         };
-        writer.open_segment()?;
-        writer.reserve()?;
+        if let Err(error) = writer.open_segment() {
+            writer.starve(&error);
+        } else if let Err(error) = writer.reserve() {
+            tracing::warn!(%error, "no disk space can be kept back for the end of the recording");
+            writer.release_reserve();
+        }
         Ok(writer)
     }
 
@@ -232,6 +237,11 @@ impl SpoolWriter {
             Ok(()) => self.recovered(),
             Err(error) => self.starve(&error),
         }
+    }
+
+    /// Whether the disk takes nothing at the moment: small records wait in memory, payload is dropped.
+    pub fn is_starved(&self) -> bool {
+        self.starved.is_some()
     }
 
     /// Tells that everything in this segment is paired and it may be removed for the disk budget.

@@ -6,9 +6,11 @@
 
 mod attach;
 mod churn;
+mod flow;
 mod groups;
 mod input;
 mod kept;
+mod kills;
 mod output;
 mod place;
 mod recording;

@@ -1,7 +1,8 @@
 //! An agent and a server that change their own memory while the kernel copies it, and write down what was really transferred.
 //!
-//! `countersign-hostile agent CHANNEL ATTACK COUNT TRUTH -- PROGRAM…` starts a program, a proxy or a server of its own, and makes
-//! calls. `countersign-hostile server READ_ATTACK WRITE_ATTACK TRUTH` answers them. A line of the truth is what was done
+//! `countersign-hostile agent CHANNEL WRITES READS COUNT SHAPES TRUTH -- PROGRAM…` starts a program, a proxy or a server of its
+//! own, and makes calls. `countersign-hostile server READS WRITES SHAPES TRUTH` answers them. `WRITES` and `READS` are the attacks;
+//! `SHAPES` is how much stands before and behind the word of a call and of an answer. A line of the truth is what was done
 //! (`wrote` or `read`), the way, the number of the call, and two words: for a writer what its buffer held before and after the
 //! call, for a reader what came and what its buffer held in the end. It knows nothing of the capture.
 #![expect(
@@ -11,6 +12,7 @@
 
 mod memory;
 mod message;
+mod processor;
 mod reader;
 mod stall;
 mod writer;
@@ -23,7 +25,7 @@ use std::{
     process::{Command, ExitCode, Stdio},
 };
 
-use message::Way;
+use countersign_tests::hostile::{Shape, Way};
 use reader::Reader;
 use writer::Writer;
 
@@ -31,10 +33,18 @@ fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
     let result = match words.as_slice() {
-        ["agent", channel, attack, count, truth, "--", program @ ..] => {
-            agent(channel, attack, count, truth, program)
-        }
-        ["server", reads, writes, truth] => server(reads, writes, truth),
+        [
+            "agent",
+            channel,
+            writes,
+            reads,
+            count,
+            shapes,
+            truth,
+            "--",
+            program @ ..,
+        ] => agent(channel, [writes, reads], count, shapes, truth, program),
+        ["server", reads, writes, shapes, truth] => server([reads, writes], shapes, truth),
         _ => Err(io::ErrorKind::InvalidInput.into()),
     };
     match result {
@@ -70,8 +80,9 @@ impl Truth {
 
 fn agent(
     channel: &str,
-    attack: &str,
+    [of_writes, of_reads]: [&str; 2],
     count: &str,
+    shapes: &str,
     truth: &str,
     program: &[&str],
 ) -> io::Result<()> {
@@ -84,8 +95,9 @@ fn agent(
         .stdout(Stdio::from(its_out))
         .spawn()?;
     let mut truth = Truth::new(truth)?;
-    let mut writer = Writer::new(mine_out.as_raw_fd(), Way::Request, attack)?;
-    let mut reader = Reader::new(mine_in.as_raw_fd(), Way::Answer, "none")?;
+    let [call, answer] = shapes_of(shapes)?;
+    let mut writer = Writer::new(mine_out.as_raw_fd(), Way::Request, call, of_writes)?;
+    let mut reader = Reader::new(mine_in.as_raw_fd(), Way::Answer, answer, of_reads)?;
     for number in 1..=count {
         truth.tell("wrote", Way::Request, number, writer.send(number)?)?;
         let got = reader.receive(number)?;
@@ -113,10 +125,11 @@ fn ends(channel: &str) -> io::Result<(OwnedFd, OwnedFd)> {
     }
 }
 
-fn server(reads: &str, answers: &str, truth: &str) -> io::Result<()> {
+fn server([reads, writes]: [&str; 2], shapes: &str, truth: &str) -> io::Result<()> {
     let mut truth = Truth::new(truth)?;
-    let mut reader = Reader::new(0, Way::Request, reads)?;
-    let mut sender = Writer::new(1, Way::Answer, answers)?;
+    let [call, answer] = shapes_of(shapes)?;
+    let mut reader = Reader::new(0, Way::Request, call, reads)?;
+    let mut sender = Writer::new(1, Way::Answer, answer, writes)?;
     for number in 1.. {
         let Some(got) = reader.receive(number)? else {
             break;
@@ -125,4 +138,19 @@ fn server(reads: &str, answers: &str, truth: &str) -> io::Result<()> {
         truth.tell("wrote", Way::Answer, number, sender.send(number)?)?;
     }
     truth.0.flush()
+}
+
+/// The shapes of calls and answers: four numbers.
+fn shapes_of(text: &str) -> io::Result<[Shape; 2]> {
+    let numbers: Result<Vec<usize>, _> = text.split(',').map(str::parse).collect();
+    match numbers.map_err(io::Error::other)?[..] {
+        [before, after, of_answer, behind] => Ok([
+            Shape { before, after },
+            Shape {
+                before: of_answer,
+                after: behind,
+            },
+        ]),
+        _ => Err(io::ErrorKind::InvalidInput.into()),
+    }
 }

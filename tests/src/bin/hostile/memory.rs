@@ -10,20 +10,30 @@ use std::{
         Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
-use crate::message::Message;
+use crate::{
+    message::Message,
+    processor::{self, Which},
+};
 
 pub(crate) const PAGE: usize = 4096;
 
 /// From the word to the second page. Copies of a few dozen bytes at a time must not reach over it.
 const BEFORE_SECOND: usize = 264;
 
-/// Bytes before the second page: room for the longest message.
+/// Bytes before the second page: room for what may stand before a word.
 const FIRST: usize = 4 * PAGE;
+
+/// Bytes from the second page on: room for what may stand behind it.
+const BEHIND: usize = 16 * PAGE;
 
 /// How long a system call is put off for a thread that may have no processor.
 const SPINS: u32 = 100_000;
+
+/// How long a thread that comes before all others sleeps between system calls.
+const IDLE: Duration = Duration::from_micros(20);
 
 /// What the thread and the system calls share.
 pub(crate) struct Memory {
@@ -32,13 +42,17 @@ pub(crate) struct Memory {
     /// The file behind it, if any.
     file: Option<RawFd>,
     /// For the thread: a system call is about to be or is being made.
-    pub(crate) armed: AtomicBool,
+    armed: AtomicBool,
+    /// The thread may be about to change something.
+    busy: AtomicBool,
     /// What the thread found in the word before it changed it; 0 if it did not.
     pub(crate) found: AtomicU64,
-    /// How often the thread has come round.
-    turns: AtomicU64,
-    /// For the thread: there is nothing more to do.
-    pub(crate) over: AtomicBool,
+    /// What the word is outside of the system call, within it, and as a reader claims.
+    pub(crate) good: AtomicU64,
+    pub(crate) evil: AtomicU64,
+    pub(crate) lie: AtomicU64,
+    /// Of the numbers that stand for chance.
+    state: AtomicU64,
 }
 
 impl Memory {
@@ -48,7 +62,7 @@ impl Memory {
         let mut file = None;
         if with_file {
             let fd = unsafe { libc::memfd_create(c"hostile".as_ptr(), libc::MFD_CLOEXEC) };
-            let len = libc::off_t::try_from(FIRST + PAGE).unwrap_or(0);
+            let len = libc::off_t::try_from(FIRST + BEHIND).unwrap_or(0);
             if fd < 0 || unsafe { libc::ftruncate(fd, len) } != 0 {
                 return Err(io::Error::last_os_error());
             }
@@ -59,7 +73,7 @@ impl Memory {
         let base = unsafe {
             libc::mmap(
                 std::ptr::null_mut(),
-                FIRST + PAGE,
+                FIRST + BEHIND,
                 libc::PROT_READ | libc::PROT_WRITE,
                 flags,
                 file.unwrap_or(-1),
@@ -73,9 +87,12 @@ impl Memory {
             base: base.addr(),
             file,
             armed: AtomicBool::new(false),
+            busy: AtomicBool::new(false),
             found: AtomicU64::new(0),
-            turns: AtomicU64::new(0),
-            over: AtomicBool::new(false),
+            good: AtomicU64::new(0),
+            evil: AtomicU64::new(0),
+            lie: AtomicU64::new(0),
+            state: AtomicU64::new(1),
         }))
     }
 
@@ -96,11 +113,16 @@ impl Memory {
 
     /// Puts a message down; returns what of it belongs into the second page, which is left alone where `split`.
     pub(crate) fn put(&self, message: &Message, split: bool) -> io::Result<Vec<u8>> {
+        self.good.store(message.good, Ordering::SeqCst);
+        self.evil.store(message.evil, Ordering::SeqCst);
+        self.lie.store(message.lie, Ordering::SeqCst);
         let start = self.start(message.word_at);
         let first = self.second() - start.addr();
-        let (before, behind) = message
-            .bytes
-            .split_at_checked(first)
+        let too_long = start.addr() < self.base
+            || message.bytes.len() > first + if split { PAGE } else { BEHIND };
+        let parts = message.bytes.split_at_checked(first);
+        let (before, behind) = parts
+            .filter(|_| !too_long)
             .ok_or(io::ErrorKind::InvalidData)?;
         if let Some(file) = self.file {
             let at = libc::off_t::try_from(start.addr() - self.base).unwrap_or(0);
@@ -131,28 +153,69 @@ impl Memory {
         dropped(self.second());
     }
 
+    /// Takes the page of the word out of the address space, or puts an empty one there.
+    pub(crate) fn map_first(&self, there: bool) {
+        let rights = if there {
+            libc::PROT_READ | libc::PROT_WRITE
+        } else {
+            libc::PROT_NONE
+        };
+        let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED;
+        let page = (self.second() - PAGE) as *mut libc::c_void;
+        unsafe { libc::mmap(page, PAGE, rights, flags, -1, 0) };
+    }
+
     /// Begins a system call, as far as the thread is concerned, and lets it come into its stride on another processor.
     pub(crate) fn arm(&self) {
-        let before = self.turns.load(Ordering::Acquire);
-        self.armed.store(true, Ordering::Release);
+        self.armed.store(true, Ordering::SeqCst);
         for _ in 0..SPINS {
-            if self.turns.load(Ordering::Acquire) > before + 1 {
+            if self.busy.load(Ordering::SeqCst) {
                 break;
             }
             std::hint::spin_loop();
         }
     }
 
-    /// Runs a thread that changes this memory until it is over.
+    /// The system call is over: returns when the thread touches nothing any more.
+    pub(crate) fn disarm(&self) {
+        self.armed.store(false, Ordering::SeqCst);
+        while self.busy.load(Ordering::SeqCst) {
+            std::thread::yield_now();
+        }
+    }
+
+    /// Some number, another one each time (xorshift64).
+    pub(crate) fn chance(&self) -> u64 {
+        let mut state = self.state.load(Ordering::Relaxed) | 1;
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        self.state.store(state, Ordering::Relaxed);
+        state >> 32
+    }
+
+    /// Whether the system call is still being made.
+    pub(crate) fn is_armed(&self) -> bool {
+        self.armed.load(Ordering::SeqCst)
+    }
+
+    /// Runs a thread that changes this memory during system calls: on a processor of its own where there are several, and before
+    /// all else there.
     pub(crate) fn haunted(self: &Arc<Self>, thread: impl Fn(&Self) + Send + 'static) {
         let memory = Arc::clone(self);
+        processor::stay_on(Which::First);
         std::thread::spawn(move || {
-            while !memory.over.load(Ordering::Relaxed) {
-                if memory.armed.load(Ordering::Acquire) {
-                    thread(&memory);
-                    memory.turns.fetch_add(1, Ordering::Release);
+            processor::stay_on(Which::Last);
+            processor::before_all_others();
+            loop {
+                if memory.is_armed() {
+                    memory.busy.store(true, Ordering::SeqCst);
+                    if memory.is_armed() {
+                        thread(&memory);
+                    }
+                    memory.busy.store(false, Ordering::SeqCst);
                 } else {
-                    std::thread::yield_now();
+                    std::thread::sleep(IDLE);
                 }
             }
         });

@@ -41,6 +41,15 @@ impl Correlator {
         self.balances.sample(stream, record, seen);
     }
 
+    /// How far the readers' count of a stream's bytes is ahead of the writers': by what was in the channel already when its ends began
+    /// to be counted. `None` if that is not known.
+    pub(super) fn shift(&self, stream: StreamIx) -> Option<i128> {
+        if self.channels.channel(stream.channel).created {
+            return Some(0);
+        }
+        self.balances.shift(stream)
+    }
+
     /// The stream that is read at the end that a record speaks from. Files are read by nobody.
     fn read_at(&mut self, id: &abi::ChannelId, at: BootNs) -> Option<StreamIx> {
         let (channel, end) = self.channels.resolve(id, at)?;

@@ -57,7 +57,7 @@ impl Derived {
         let placed = evidence::place(
             &correlator.frames,
             &correlator.streams,
-            &correlator.channels,
+            |stream| correlator.shift(stream),
             &roles,
         );
         let scene = Scene {

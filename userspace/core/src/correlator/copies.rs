@@ -11,6 +11,7 @@ use countersign_common as abi;
 
 use crate::channel::ChannelIx;
 use crate::process::ProcessIx;
+use crate::record::GapReason;
 use crate::stream::{Op, Payload};
 use crate::time::BootNs;
 
@@ -21,7 +22,7 @@ pub(super) const COPIES_MAX_BYTES: usize = 64 << 20;
 /// Differences kept. Stops a reader that rewrites its buffer in a loop from filling memory.
 pub(super) const DIFFERENCES_MAX: usize = 1 << 16;
 
-/// A reader whose memory held something else at its return than the kernel had copied there.
+/// A reader whose memory held something else at its return than the kernel had copied there, or was gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Difference {
     /// Who.
@@ -99,7 +100,11 @@ impl Copies {
             op.flags &= !abi::transfer_flags::KERNEL_COPY;
             return (payload, false);
         };
-        let differs = matches!(payload, Payload::Bytes(data) if data != own);
+        let differs = match payload {
+            Payload::Bytes(data) => data != own,
+            // The kernel has just touched it there: it was taken away meanwhile.
+            Payload::Missing { reason, .. } => reason == GapReason::Fault,
+        };
         (Payload::Bytes(own), differs)
     }
 

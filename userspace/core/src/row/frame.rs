@@ -61,8 +61,8 @@ table! {
         /// What in the text strict JSON forbids but real servers execute, as `duplicate_key`, `case_variant_key`, `invalid_utf8`,
         /// `lone_surrogate`, `not_a_number`, `control_character`, `byte_order_mark`.
         leniency: Vec<&'static str>,
-        /// What the frame is: `request`, `notification`, `response`, `error_response`, `batch`, `not_json`, `not_json_rpc`, `oversized`
-        /// or `incomplete`.
+        /// What the frame is: `request`, `notification`, `response`, `error_response`, `batch`, `not_json`, `not_json_rpc`, `oversized`,
+        /// `incomplete`, or `refuted`: only the memory of a process that changed it around the system call shows it.
         kind: &'static str,
         /// Number of JSON-RPC messages: 1, or more in a batch; 0 if there is none.
         element_count: u32,
@@ -74,8 +74,8 @@ table! {
         tool_name: Option<String>,
         /// Why this is not MCP traffic, as `proxy_own`, `unknown_method`, `other_protocol`; null if it is.
         out_of_scope: Option<&'static str>,
-        /// What `payload` holds: `full` (the bytes on the wire), `redacted` (the same with the values of sensitive keys replaced), `hash` (nothing)
-        /// or `withheld` (nothing: out of scope).
+        /// What `payload` holds: `full` (the bytes on the wire), `redacted` (the same with the values of sensitive keys replaced), `hash` (nothing),
+        /// `withheld` (nothing: out of scope) or `refuted` (nothing: it was never in the channel).
         payload_mode: &'static str,
         /// The frame's bytes, which need not be valid UTF-8; null unless `payload_mode` is `full` or `redacted`.
         payload: Option<PayloadBytes>,

@@ -1,7 +1,10 @@
 //! Rows of frames: both ends of every delivery on a stream that carries MCP, and of other JSON-RPC.
 
+use std::collections::BTreeSet;
+
 use super::{Writer, leniency_words};
 use crate::call::PlacedIx;
+use crate::call::passage::Oddity;
 use crate::channel::End;
 use crate::evidence::{Placed, Source};
 use crate::frame::{Frame, FrameFlags, FrameIx};
@@ -11,6 +14,7 @@ use crate::row::FrameRow;
 impl Writer<'_> {
     pub(super) fn frames(&mut self) {
         let derived = self.derived;
+        let refuted = self.refuted();
         for (placed, ix) in derived.placed.iter().zip(0u32..) {
             let ix = PlacedIx(ix);
             let wanted = !self.carried.by(ix).is_empty() || derived.mcp.contains(&placed.stream);
@@ -23,13 +27,37 @@ impl Writer<'_> {
                 .into_iter()
                 .flatten()
             {
-                let row = self.frame_row(ix, placed, frame);
+                let row = self.frame_row(ix, placed, frame, refuted.contains(&ix));
                 self.emit(row);
             }
         }
     }
 
-    fn frame_row(&self, ix: PlacedIx, placed: &Placed, frame_ix: FrameIx) -> FrameRow {
+    /// What was never in its channel, as a better end shows.
+    fn refuted(&self) -> BTreeSet<PlacedIx> {
+        let oddities = self.derived.passages.oddities.iter();
+        oddities
+            .filter_map(|oddity| match oddity {
+                Oddity::ReaderLies(ix) | Oddity::WriterLies(ix) => Some(*ix),
+                Oddity::ReaderDenies(_)
+                | Oddity::Malformed(_)
+                | Oddity::LineCut(_)
+                | Oddity::McpLike(_)
+                | Oddity::Wrapped(_)
+                | Oddity::NotJsonRpc(_)
+                | Oddity::Incomplete(_)
+                | Oddity::Relayed(_) => None,
+            })
+            .collect()
+    }
+
+    fn frame_row(
+        &self,
+        ix: PlacedIx,
+        placed: &Placed,
+        frame_ix: FrameIx,
+        refuted: bool,
+    ) -> FrameRow {
         let frame = &self.correlator.frames[frame_ix.0 as usize];
         let carried = self.carried.by(ix);
         let only = match carried {
@@ -43,7 +71,8 @@ impl Writer<'_> {
         let of_record = frame_ix == placed.record;
         let in_scope =
             placed.leg != Leg::Direct || carried.iter().any(|passage| passage.message.is_mcp);
-        let payload = (of_record && in_scope && !frame.bytes.is_empty())
+        // Nobody received what was refuted: its bytes are no evidence of anything but a lie, which its hash can prove.
+        let payload = (of_record && in_scope && !refuted && !frame.bytes.is_empty())
             .then(|| self.privacy.bytes(&frame.bytes, proxy))
             .flatten();
         let complete = frame.is_complete();
@@ -94,6 +123,7 @@ impl Writer<'_> {
                 _ if frame.flags.contains(FrameFlags::NOT_JSON) => "not_json",
                 _ if frame.flags.contains(FrameFlags::TOO_LONG) => "oversized",
                 _ if !complete => "incomplete",
+                _ if refuted => "refuted",
                 [] => "not_json_rpc",
                 [passage] => passage.message.kind.as_str(),
                 [_, ..] => "batch",
@@ -104,6 +134,7 @@ impl Writer<'_> {
             tool_name: only.and_then(|message| message.tool_name.clone()),
             out_of_scope: (!in_scope).then_some("unknown_method"),
             payload_mode: match (&payload, in_scope) {
+                _ if refuted => "refuted",
                 (Some(_), true) => self.privacy.mode.as_str(),
                 (None, true) => "hash",
                 (_, false) => "withheld",

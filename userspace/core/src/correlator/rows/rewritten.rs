@@ -11,7 +11,7 @@ impl Writer<'_> {
             .map(|difference| Finding {
                 kind: "evidence_denied",
                 severity: "high",
-                message: "a reader's memory held something else when it returned than the kernel had copied there: a thread of it rewrote it meanwhile; what the kernel copied is believed"
+                message: "a reader's memory held something else when it returned than the kernel had copied there, or was gone: a thread of it rewrote or unmapped it meanwhile; what the kernel copied is believed"
                     .to_owned(),
                 weakens: None,
                 utc: self.utc(difference.at),
