@@ -4,7 +4,6 @@ use countersign::bpf::{
     load::{load, resume},
     options::LoadOptions,
     pin::{Found, PinDir},
-    tier::Tier,
 };
 use countersign_common::{Transfer, direction, kind, tag};
 use zerocopy::FromBytes;
@@ -28,19 +27,19 @@ fn what_is_pinned_goes_on_without_its_loader() {
     // For the lock, and to find out whether anything can be loaded here.
     let Some(witness) = witness() else { return };
     let (_, _one) = witness.into_capture();
-    if tier() != Tier::Tracepoints {
-        return;
-    }
     let dir = PinDir::named(&format!("test-hooks-{}", std::process::id())).unwrap();
     let pinned = Pinned(dir.clone());
     dir.remove().unwrap();
     dir.make().unwrap();
     let options = LoadOptions {
         pin: Some((dir.clone(), "01ARZ3NDEKTSV4RRFFQ69G5FAV".to_owned())),
+        tier: tier(),
         hook: hook(),
         ..LoadOptions::default()
     };
-    let loaded = load(&options).unwrap();
+    let mut loaded = load(&options).unwrap();
+    let (signed, note) = loaded.take_unsigned().unwrap();
+    signed.sign(&note).unwrap();
     let token = token("pinned");
     let [read_end, write_end] = pipe();
     let (child, gate) = spawn(|| {
@@ -57,6 +56,7 @@ fn what_is_pinned_goes_on_without_its_loader() {
         panic!("it is not there");
     };
     let mut resumed = resume(dir, &note).unwrap();
+    assert_eq!((resumed.tier(), resumed.hook()), (tier(), hook()));
     let mut seen = 0;
     resumed.drain(|record| {
         if let Ok((transfer, payload)) = Transfer::read_from_prefix(record) {

@@ -149,7 +149,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
     };
     if let Some(id) = capture_id {
         let digest = capture.offsets_digest();
-        let note = Note::new(options.tier, options.generation, &id, digest)?;
+        let note = Note::new(options.tier, options.generation, &id, digest)?.on(options.hook);
         capture.unsigned = Some(note);
         capture.rings.keep();
     }
@@ -228,6 +228,7 @@ pub fn resume(dir: PinDir, note: &Note) -> anyhow::Result<Capture> {
     Ok(Capture {
         functions: Functions::pinned(tier, &dir)?,
         tier,
+        hook: note.hook()?,
         pinned: Some(dir),
         ..capture
     })

@@ -28,7 +28,7 @@ use aya::{Ebpf, maps::MapData, programs::links::FdLink};
 use countersign_common::ABI_VERSION;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{kprobe, ring::Ring, syscall, tier::Tier};
+use super::{hook::Hook, kprobe, ring::Ring, syscall, tier::Tier};
 
 /// Our part of the BPF file system.
 pub(super) const ROOT: &str = "/sys/fs/bpf/countersign";
@@ -53,8 +53,10 @@ pub struct Note {
     pub generation: u64,
     /// ULID of the capture, in characters.
     pub capture: [u8; 26],
+    /// How the programs are on tracepoints: 0 by the kernel's types, 1 as trace events.
+    pub hook: u8,
     /// Zero.
-    pub reserved2: [u8; 6],
+    pub reserved2: [u8; 5],
     /// SHA-256 of the structure offsets that the programs were loaded with.
     pub offsets_sha256: [u8; 32],
 }
@@ -82,7 +84,8 @@ impl Note {
                 .as_bytes()
                 .try_into()
                 .context("the capture's id is not a ULID")?,
-            reserved2: [0; 6],
+            hook: 0,
+            reserved2: [0; 5],
             offsets_sha256,
         })
     }
@@ -97,6 +100,28 @@ impl Note {
             1 => Tier::Kprobes,
             2 => Tier::Trampolines,
             other => anyhow::bail!("the pinned note names tier {other}, which this build lacks"),
+        })
+    }
+
+    /// The same for programs on tracepoints that are there in this way.
+    #[must_use]
+    pub fn on(mut self, hook: Hook) -> Self {
+        self.hook = match hook {
+            Hook::Typed => 0,
+            Hook::Event => 1,
+        };
+        self
+    }
+
+    /// How the programs are on tracepoints.
+    ///
+    /// # Errors
+    /// When it is a way that this build does not know.
+    pub fn hook(&self) -> anyhow::Result<Hook> {
+        Ok(match self.hook {
+            0 => Hook::Typed,
+            1 => Hook::Event,
+            other => anyhow::bail!("the pinned note names hook {other}, which this build lacks"),
         })
     }
 
