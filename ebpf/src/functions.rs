@@ -7,10 +7,10 @@ use aya_ebpf::{
     macros::{fentry, fexit, kprobe, kretprobe},
     programs::{FEntryContext, FExitContext, ProbeContext, RetProbeContext},
 };
-use countersign_common::direction;
+use countersign_common::{channel_kind, direction};
 
 use crate::probes::{
-    function::{exit, file_enter, receive_enter, send_enter},
+    function::{OF_ALL, exit, file_enter, receive_enter, send_enter},
     process,
 };
 
@@ -30,11 +30,20 @@ pub fn k_file_write_enter(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// `int (struct socket *, struct msghdr *, size_t, int)`.
+/// `int (struct socket *, struct msghdr *, size_t, int)`, but for sequenced packets.
 #[kprobe]
 pub fn k_receive_enter(ctx: ProbeContext) -> u32 {
+    let (socket, message, flags) = (arg(&ctx, 0), arg(&ctx, 1), arg(&ctx, 3));
     // SAFETY: as above.
-    unsafe { receive_enter(arg(&ctx, 0), arg(&ctx, 1), arg(&ctx, 3)) };
+    unsafe { receive_enter(socket, message, flags, channel_kind::UNIX_SEQPACKET) };
+    0
+}
+
+/// The same for sequenced packets.
+#[kprobe]
+pub fn k_receive_seqpacket_enter(ctx: ProbeContext) -> u32 {
+    // SAFETY: as above.
+    unsafe { receive_enter(arg(&ctx, 0), arg(&ctx, 1), arg(&ctx, 3), OF_ALL) };
     0
 }
 
@@ -65,6 +74,14 @@ pub fn k_file_write_exit(ctx: RetProbeContext) -> u32 {
 /// Return of [`k_receive_enter`]'s functions, which leave the upper half of the register undefined.
 #[kretprobe]
 pub fn k_receive_exit(ctx: RetProbeContext) -> u32 {
+    // SAFETY: as above.
+    unsafe { exit(direction::READ, i64::from(ctx.ret::<i32>())) };
+    0
+}
+
+/// Return of [`k_receive_seqpacket_enter`]'s function.
+#[kretprobe]
+pub fn k_receive_seqpacket_exit(ctx: RetProbeContext) -> u32 {
     // SAFETY: as above.
     unsafe { exit(direction::READ, i64::from(ctx.ret::<i32>())) };
     0
@@ -112,11 +129,11 @@ macro_rules! file_function {
 
 /// Both programs of a protocol's `recvmsg`.
 macro_rules! receive_function {
-    ($enter:ident, $exit:ident) => {
+    ($enter:ident, $exit:ident, $passed_by:expr) => {
         #[fentry]
         pub fn $enter(ctx: FEntryContext) -> i32 {
             // SAFETY: the function's arguments.
-            unsafe { receive_enter(ctx.arg(0), ctx.arg(1), ctx.arg(3)) };
+            unsafe { receive_enter(ctx.arg(0), ctx.arg(1), ctx.arg(3), $passed_by) };
             0
         }
 
@@ -152,10 +169,23 @@ file_function!(f_pipe_read_enter, f_pipe_read_exit, direction::READ);
 file_function!(f_pipe_write_enter, f_pipe_write_exit, direction::WRITE);
 file_function!(f_tty_read_enter, f_tty_read_exit, direction::READ);
 file_function!(f_tty_write_enter, f_tty_write_exit, direction::WRITE);
-receive_function!(f_unix_stream_recvmsg_enter, f_unix_stream_recvmsg_exit);
-receive_function!(f_unix_dgram_recvmsg_enter, f_unix_dgram_recvmsg_exit);
-receive_function!(f_inet_recvmsg_enter, f_inet_recvmsg_exit);
-receive_function!(f_inet6_recvmsg_enter, f_inet6_recvmsg_exit);
+receive_function!(
+    f_unix_stream_recvmsg_enter,
+    f_unix_stream_recvmsg_exit,
+    OF_ALL
+);
+receive_function!(
+    f_unix_dgram_recvmsg_enter,
+    f_unix_dgram_recvmsg_exit,
+    channel_kind::UNIX_SEQPACKET
+);
+receive_function!(
+    f_unix_seqpacket_recvmsg_enter,
+    f_unix_seqpacket_recvmsg_exit,
+    OF_ALL
+);
+receive_function!(f_inet_recvmsg_enter, f_inet_recvmsg_exit, OF_ALL);
+receive_function!(f_inet6_recvmsg_enter, f_inet6_recvmsg_exit, OF_ALL);
 send_function!(f_unix_stream_sendmsg_enter, f_unix_stream_sendmsg_exit);
 send_function!(f_unix_dgram_sendmsg_enter, f_unix_dgram_sendmsg_exit);
 send_function!(f_inet_sendmsg_enter, f_inet_sendmsg_exit);

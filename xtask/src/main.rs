@@ -53,13 +53,9 @@ enum Command {
     },
     /// Run a command on another kernel, in QEMU; ends with its exit code
     Vm(vm::VmArgs),
-    /// Move bytes by every method through every kind of channel under a capture, and rewrite this kernel's table in
-    /// docs/coverage (root)
-    Coverage {
-        /// Also put cells that are missed now on the list of those that may be
-        #[arg(long)]
-        allow_missed: bool,
-    },
+    /// Move bytes by every method through every kind of channel under a capture, and rewrite the kernel's table in
+    /// docs/coverage: this one's (root), or with --vm that of another
+    Coverage(coverage::CoverageArgs),
     /// Run every check: formatting, lints, tests and, as root, the live tests, the peers and the demo
     Test,
     /// The same as in CI: whatever cannot run is a failure
@@ -82,7 +78,7 @@ fn main() -> anyhow::Result<()> {
             let code = vm::vm(&arguments)?;
             std::process::exit(i32::from(code));
         }
-        Command::Coverage { allow_missed } => coverage::coverage(allow_missed),
+        Command::Coverage(arguments) => coverage::coverage(&arguments),
         Command::Test => checks::all(Strictness::Developer),
         Command::Ci => checks::all(Strictness::Ci),
     }

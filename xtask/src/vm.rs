@@ -27,7 +27,8 @@ const ENDS: [&str; 2] = ["6.1", "7"];
 /// What runs in a guest: the tests of the tier and of the hook that are chosen there, a few of tier T, and those that are about preemption. No task
 /// preempts another, except in the tests that are about that.
 const CHECKS: &str = "set -e
-export COUNTERSIGN_REQUIRE_LIVE=1 COUNTERSIGN_PATIENCE=6
+export COUNTERSIGN_REQUIRE_LIVE=1 COUNTERSIGN_PATIENCE=6 COUNTERSIGN_EXERCISER=@EXERCISER@
+export COUNTERSIGN_EXERCISER_ARGS='--kind pipe,unix_seqpacket --max-size 9000'
 @COUNTERSIGN@ doctor >/tmp/doctor || { cat /tmp/doctor; exit 1; }
 cat /tmp/doctor
 if grep -q 'they are on trace events' /tmp/doctor; then export COUNTERSIGN_HOOK=events; fi
@@ -40,7 +41,9 @@ COUNTERSIGN_TIER=$tier @LIVE@ --exact preemption::of_many_small_messages_none_is
 /// Every test loads the programs anew, which an emulated CPU verifies for ten seconds and more: all of them would take half an hour. Those
 /// here go once through each part of the programs that reads structures of the kernel or depends on its version: offsets, functions
 /// and tracepoints that were renamed or changed, both ABIs, rings, identities of sockets, the life of processes.
-const TESTS: [&str; 7] = [
+const TESTS: [&str; 8] = [
+    // A part of the coverage table, held against the whole one in `docs/coverage`.
+    "coverage::every_way_to_move_bytes_is_captured_or_declared",
     "calls::every_call_on_a_socket_pair_is_captured_at_both_ends",
     "functions::the_32_bit_abi_and_aio_are_captured",
     "functions::what_io_uring_moves_is_captured_with_any_kind_of_buffer_and_by_workers",
@@ -199,14 +202,70 @@ pub(crate) fn both_ends() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Builds this checkout; what runs its checks in a guest.
-fn checks() -> anyhow::Result<Load> {
-    run(&mut cargo([
-        "build",
-        "--locked",
-        "--package",
-        "countersign",
-    ]))?;
+/// Runs one live test on a kernel, with its output in a file.
+///
+/// # Errors
+/// There are no guests here, or the test fails or does not come to its end.
+pub(crate) fn live_test(
+    wanted: &str,
+    test: &str,
+    live: &Live<'_>,
+    output: &Path,
+) -> anyhow::Result<()> {
+    let program = live_tests()?;
+    let mut command = Vec::new();
+    if live.unpreempted {
+        command.extend(["chrt", "-f", "10"].map(OsString::from));
+    }
+    command.push(program.clone().into());
+    command.extend(["--exact", test, "--nocapture"].map(OsString::from));
+    let script: Vec<_> = live
+        .environment
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"))
+        .collect();
+    let mut with = live.with.to_vec();
+    with.push(program);
+    let load = Load {
+        command: ["env".to_owned()]
+            .into_iter()
+            .chain(script)
+            .map(OsString::from)
+            .chain(command)
+            .collect(),
+        with,
+    };
+    let machine = Machine {
+        cpus: 2,
+        megabytes: 3072,
+        preempt: None,
+        parameters: Vec::new(),
+        limit: live.limit,
+    };
+    let code = one(wanted, &machine, &load, Some(output))?;
+    ensure!(
+        code == 0,
+        "{wanted}: exit code {code}, {}",
+        output.display()
+    );
+    Ok(())
+}
+
+/// How a live test runs in a guest.
+#[derive(Debug)]
+pub(crate) struct Live<'a> {
+    /// What it is told.
+    pub(crate) environment: &'a [(&'a str, &'a str)],
+    /// What it needs beside itself.
+    pub(crate) with: &'a [PathBuf],
+    /// No task preempts another: all have one real-time priority.
+    pub(crate) unpreempted: bool,
+    /// Boot included.
+    pub(crate) limit: Duration,
+}
+
+/// Builds the live tests; where they lie.
+fn live_tests() -> anyhow::Result<PathBuf> {
     let messages = output(
         &mut cargo([
             "test",
@@ -221,21 +280,37 @@ fn checks() -> anyhow::Result<Load> {
         ]),
         &[0],
     )?;
-    let live = messages
+    messages
         .lines()
         .filter_map(|line| serde_json::from_str::<serde_json::Value>(line).ok())
         .filter(|message| message["target"]["name"] == "live")
         .find_map(|message| message["executable"].as_str().map(PathBuf::from))
-        .context("cargo does not say where it put the live tests")?;
+        .context("cargo does not say where it put the live tests")
+}
+
+/// Builds this checkout; what runs its checks in a guest.
+fn checks() -> anyhow::Result<Load> {
+    run(&mut cargo([
+        "build",
+        "--locked",
+        "--package",
+        "countersign",
+        "--package",
+        "countersign-tests",
+        "--bins",
+    ]))?;
+    let live = live_tests()?;
     let countersign = built("countersign");
+    let exerciser = built("countersign-exerciser");
     let script = CHECKS
         .replace("@COUNTERSIGN@", &countersign.display().to_string())
+        .replace("@EXERCISER@", &exerciser.display().to_string())
         .replace("@LIVE@", &live.display().to_string())
         .replace("@TESTS@", &TESTS.join(" "))
         .replace("@TESTS_T@", &TESTS_T.join(" "));
     Ok(Load {
         command: ["/usr/bin/sh", "-c", &script].map(OsString::from).to_vec(),
-        with: vec![countersign, live],
+        with: vec![countersign, exerciser, live, root().join("docs/coverage")],
     })
 }
 

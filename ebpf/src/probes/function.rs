@@ -34,6 +34,8 @@ use crate::{
 
 /// `PF_IO_WORKER` (`include/linux/sched.h`): a thread that works for `io_uring`.
 const PF_IO_WORKER: u32 = 0x10;
+/// In place of a kind that a function leaves to another: it is of no channel.
+pub const OF_ALL: u8 = 0;
 
 /// At the entry of a function that takes a `struct kiocb` and a `struct iov_iter`.
 ///
@@ -47,23 +49,31 @@ pub unsafe fn file_enter(op_direction: u8, kiocb: u64, iter: u64) {
             return;
         };
         if let Some(file) = kernel::<u64>(kiocb, off!(kiocb_filp)) {
-            enter(&watched, op_direction, file, iter, 0);
+            enter(&watched, op_direction, file, iter, 0, OF_ALL);
         }
     }
 }
 
-/// At the entry of a protocol's `recvmsg(struct socket *, struct msghdr *, size_t, int flags)`.
+/// At the entry of a protocol's `recvmsg(struct socket *, struct msghdr *, size_t, int flags)`. What is received from a channel of the
+/// kind `passed_by` is left to another function, which may or may not call this one: compilers put it in there.
 ///
 /// # Safety
 /// As [`file_enter`].
 #[inline(always)]
-pub unsafe fn receive_enter(socket: u64, message: u64, message_flags: u64) {
+pub unsafe fn receive_enter(socket: u64, message: u64, message_flags: u64, passed_by: u8) {
     // SAFETY: the caller's.
     unsafe {
         let Some(watched) = Watched::current() else {
             return;
         };
-        socket_enter(&watched, direction::READ, socket, message, message_flags);
+        socket_enter(
+            &watched,
+            direction::READ,
+            socket,
+            message,
+            message_flags,
+            passed_by,
+        );
     }
 }
 
@@ -85,6 +95,7 @@ pub unsafe fn send_enter(socket: u64, message: u64) {
             socket,
             message,
             u64::from(flags),
+            OF_ALL,
         );
     }
 }
@@ -115,6 +126,7 @@ unsafe fn socket_enter(
     socket: u64,
     message: u64,
     message_flags: u64,
+    passed_by: u8,
 ) {
     // A socket of the kernel's own has no file.
     let Some(file) = kernel::<u64>(socket, off!(socket_file)) else {
@@ -136,12 +148,20 @@ unsafe fn socket_enter(
             file,
             message + off!(msghdr_iter),
             flags,
+            passed_by,
         );
     }
 }
 
 #[inline(always)]
-unsafe fn enter(watched: &Watched, op_direction: u8, file: u64, iter: u64, flags: u16) {
+unsafe fn enter(
+    watched: &Watched,
+    op_direction: u8,
+    file: u64,
+    iter: u64,
+    flags: u16,
+    passed_by: u8,
+) {
     if file == 0 {
         return;
     }
@@ -151,11 +171,14 @@ unsafe fn enter(watched: &Watched, op_direction: u8, file: u64, iter: u64, flags
             return;
         };
         let call = call_of(thread, op_direction);
+        resolve(&mut (*call).held, file, 0);
+        if (*call).held.channel.kind == passed_by {
+            return;
+        }
         if (*call).open != 0 {
             count(counter::FUNCTION_UNPAIRED, 1);
             (*call).open = 0;
         }
-        resolve(&mut (*call).held, file, 0);
         // What only one of a kind's functions would see is left to the programs on system calls, or it would be there twice.
         if !functions_carry_kind((*call).held.channel.kind) || iterator::note(call, iter).is_none()
         {

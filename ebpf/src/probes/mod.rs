@@ -4,6 +4,7 @@
 pub mod aio;
 pub mod balance;
 pub mod compat;
+pub mod counts;
 pub mod delivery;
 pub mod ends;
 pub mod environment;
@@ -14,5 +15,6 @@ pub mod process;
 pub mod splice;
 pub mod transfer;
 pub mod uring;
+pub mod uring_message;
 pub mod uring_submit;
 pub mod watched;

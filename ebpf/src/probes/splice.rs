@@ -82,6 +82,17 @@ pub unsafe fn exit<const COMPAT: bool>(
         if (*thread).first.channel.kind == 0 && (*thread).second.channel.kind == 0 {
             return;
         }
+        // What is no pipe is read and written through functions (sockets are sent to so from Linux 6.5 on), and was accounted for there. At
+        // most one end is such: the other is a pipe or a file.
+        let (mut taken, mut given) = (returned as u64, returned as u64);
+        if functions_carry() {
+            let left = (returned as u64).saturating_sub(carried);
+            if is_own((*thread).first.channel.kind) {
+                taken = left;
+            } else {
+                given = left;
+            }
+        }
         (*thread).bits = bits;
         count(counter::SPLICE_BYTES, returned as u64);
         log::spliced(number);
@@ -113,28 +124,20 @@ pub unsafe fn exit<const COMPAT: bool>(
             thread,
             bits,
             number,
-            returned as u64,
+            taken,
             flags | peek,
             first_direction,
             source,
         );
         // The second end takes the first one's place: what follows is written for `first`.
         copy_second(thread);
-        // What a socket sends goes through a function (Linux >= 6.5), and was captured there.
-        let mut left = returned as u64;
-        if functions_carry() {
-            if carried >= left {
-                return;
-            }
-            left -= carried;
-        }
         end(
             task,
             leader,
             thread,
             bits,
             number,
-            left,
+            given,
             flags,
             direction::WRITE,
             sink,
@@ -160,7 +163,7 @@ unsafe fn end(
 ) {
     // SAFETY: the caller's.
     unsafe {
-        if (*thread).first.channel.kind == 0 {
+        if returned == 0 || (*thread).first.channel.kind == 0 {
             return;
         }
         let mut flags = flags;
@@ -202,6 +205,12 @@ unsafe fn copy_second(thread: *mut Thread) {
             1,
         );
     }
+}
+
+/// Whether an end of this kind has functions of its own even in a splice: a pipe's buffers are moved without any.
+#[inline(always)]
+fn is_own(kind: u8) -> bool {
+    !matches!(kind, 0 | channel_kind::PIPE | channel_kind::FIFO)
 }
 
 /// Source and sink.

@@ -6,10 +6,7 @@
 
 use aya_ebpf::{
     bindings::task_struct,
-    helpers::{
-        bpf_get_current_pid_tgid,
-        generated::{bpf_ktime_get_boot_ns, bpf_probe_read_kernel},
-    },
+    helpers::{bpf_get_current_pid_tgid, generated::bpf_ktime_get_boot_ns},
 };
 use countersign_common::{
     channel_kind, counter, direction, end_how, gap, load::Offsets, tag, transfer_flags,
@@ -18,9 +15,8 @@ use countersign_ebpf::{Form, direction_of_request, form_of, op, op_limit};
 
 use super::{
     ends,
-    transfer::{
-        MSG_TRUNC, begin, describe, discards, message_flags, says_truncated, tell_missed, whose,
-    },
+    transfer::{begin, describe, discards, message_flags, tell_missed, whose},
+    uring_message::{is_compat, payload_of, room_of, truncated_request},
 };
 use crate::{
     channel::{Enrolled, enrol_operation, leave},
@@ -283,67 +279,6 @@ unsafe fn moved(
     message
 }
 
-/// [`transfer_flags::MESSAGE_TRUNCATED`] or nothing: whether a request received less than came. `what` is the kind of the channel and the
-/// flags given. As with system calls, a message that was cut without a word (`IORING_OP_RECV` without `MSG_TRUNC`) is not known to be.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn truncated_request(request: u64, what: u64, form: u64, returned: u64) -> u64 {
-    let truncated = match (what >> 32) as u8 {
-        channel_kind::TCP => what & MSG_TRUNC != 0,
-        channel_kind::UNIX_DGRAM | channel_kind::UNIX_SEQPACKET => {
-            if form == Form::Message as u64 {
-                let message: u64 = kernel(request, off!(sr_buf)).unwrap_or(0);
-                // SAFETY: in a program.
-                unsafe { says_truncated(message, u64::from(is_compat(request))) }
-            } else {
-                what & MSG_TRUNC != 0 && returned > room_of(request)
-            }
-        }
-        _ => false,
-    };
-    if !truncated {
-        return 0;
-    }
-    count(counter::MESSAGES_TRUNCATED, 1);
-    u64::from(transfer_flags::MESSAGE_TRUNCATED)
-}
-
-/// Bytes of the message in the result of a multishot receive: a `struct io_uring_recvmsg_out`, the room for a name and that for control
-/// data come before it. The kernel's own note of these lengths counts; without it all of the result is taken for the message, which
-/// says too much rather than too little.
-#[unsafe(no_mangle)]
-#[inline(never)]
-extern "C" fn payload_of(request: u64, returned: u64) -> u64 {
-    const OUT_BYTES: u64 = 16;
-    let unknown = u64::from(Offsets::UNKNOWN);
-    if off!(kiocb_async_data) == unknown
-        || off!(async_msg_namelen) == unknown
-        || off!(async_msg_controllen) == unknown
-    {
-        return returned;
-    }
-    let note: u64 = kernel(request, off!(kiocb_async_data)).unwrap_or(0);
-    if note == 0 {
-        return returned;
-    }
-    let name: u32 = kernel(note, off!(async_msg_namelen)).unwrap_or(0);
-    let control: u64 = kernel(note, off!(async_msg_controllen)).unwrap_or(0);
-    let before = OUT_BYTES + u64::from(name) + (control & 0xffff_ffff);
-    if before <= returned {
-        returned - before
-    } else {
-        returned
-    }
-}
-
-/// Bytes that a request with one buffer had room for.
-#[inline(always)]
-fn room_of(request: u64) -> u64 {
-    let left: u32 = kernel(request, off!(sr_len)).unwrap_or(0);
-    let done: u32 = kernel(request, off!(sr_done)).unwrap_or(0);
-    u64::from(left) + u64::from(done)
-}
-
 /// Takes what the table knows of the request to the thread's state.
 #[inline(always)]
 unsafe fn recall(thread: *mut Thread, request: u64) -> bool {
@@ -453,7 +388,7 @@ unsafe fn spliced(
         count(counter::SPLICE_BYTES, returned);
         count(counter::URING_OPS, 1);
         log::spliced(u64::from(opcode));
-        if (*thread).first.channel.kind != 0
+        if is_unseen((*thread).first.channel.kind, direction::WRITE)
             && open_operation(
                 thread,
                 leader,
@@ -480,7 +415,7 @@ unsafe fn spliced(
         } else {
             0
         };
-        if (*thread).first.channel.kind != 0
+        if is_unseen((*thread).first.channel.kind, direction::READ)
             && open_operation(
                 thread,
                 leader,
@@ -498,6 +433,21 @@ unsafe fn spliced(
     0
 }
 
+/// Whether no program on functions has seen what a splice moved at an end of this kind. What is no pipe is read and written like any other
+/// file in a splice, but for streams: those hand over their buffers, and before Linux 6.5 are given pages.
+#[inline(always)]
+fn is_unseen(kind: u8, op_direction: u8) -> bool {
+    let is_seen = match kind {
+        channel_kind::UNIX_DGRAM | channel_kind::UNIX_SEQPACKET | channel_kind::TTY => true,
+        channel_kind::UNIX_STREAM | channel_kind::TCP => {
+            op_direction == direction::WRITE
+                && off!(proto_ops_sendpage) == u64::from(Offsets::UNKNOWN)
+        }
+        _ => false,
+    };
+    kind != 0 && !(is_seen && functions_carry_kind(kind))
+}
+
 /// Whether the request is of the process that runs: only then its memory is at hand.
 #[inline(always)]
 fn is_own(request: u64) -> bool {
@@ -509,29 +459,4 @@ fn is_own(request: u64) -> bool {
     };
     let tgid: u32 = kernel(owner, off!(task_tgid)).unwrap_or(0);
     tgid == (bpf_get_current_pid_tgid() >> 32) as u32
-}
-
-/// Whether the ring was made by a 32-bit call: then vectors are of another layout.
-#[inline(always)]
-fn is_compat(request: u64) -> bool {
-    let bit = off!(ring_compat_bit);
-    if bit == u64::from(Offsets::UNKNOWN) {
-        return false;
-    }
-    let ring: u64 = kernel(request, off!(kiocb_ctx)).unwrap_or(0);
-    // Not an `Option`: Linux 6.1 loses sight of when its value is there.
-    let mut byte = [0_u8];
-    // SAFETY: a byte on the stack; the helper checks the other address.
-    let failed = unsafe {
-        bpf_probe_read_kernel(
-            (&raw mut byte).cast(),
-            1,
-            (ring + bit / 8) as *const core::ffi::c_void,
-        )
-    };
-    if failed != 0 {
-        count(counter::KERNEL_READ_FAILED, 1);
-        return true;
-    }
-    byte[0] >> (bit % 8) & 1 != 0
 }

@@ -1,6 +1,7 @@
 //! What a capture has of one attempt: its bytes, a declaration that they are missing, or neither.
 
 use countersign_common::{Transfer, channel_kind, direction, gap, kind, transfer_flags};
+use serde::{Deserialize, Serialize};
 use zerocopy::FromBytes;
 
 use super::{Outcome, Side, Truth, token};
@@ -9,7 +10,8 @@ use super::{Outcome, Side, Truth, token};
 const TICK_NS: u64 = 10_000_000;
 
 /// What a capture has of an attempt.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
 pub enum Status {
     /// The kernel refused the method: nothing to capture. With the error.
     Refused(String),
@@ -47,6 +49,34 @@ impl Part {
     /// When its operation returned, `CLOCK_BOOTTIME` nanoseconds.
     pub fn exit_ns(&self) -> u64 {
         self.transfer.exit_ns
+    }
+
+    /// What it is, for whoever looks for the cause of a cell that came out badly.
+    pub fn short(&self) -> String {
+        let Transfer {
+            header,
+            task,
+            channel,
+            direction,
+            syscall,
+            flags,
+            reason,
+            offset,
+            len,
+            returned,
+            op_seq,
+            ..
+        } = &self.transfer;
+        format!(
+            "record {} direction {direction} kind {} inode {} tgid {} tid {} call {syscall} flags {flags:#x} reason {reason} \
+             op {op_seq} returned {returned} offset {offset} len {len} exit {}",
+            header.kind,
+            channel.kind,
+            channel.inode,
+            task.tgid,
+            task.tid,
+            self.exit_ns()
+        )
     }
 
     /// Whether the process, the direction, the time and the channel are those of the attempt.

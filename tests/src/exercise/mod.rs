@@ -1,9 +1,13 @@
 //! The exerciser's ground truth: what it moved, how, through what, and who did it.
 //!
 //! Owns the line format and the bytes of a token. The program is `src/bin/exerciser`, what a capture made of it says
-//! [`classify`], and [`table`] what that means for each method and kind.
+//! [`classify`], [`table`] what that means for each method and kind, [`rule`] which cells may be declared, and [`index`]
+//! what all tables say together.
 
+pub mod attempted;
 pub mod classify;
+pub mod index;
+pub mod rule;
 pub mod table;
 
 use serde::{Deserialize, Serialize};
@@ -80,14 +84,15 @@ pub enum Outcome {
 /// The token of a seed: bytes that occur nowhere else, whatever the length.
 pub fn token(seed: u64, size: usize) -> Vec<u8> {
     let mut state = seed;
-    let mut bytes = Vec::with_capacity(size + 8);
-    while bytes.len() < size {
+    // Word by word: without optimisation, and emulated, byte by byte would take most of the time of a run.
+    let mut bytes = vec![0; size.next_multiple_of(8)];
+    for place in bytes.chunks_exact_mut(8) {
         // SplitMix64.
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mut word = state;
         word = (word ^ (word >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         word = (word ^ (word >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        bytes.extend((word ^ (word >> 31)).to_le_bytes());
+        place.copy_from_slice(&(word ^ (word >> 31)).to_le_bytes());
     }
     bytes.truncate(size);
     bytes

@@ -5,7 +5,11 @@ use std::{
     fmt::Write as _,
 };
 
-use super::{Side, Truth, classify::Status};
+use super::{
+    Side,
+    attempted::{About, Attempted},
+    classify::Status,
+};
 
 /// What a cell is about: direction, method, kind.
 pub type Cell = (Side, String, String);
@@ -21,19 +25,34 @@ pub struct Table {
 
 impl Table {
     /// Takes in one attempt. A cell is as bad as the worst of its sizes.
-    pub fn add(&mut self, truth: &Truth, status: Status) {
-        let method = (truth.side, truth.method.clone());
-        if !self.methods.contains(&method) {
-            self.methods.push(method);
+    pub fn add(&mut self, attempted: Attempted) {
+        let Attempted {
+            side,
+            method,
+            kind,
+            status,
+            ..
+        } = attempted;
+        if !self.methods.contains(&(side, method.clone())) {
+            self.methods.push((side, method.clone()));
         }
-        if !self.kinds.contains(&truth.kind) {
-            self.kinds.push(truth.kind.clone());
+        if !self.kinds.contains(&kind) {
+            self.kinds.push(kind.clone());
         }
-        let cell = (truth.side, truth.method.clone(), truth.kind.clone());
-        let place = self.cells.entry(cell).or_insert_with(|| status.clone());
+        let place = self.cells.entry((side, method, kind));
+        let place = place.or_insert_with(|| status.clone());
         if status > *place {
             *place = status;
         }
+    }
+
+    /// Cells whose bytes are declared to be missing.
+    pub fn declared(&self) -> BTreeSet<Cell> {
+        let declared = self
+            .cells
+            .iter()
+            .filter(|(_, status)| **status == Status::Declared);
+        declared.map(|(cell, _)| cell.clone()).collect()
     }
 
     /// Cells in which the capture claims what did not happen.
@@ -61,6 +80,19 @@ impl Table {
         cells.map(|(cell, _)| cell.clone()).collect()
     }
 
+    /// Cells that another table has with another text. Those that it does not have count as well.
+    pub fn unlike(&self, others: &BTreeMap<Cell, String>) -> Vec<String> {
+        let mut found = Vec::new();
+        for (cell, status) in &self.cells {
+            let mine = shown(Some(status)).replace('*', "");
+            let other = others.get(cell).map_or("", String::as_str);
+            if mine != other {
+                found.push(format!("{cell:?}: {mine}, not {other}"));
+            }
+        }
+        found
+    }
+
     /// How many cells have each status: captured, snapshot, declared, missed, wrong, refused.
     pub fn counts(&self) -> [usize; 6] {
         let mut counts = [0; 6];
@@ -77,14 +109,47 @@ impl Table {
         counts
     }
 
-    /// The table as Markdown, under a title.
-    pub fn markdown(&self, title: &str) -> String {
+    /// The table as Markdown.
+    pub fn markdown(&self, about: &About) -> String {
+        format!("{}{}", self.heading(about), self.body())
+    }
+
+    /// What stands above the cells.
+    fn heading(&self, about: &About) -> String {
         let [captured, snapshot, declared, missed, wrong, refused] = self.counts();
-        let mut text = format!(
-            "# {title}\n\n\
+        let About {
+            kernel,
+            release,
+            tier,
+            ..
+        } = about;
+        let sizes = match about.max_size {
+            Some(max) => format!("of 32 to {max} bytes"),
+            None => {
+                "of 32 bytes to 70 KB (1 MiB for pipes, unix streams and TCP over IPv4)".to_owned()
+            }
+        };
+        let place = if about.emulated {
+            format!("On Linux {release}, emulated")
+        } else {
+            format!("On Linux {kernel}")
+        };
+        let policy = if about.unpreempted {
+            "; every task of the run has the same real-time priority, so that none preempts another"
+        } else {
+            ""
+        };
+        let hook = if about.on_events {
+            "; programs of tracepoints on trace events"
+        } else {
+            ""
+        };
+        format!(
+            "# Coverage: Linux {kernel}, {tier}\n\n\
              Written by `cargo xtask coverage`, checked by the live test `every_way_to_move_bytes_is_captured_or_declared`. \
-             Each cell is a fresh channel of that kind, used at one end by that method with random tokens of 32 bytes to 70 KB \
-             (1 MiB for pipes, unix streams and TCP over IPv4), with a plain partner at the other end.\n\n\
+             Each cell is a fresh channel of that kind, used at one end by that method with random tokens {sizes}, with a \
+             plain partner at the other end.\n\n\
+             {place}, preemption {}{policy}{hook}.\n\n\
              - **yes**: every byte is in the records of that channel, direction and process. What exceeds the limit per \
              operation is a `limit` gap.\n\
              - **snap**: every byte, but some come from a look into the pipe's buffers, which others may change meanwhile: \
@@ -93,8 +158,14 @@ impl Table {
              - **NO**: bytes moved and nothing there accounts for them.\n\
              - **WRONG**: the records claim bytes that did not move.\n\
              - **–**: the kernel refuses it; why is below the tables.\n\n\
-             {captured} yes, {snapshot} snap, {declared} gap, {missed} NO, {wrong} WRONG, {refused} refused.\n"
-        );
+             {captured} yes, {snapshot} snap, {declared} gap, {missed} NO, {wrong} WRONG, {refused} refused.\n",
+            about.preemption
+        )
+    }
+
+    /// The cells and what was refused: what must not change from run to run.
+    pub fn body(&self) -> String {
+        let mut text = String::new();
         for (side, heading) in [(Side::Send, "Senders"), (Side::Receive, "Receivers")] {
             // Writing to a string does not fail.
             let _ok = write!(text, "\n## {heading}\n\n| method |");
@@ -203,24 +274,17 @@ mod tests {
 
     #[test]
     fn a_cell_is_as_bad_as_the_worst_of_its_sizes() {
-        let truth = Truth {
-            method: "write".to_owned(),
-            kind: "pipe".to_owned(),
-            side: Side::Send,
-            size: 32,
-            seed: 1,
-            pid: 1,
-            start_ticks: 1,
-            inode: 1,
-            from_ns: 1,
-            to_ns: 1,
-            outcome: super::super::Outcome::Moved { bytes: 32 },
-        };
         let mut table = Table::default();
         for status in [Status::Captured, Status::Missed, Status::Declared] {
-            table.add(&truth, status);
+            table.add(Attempted {
+                side: Side::Send,
+                method: "write".to_owned(),
+                kind: "pipe".to_owned(),
+                size: 32,
+                status,
+            });
         }
         assert_eq!(table.counts(), [0, 0, 0, 1, 0, 0]);
-        assert!(table.markdown("x").contains("| write | **NO** |"));
+        assert!(table.body().contains("| write | **NO** |"));
     }
 }

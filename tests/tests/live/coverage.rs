@@ -4,13 +4,15 @@
 //! `COUNTERSIGN_ALLOW_MISSED=1` also puts those on it that are missed. `COUNTERSIGN_EXERCISER` and
 //! `COUNTERSIGN_COVERAGE_DIR` name the program (default: as built, else beside the test)
 //! and the folder of tables where the checkout is not there (in a guest).
-//! `COUNTERSIGN_EXERCISER_ARGS`, as `--kind tcp4 --max-size 9000`, tries a part: the table of it is printed and no other
-//! compared.
+//! `COUNTERSIGN_EXERCISER_ARGS`, as `--kind tcp4,pipe --max-size 9000`, tries a part: the table of it is printed, and its cells are
+//! compared with those of the whole table. `COUNTERSIGN_COVERAGE_LINES=1` only writes each result to the standard output, for whoever puts a table together
+//! (`cargo xtask coverage --vm`); nothing is compared then.
 
 use std::{
     collections::BTreeSet,
     env,
     ffi::CString,
+    fmt::Write as _,
     fs,
     io::{self, BufRead, BufReader, Write},
     os::fd::AsRawFd,
@@ -18,15 +20,18 @@ use std::{
     time::{Duration, Instant},
 };
 
-use countersign::bpf::{options::LoadOptions, tier::Tier};
+use countersign::bpf::{hook::Hook, options::LoadOptions, preemption::Preemption, tier::Tier};
 use countersign_common::{counter, tag};
 use countersign_tests::exercise::{
     Truth,
-    classify::{Part, classify},
-    table::{Table, cells_of, list_of},
+    attempted::{About, Attempted, Line},
+    classify::{Part, Status, classify},
+    index::Summary,
+    rule::may_declare,
+    table::{Cell, Table, cells_of, list_of},
 };
 
-use crate::harness::{open, spawn, tier, witness_with};
+use crate::harness::{hook, open, spawn, tier, witness_with};
 
 /// Longest run of the exerciser. A method that hangs must fail here, not hold the machine.
 const DEADLINE: Duration = Duration::from_secs(400);
@@ -65,11 +70,49 @@ pub(crate) fn exerciser() -> PathBuf {
         .with_file_name("countersign-exerciser")
 }
 
-/// Major and minor version of the running kernel.
-fn kernel() -> String {
-    let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+/// What the running kernel is called in tables: major and minor version, and whether it is Debian's.
+fn kernel(release: &str) -> String {
     let parts: Vec<_> = release.split('.').take(2).collect();
-    parts.join(".")
+    let version = fs::read_to_string("/proc/version").unwrap_or_default();
+    let system = if version.contains("debian-kernel@") {
+        "-debian"
+    } else {
+        ""
+    };
+    parts.join(".") + system
+}
+
+/// What is tried here.
+fn about() -> About {
+    let read = |path| fs::read_to_string(path).map(|text| text.trim().to_owned());
+    let release = read("/proc/sys/kernel/osrelease").unwrap();
+    let arguments = part().unwrap_or_default();
+    let mut words = arguments.split_whitespace();
+    let max_size = words
+        .find(|word| *word == "--max-size")
+        .and_then(|_| words.next());
+    let preemption = Preemption::of_running_kernel().to_string();
+    // SAFETY: asks about this process.
+    let policy = unsafe { libc::sched_getscheduler(0) };
+    About {
+        kernel: kernel(&release),
+        release,
+        preemption: preemption.split(" (").next().unwrap_or_default().to_owned(),
+        tier: expected().0.to_owned(),
+        max_size: max_size.map(|size| size.parse().expect("--max-size takes bytes")),
+        unpreempted: policy == libc::SCHED_FIFO,
+        on_events: hook() == Hook::Event,
+        emulated: env::var_os("COUNTERSIGN_COVERAGE_LINES").is_some(),
+    }
+}
+
+/// Cells that are declared and would have to be captured.
+fn not_to_be_declared(table: &Table) -> Vec<Cell> {
+    let tier = expected().0;
+    let declared = table.declared().into_iter();
+    declared
+        .filter(|(side, method, kind)| may_declare(tier, *side, method, kind).is_none())
+        .collect()
 }
 
 /// What a part of the whole is tried with.
@@ -77,8 +120,9 @@ fn part() -> Option<String> {
     env::var("COUNTERSIGN_EXERCISER_ARGS").ok()
 }
 
-/// Runs the exerciser tagged and classifies each attempt as soon as it is told, so that no more than its records are kept.
-fn run() -> Option<Table> {
+/// Runs the exerciser tagged and classifies each attempt as soon as it is told, so that no more than its records are kept. `heard` is
+/// told of each.
+fn run(mut heard: impl FnMut(&Attempted)) -> Option<Table> {
     let mut witness = witness_with(&LoadOptions::default())?;
     let file = tempfile::NamedTempFile::new().unwrap();
     let mut arguments = vec![exerciser().into_os_string().into_string().unwrap()];
@@ -122,7 +166,12 @@ fn run() -> Option<Table> {
         }
         if line.ends_with('\n') {
             let truth: Truth = serde_json::from_str(&line).unwrap();
-            table.add(&truth, classify(&truth, &parts));
+            let attempted = Attempted::new(&truth, classify(&truth, &parts));
+            heard(&attempted);
+            if matches!(attempted.status, Status::Missed | Status::Wrong(_)) {
+                explain(&truth, &attempted, &parts);
+            }
+            table.add(attempted);
             parts.retain(|part: &Part| part.exit_ns() > truth.to_ns);
             line.clear();
         } else if !more {
@@ -142,9 +191,37 @@ fn run() -> Option<Table> {
     Some(table)
 }
 
+/// What the capture has of the process of an attempt that came out badly.
+fn explain(truth: &Truth, attempted: &Attempted, parts: &[Part]) {
+    let mut text = format!("{attempted:?} {truth:?}\n");
+    for part in parts
+        .iter()
+        .filter(|part| (truth.from_ns..=truth.to_ns).contains(&part.exit_ns()))
+    {
+        let _ok = writeln!(text, "  {}", part.short());
+    }
+    // Not `eprintln!`: it is of use where the cell is on the list of those that may be missed, too.
+    let _unheard = io::stderr().write_all(text.as_bytes());
+}
+
+/// Writes a line to the standard output, which a test runner would keep for itself if it were `println!`.
+fn tell(line: &Line) {
+    let mut out = io::stdout().lock();
+    let _unheard = out.write_all(line.text().as_bytes());
+    let _unheard = out.flush();
+}
+
 #[test]
 fn every_way_to_move_bytes_is_captured_or_declared() {
-    let Some(table) = run() else { return };
+    let about = about();
+    if env::var_os("COUNTERSIGN_COVERAGE_LINES").is_some() {
+        tell(&Line::About(about));
+        let all = run(|attempted| tell(&Line::Attempted(attempted.clone())));
+        all.expect("results are wanted");
+        tell(&Line::Ended);
+        return;
+    }
+    let Some(table) = run(|_| {}) else { return };
     let is_whole = part().is_none();
     assert!(
         !is_whole || table.tried().len() > 300,
@@ -154,8 +231,8 @@ fn every_way_to_move_bytes_is_captured_or_declared() {
     let list = root().join("tests/coverage").join(format!("{tier}.missed"));
     let dir = env::var_os("COUNTERSIGN_COVERAGE_DIR")
         .map_or_else(|| root().join("docs/coverage"), PathBuf::from);
-    let path = dir.join(format!("{}-{tier}.md", kernel()));
-    let markdown = table.markdown(&format!("Coverage: Linux {}, {tier}", kernel()));
+    let path = dir.join(about.file_name());
+    let markdown = table.markdown(&about);
 
     let mut allowed = cells_of(may_be_missed);
     let (missed, tried) = (table.missed(), table.tried());
@@ -169,6 +246,11 @@ fn every_way_to_move_bytes_is_captured_or_declared() {
         .collect();
     if !is_whole {
         let _unheard = io::stdout().write_all(markdown.as_bytes());
+        if let Ok(committed) = fs::read_to_string(&path) {
+            let all = Summary::of(&committed).expect("a table");
+            let unlike = table.unlike(&all.cells);
+            assert!(unlike.is_empty(), "unlike {}: {unlike:#?}", path.display());
+        }
     }
     if is_whole && env::var_os("COUNTERSIGN_BLESS").is_some() {
         fs::create_dir_all(&dir).unwrap();
@@ -186,21 +268,32 @@ fn every_way_to_move_bytes_is_captured_or_declared() {
     }
     assert!(table.wrong().is_empty(), "wrong: {:#?}", table.wrong());
     let mut new: BTreeSet<_> = missed.difference(&allowed).cloned().collect();
+    // What stands above the cells depends on the machine.
     let committed = fs::read_to_string(&path).ok().filter(|_| is_whole);
-    let differs = |markdown: &str| committed.as_ref().is_some_and(|table| table != markdown);
-    if !new.is_empty() || differs(&markdown) {
+    let differs = |table: &Table| {
+        let body = table.body();
+        committed
+            .as_ref()
+            .is_some_and(|text| !text.ends_with(&body))
+    };
+    let mut table = table;
+    if !new.is_empty() || differs(&table) {
         // Once more: what the exerciser measures from outside, the time of a call above all, can be off on a loaded machine. What
         // is missed twice is missed.
-        let again = run().expect("it ran before");
-        let title = format!("Coverage: Linux {}, {tier}", kernel());
-        assert!(again.wrong().is_empty(), "wrong: {:#?}", again.wrong());
-        new = new.intersection(&again.missed()).cloned().collect();
-        let markdown = again.markdown(&title);
+        table = run(|_| {}).expect("it ran before");
+        assert!(table.wrong().is_empty(), "wrong: {:#?}", table.wrong());
+        new = new.intersection(&table.missed()).cloned().collect();
         assert!(
-            !differs(&markdown),
-            "{} is out of date (cargo xtask coverage); it would be:\n{markdown}",
-            path.display()
+            !differs(&table),
+            "{} is out of date (cargo xtask coverage); it would be:\n{}",
+            path.display(),
+            table.markdown(&about)
         );
     }
     assert!(new.is_empty(), "missed:\n{}", list_of(&new));
+    let declared = not_to_be_declared(&table);
+    assert!(
+        declared.is_empty(),
+        "declared and not captured: {declared:#?}"
+    );
 }

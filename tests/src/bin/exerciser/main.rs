@@ -1,6 +1,6 @@
 //! Moves tokens through every kind of channel by every method that Linux has, and writes down what it did.
 //!
-//! `countersign-exerciser [--only METHOD] [--kind KIND] [--max-size BYTES] [--list]` writes one JSON line per attempt to
+//! `countersign-exerciser [--only METHOD] [--kind KIND[,KIND…]] [--max-size BYTES] [--list]` writes one JSON line per attempt to
 //! its standard output (`countersign_tests::exercise::Truth`), which should be a file: pipes would be traffic too.
 //! `countersign-exerciser --torture COUNT` makes processes instead, in every way, and each writes a line. It
 //! knows nothing of the capture. It needs root for the network namespace only, and may be linked statically.
@@ -24,7 +24,7 @@ mod uring;
 use std::{io, process::ExitCode};
 
 use attempt::attempt;
-use countersign_tests::exercise::{KINDS_OF_ALL_SIZES, SIZES, Side};
+use countersign_tests::exercise::{KINDS_OF_ALL_SIZES, Outcome, SIZES, Side};
 use ends::Kind;
 use method::{Sizes, methods};
 
@@ -63,7 +63,7 @@ fn exercise(arguments: &[String]) -> io::Result<()> {
         arguments.get(at + 1).cloned()
     };
     let only = value("--only");
-    let only_kind = value("--kind");
+    let only_kinds = value("--kind");
     let max_size = match value("--max-size") {
         Some(text) => text.parse().map_err(io::Error::other)?,
         None => usize::MAX,
@@ -72,7 +72,10 @@ fn exercise(arguments: &[String]) -> io::Result<()> {
     // A peer that closes must be an error, not our end.
     unsafe { libc::signal(libc::SIGPIPE, libc::SIG_IGN) };
     for kind in Kind::ALL {
-        if only_kind.as_ref().is_some_and(|name| name != kind.name()) {
+        if only_kinds
+            .as_ref()
+            .is_some_and(|names| names.split(',').all(|name| name != kind.name()))
+        {
             continue;
         }
         for side in [Side::Send, Side::Receive] {
@@ -97,6 +100,10 @@ fn exercise(arguments: &[String]) -> io::Result<()> {
                     let truth = attempt(kind, side, &method, size);
                     let line = serde_json::to_string(&truth).map_err(io::Error::other)?;
                     say(&mut io::stdout(), &line);
+                    // What is refused is refused whatever its size.
+                    if matches!(truth.outcome, Outcome::Refused { .. }) {
+                        break;
+                    }
                 }
             }
         }
