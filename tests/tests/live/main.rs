@@ -18,6 +18,7 @@ mod floods;
 mod functions;
 mod functions_uring;
 mod harness;
+mod hooks;
 mod hostile;
 mod limits;
 mod mending;
