@@ -62,6 +62,8 @@ pub mod kind {
     pub const PEER: u16 = 8;
     /// [`Queued`](super::Queued): what a channel's counts and its queue said at one moment.
     pub const QUEUED: u16 = 12;
+    /// [`SocketCounts`](super::SocketCounts): what the kernel itself counted at one end of a TCP connection, beside what was counted here.
+    pub const SOCKET_COUNTS: u16 = 15;
     /// [`Transfer`](super::Transfer) followed by `len` bytes that the kernel was about to copy to a reader, taken from the kernel's own
     /// buffer while the channel was locked. `op_seq`, `stream_before`, `exit_ns` and `returned` are 0: none is known by then. The operation's other
     /// records have the same channel, thread and `enter_ns` and come later; bytes past what it returned never reached the reader.
@@ -179,7 +181,7 @@ pub mod gap {
     pub const CREDIT: u16 = 9;
 }
 
-/// Values of [`Queued::why`].
+/// Values of [`Queued::why`] and [`SocketCounts::why`].
 pub mod queued_why {
     /// A descriptor of it is about to be closed.
     pub const CLOSE: u8 = 1;
@@ -187,6 +189,18 @@ pub mod queued_why {
     pub const EXIT: u8 = 2;
     /// User space asked, between operations or at the end.
     pub const ASKED: u8 = 3;
+    /// A connection was made or accepted: nothing has moved through it yet.
+    pub const BEGUN: u8 = 4;
+    /// A connection that is older was seen for the first time.
+    pub const FOUND: u8 = 5;
+}
+
+/// Bits of [`SocketCounts::flags`].
+pub mod count_flags {
+    /// The end of what is sent (`FIN`) may be counted as one byte.
+    pub const SENT_END: u8 = 1 << 0;
+    /// The end of what was received may be counted as one byte.
+    pub const TAKEN_END: u8 = 1 << 1;
 }
 
 /// Values of [`ChannelEnd::how`].
@@ -555,10 +569,52 @@ pub struct Queued {
     pub read_ops: u64,
     /// `CLOCK_BOOTTIME` nanoseconds before the counters were read.
     pub begun_ns: u64,
+    /// Messages waiting that are not empty, where what is written in one operation is read in one; 0 for streams.
+    pub queued_messages: u32,
     /// One of [`queued_why`].
     pub why: u8,
     /// Zero.
-    pub reserved: [u8; 7],
+    pub reserved: [u8; 3],
+}
+
+/// What the kernel itself counts at one end of a TCP connection, beside what was counted here. 160 bytes.
+///
+/// The kernel's counts come from its sequence numbers: they rise with every byte that a process hands over or takes, by whatever call. They are
+/// good for differences only: where they begin depends on who connected. What was counted here is read at `begun_ns`, the kernel's counts
+/// until the header's time: an operation on its way meanwhile can be in these and not in those.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct SocketCounts {
+    /// Common header.
+    pub header: RecordHeader,
+    /// Which channel, from this end.
+    pub channel: ChannelId,
+    /// Bytes that processes handed over for sending, by the kernel's count.
+    pub sent_bytes: u64,
+    /// Bytes that processes took, by the kernel's count.
+    pub taken_bytes: u64,
+    /// Bytes written, by the operations counted here.
+    pub written_bytes: u64,
+    /// Bytes read, by the operations counted here.
+    pub read_bytes: u64,
+    /// Operations counted here that wrote.
+    pub written_ops: u64,
+    /// Operations counted here that read.
+    pub read_ops: u64,
+    /// `CLOCK_BOOTTIME` nanoseconds before all of them were read.
+    pub begun_ns: u64,
+    /// Bytes that came and that nobody has taken yet.
+    pub waiting_bytes: u32,
+    /// Bytes that the other end has not acknowledged yet.
+    pub unacked_bytes: u32,
+    /// One of [`queued_why`].
+    pub why: u8,
+    /// The socket's state, as in `include/net/tcp_states.h`.
+    pub state: u8,
+    /// Bits of [`count_flags`].
+    pub flags: u8,
+    /// Zero.
+    pub reserved: [u8; 5],
 }
 
 /// The addresses of one end of a TCP connection. 168 bytes.
@@ -600,6 +656,7 @@ pub struct SocketAddress {
 
 const _: () = {
     assert!(size_of::<Queued>() == 144);
+    assert!(size_of::<SocketCounts>() == 160);
     assert!(size_of::<RecordHeader>() == 32);
     assert!(size_of::<SocketAddress>() == 168);
     assert!(size_of::<Task>() == 16);

@@ -195,6 +195,10 @@ pub struct Offsets {
     pub event_enter_number: u32,
     /// And 16 here.
     pub event_exit_returned: u32,
+    // What TCP counts.
+    pub tcp_write_seq: u32,
+    pub tcp_copied_seq: u32,
+    pub icsk_ulp_ops: u32,
     // Splices. [`Offsets::UNKNOWN`] where the kernel has no such member.
     /// Before Linux 6.5: sockets are given pages, which no watched function sees.
     pub proto_ops_sendpage: u32,
@@ -370,7 +374,7 @@ const _: () = {
     assert!(size_of::<TcpListener>() == 24);
     assert!(size_of::<AttemptKey>() == 32);
     assert!(size_of::<WatchedFile>() == 40);
-    assert!(size_of::<Offsets>() == (47 + 11 + 18 + 21 + 11 + 20 + 24 + 1 + 12 + 1) * 4);
+    assert!(size_of::<Offsets>() == (47 + 11 + 18 + 21 + 11 + 20 + 24 + 1 + 12 + 3 + 1) * 4);
     assert!(size_of::<ChannelKey>() == 16);
     assert!(size_of::<ChannelState>() == 88);
     assert!(size_of::<Credit>() == 128);

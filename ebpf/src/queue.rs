@@ -23,14 +23,21 @@ const BUFFERS_MAX: u32 = 4096;
 /// byte each.
 const PACKETS_MAX: u32 = 4096;
 
-/// Bytes waiting to be read at this end, or [`UNKNOWN`]. A function of the object's own, so that the verifier looks at it once.
+/// From this bit on: the number of messages, where what is written in one operation is read in one. Below: bytes.
+pub const MESSAGES_SHIFT: u32 = 40;
+
+/// Bytes waiting to be read at this end and, of messages, their number, or [`UNKNOWN`]. A function of the object's own, so that the verifier looks at it once.
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn queued(what: u32, object: u64, inode: u64) -> u64 {
     if what == u32::from(channel_kind::PIPE) || what == u32::from(channel_kind::FIFO) {
         in_pipe(object, inode).unwrap_or(UNKNOWN)
     } else if what == u32::from(channel_kind::UNIX_STREAM) {
-        in_unix(object, inode).unwrap_or(UNKNOWN)
+        in_unix(object, inode, 0).unwrap_or(UNKNOWN)
+    } else if what == u32::from(channel_kind::UNIX_SEQPACKET)
+        || what == u32::from(channel_kind::UNIX_DGRAM)
+    {
+        in_unix(object, inode, 1 << MESSAGES_SHIFT).unwrap_or(UNKNOWN)
     } else {
         UNKNOWN
     }
@@ -42,7 +49,10 @@ struct Walk {
     next: u64,
     /// Start of the buffers, or of the list.
     base: u64,
+    /// Of a pipe: the number of its buffers less one.
     mask: u64,
+    /// Of a socket: what a packet that is not empty adds besides its length.
+    each: u64,
     sum: u64,
     failed: u64,
 }
@@ -69,6 +79,7 @@ fn in_pipe(object: u64, number: u64) -> Option<u64> {
         next: u64::from(tail),
         base: kernel(pipe, off!(pipe_bufs))?,
         mask: u64::from(size.wrapping_sub(1)),
+        each: 0,
         sum: 0,
         failed: 0,
     };
@@ -100,7 +111,7 @@ unsafe extern "C" fn buffer_step(_index: u64, context: *mut c_void) -> i64 {
 }
 
 #[inline(always)]
-fn in_unix(object: u64, number: u64) -> Option<u64> {
+fn in_unix(object: u64, number: u64, each: u64) -> Option<u64> {
     let socket: u64 = kernel(object, off!(sock_socket))?;
     if socket == 0 || kernel::<u64>(socket + off!(socket_alloc_inode), off!(inode_ino))? != number {
         return None;
@@ -116,6 +127,7 @@ fn in_unix(object: u64, number: u64) -> Option<u64> {
         next: first,
         base: list,
         mask: 0,
+        each,
         sum: 0,
         failed: 0,
     };
@@ -153,7 +165,12 @@ unsafe extern "C" fn packet_step(_index: u64, context: *mut c_void) -> i64 {
         return 1;
     };
     walk.failed = 0;
-    walk.sum += u64::from(len.wrapping_sub(consumed));
+    let waits = len.wrapping_sub(consumed);
+    walk.sum += u64::from(waits);
+    // An empty message is an operation of no bytes at either end, and those are not counted.
+    if waits != 0 {
+        walk.sum += walk.each;
+    }
     walk.next = next;
     0
 }

@@ -15,12 +15,13 @@ use countersign_common::{
     queued_why, tag,
 };
 
+use super::counts::tcp_counts;
 use crate::{
     channel::state_of,
     emit::{count, data_record},
     maps::{BALANCED, CHANNELS, PROXY_CHANNELS},
     offsets::{group_leader, kernel, off},
-    queue::{UNKNOWN, queued},
+    queue::{MESSAGES_SHIFT, UNKNOWN, queued},
     resolve::{file_of, resolve, table_of},
     scope::{Thread, tag_of, thread},
 };
@@ -190,7 +191,12 @@ unsafe fn tell(key: &ChannelKey, state: *mut ChannelState, pool: u32, why: u8) -
         let begun = bpf_ktime_get_boot_ns();
         let mut writer = state;
         let what = (*state).kind;
-        if what == u32::from(channel_kind::UNIX_STREAM) {
+        if what == u32::from(channel_kind::TCP) {
+            return tcp_counts(key.object, key.inode, u64::from(pool), u64::from(why)) as i64;
+        }
+        let of_messages = what == u32::from(channel_kind::UNIX_SEQPACKET)
+            || what == u32::from(channel_kind::UNIX_DGRAM);
+        if what == u32::from(channel_kind::UNIX_STREAM) || of_messages {
             let other = ChannelKey {
                 object: (*state).peer_object,
                 inode: (*state).peer_inode,
@@ -212,9 +218,14 @@ unsafe fn tell(key: &ChannelKey, state: *mut ChannelState, pool: u32, why: u8) -
         if (*state).told_ops == ops {
             return 0;
         }
-        let waiting = queued(what, key.object, key.inode);
+        let mut waiting = queued(what, key.object, key.inode);
         if waiting == UNKNOWN {
             return 0;
+        }
+        let mut messages = 0;
+        if of_messages {
+            messages = (waiting >> MESSAGES_SHIFT) as u32;
+            waiting &= (1 << MESSAGES_SHIFT) - 1;
         }
         let made = data_record::<Queued>(pool, kind::QUEUED, |place| {
             (*place).channel.object = key.object;
@@ -232,8 +243,9 @@ unsafe fn tell(key: &ChannelKey, state: *mut ChannelState, pool: u32, why: u8) -
             (*place).written_ops = written_ops;
             (*place).read_ops = read_ops;
             (*place).begun_ns = begun;
+            (*place).queued_messages = messages;
             (*place).why = why;
-            (*place).reserved = [0; 7];
+            (*place).reserved = [0; 3];
         });
         if made {
             (*state).told_ops = ops;

@@ -7,15 +7,16 @@ use aya_ebpf::helpers::{
     generated::{bpf_get_current_task_btf, bpf_loop},
 };
 use countersign_common::{
-    ChannelEnd, ChannelId, FileOpen, Peer, Task, channel_kind, counter, end_how, kind, tag,
-    transfer_flags,
+    ChannelEnd, ChannelId, FileOpen, Peer, Task, channel_kind, counter, end_how, kind, queued_why,
+    tag, transfer_flags,
 };
 use countersign_ebpf::nr;
 
-use super::{compat::arguments, inet};
+use super::{compat::arguments, counts::tcp_counts, inet};
 use crate::{
     arch::PtRegs,
     channel::{Enrolled, MAY_ADD, enrol, forget, is_known, leave, other_end_known},
+    credit::pool_now,
     emit::{count, record},
     inet::{find_peer, tcp_goes_to_tree, tcp_listens},
     maps::LISTENERS,
@@ -40,6 +41,16 @@ pub fn report(held: &Held, who: &Task, how: u8, fd: u32) {
     }
     // SAFETY: references.
     unsafe { report_end(held, who, u64::from(how), u64::from(fd)) };
+    if id.kind == channel_kind::TCP {
+        // What the socket's counts are from now on held against.
+        let new = how == end_how::CONNECTED || how == end_how::ACCEPTED;
+        let why = if new {
+            queued_why::BEGUN
+        } else {
+            queued_why::FOUND
+        };
+        tcp_counts(id.object, id.inode, u64::from(pool_now()), u64::from(why));
+    }
 }
 
 /// [`report`], verified once.

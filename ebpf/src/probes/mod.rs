@@ -4,6 +4,7 @@
 pub mod aio;
 pub mod balance;
 pub mod compat;
+pub mod counts;
 pub mod delivery;
 pub mod ends;
 pub mod environment;

@@ -94,6 +94,8 @@ struct Channel {
     queues: [VecDeque<u8>; 2],
     /// Per end and direction: operations, bytes.
     counts: [[(u64, u64); 2]; 2],
+    /// Per end and direction: bytes that moved and that no operation has.
+    uncounted: [[u64; 2]; 2],
 }
 
 /// A scene in the making: its records so far and the state of its kernel.
@@ -418,6 +420,7 @@ impl Scene {
             epoch: self.now,
             queues: [VecDeque::new(), VecDeque::new()],
             counts: [[(0, 0); 2]; 2],
+            uncounted: [[0; 2]; 2],
         });
         End {
             channel: self.channels.len() - 1,

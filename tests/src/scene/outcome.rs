@@ -66,6 +66,14 @@ impl Play {
         }
     }
 
+    /// A capture without a log.
+    pub fn of_records(records: Vec<Vec<u8>>) -> Self {
+        Self {
+            records,
+            ..Self::new(Scene::new(), &[])
+        }
+    }
+
     /// A rule that lets anybody speak to a server directly.
     #[must_use]
     pub fn allowing(mut self, exe: u64, methods: Option<&[&str]>) -> Self {

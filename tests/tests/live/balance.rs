@@ -1,9 +1,11 @@
 //! Balances: what the kernel's queues hold against what was counted, at exit, at close, and when asked.
 
 use countersign::bpf::capture::Balanced;
-use countersign_common::{Queued, channel_kind, queued_why, tag};
+use countersign_common::{Queued, channel_kind, counter, queued_why, tag};
 
-use crate::harness::{Witness, close, open, pipe, read, socket_pair, spawn, witness, write};
+use crate::harness::{
+    Witness, close, open, pipe, read, socket_pair, socket_pair_of, spawn, witness, write,
+};
 
 /// Written, read, waiting.
 fn numbers(balance: &Queued) -> (u64, u64, u64) {
@@ -108,4 +110,151 @@ fn bytes_that_an_unwatched_process_put_in_or_took_out_do_not_add_up() {
     witness.reap(child);
     assert!(of(&witness, queued_why::EXIT, channel_kind::PIPE).contains(&(8, 5, 1)));
     assert!(of(&witness, queued_why::EXIT, channel_kind::UNIX_STREAM).contains(&(4, 2, 5)));
+}
+
+/// Of the last record of messages that wait: how many, and the bytes of them.
+fn waiting(witness: &Witness, kind: u8) -> Option<(u32, u64)> {
+    let balances = witness.balances().into_iter();
+    let of_kind = balances.filter(|balance| balance.channel.kind == kind);
+    let mut told = of_kind.filter(|balance| balance.written_ops > 0);
+    told.next_back()
+        .map(|balance| (balance.queued_messages, balance.queued_bytes))
+}
+
+/// End and length of every gap that no operation made.
+fn unseen(witness: &Witness) -> Vec<(Option<&'static str>, Option<u64>)> {
+    let outcome = witness.judged();
+    let gaps = outcome.coverage().filter(|row| row.kind == "gap");
+    let unseen = gaps.filter(|row| row.reason == Some("unseen_ops"));
+    unseen.map(|row| (row.end, row.lost_bytes)).collect()
+}
+
+const OF_MESSAGES: [(i32, u8); 2] = [
+    (libc::SOCK_SEQPACKET, channel_kind::UNIX_SEQPACKET),
+    (libc::SOCK_DGRAM, channel_kind::UNIX_DGRAM),
+];
+
+#[test]
+fn messages_that_wait_are_told_with_their_number_and_empty_ones_are_none() {
+    for (socket, kind) in OF_MESSAGES {
+        let Some(mut witness) = witness() else { return };
+        witness.run(tag::TREE, || {
+            let [near, far] = socket_pair_of(socket);
+            for len in [10, 0, 20, 30] {
+                assert_eq!(write(near, &vec![1; len]), len.cast_signed());
+            }
+            // A part of the first; what did not fit is gone.
+            assert_eq!(read(far, 4).len(), 4);
+        });
+        assert_eq!(waiting(&witness, kind), Some((2, 50)));
+        assert_eq!(unseen(&witness), [], "{:?}", witness.balances());
+    }
+}
+
+#[test]
+fn a_message_that_an_unwatched_process_took_or_put_in_is_a_gap() {
+    for (socket, kind) in OF_MESSAGES {
+        let Some(mut witness) = witness() else { return };
+        let [near, far] = socket_pair_of(socket);
+        let (child, gate) = spawn(|| {
+            for len in [10, 20, 30] {
+                assert_eq!(write(near, &vec![1; len]), len.cast_signed());
+            }
+            assert_eq!(read(far, 100).len(), 10);
+            // SAFETY: a signal to the caller.
+            unsafe { libc::raise(libc::SIGSTOP) };
+            assert_eq!(read(far, 100).len(), 30);
+            assert_eq!(write(near, b"last"), 4);
+            assert_eq!(read(far, 100).len(), 4);
+            // SAFETY: as above.
+            unsafe { libc::raise(libc::SIGSTOP) };
+            assert_eq!(read(far, 100).len(), 7);
+        });
+        witness.capture.tag_pid(child, tag::TREE).unwrap();
+        open(gate);
+        stopped(child);
+        witness.capture.balance(Balanced::Moved).unwrap();
+        witness.drain();
+        assert_eq!(waiting(&witness, kind), Some((2, 50)));
+        assert_eq!(unseen(&witness), []);
+        // Unseen: this process has no tag.
+        assert_eq!(read(far, 100).len(), 20);
+        // SAFETY: a signal to a child of ours.
+        unsafe { libc::kill(child.cast_signed(), libc::SIGCONT) };
+        stopped(child);
+        witness.capture.balance(Balanced::Moved).unwrap();
+        witness.drain();
+        assert_eq!(
+            unseen(&witness),
+            [(Some("reader"), Some(20))],
+            "{:?}",
+            witness.balances()
+        );
+        assert_eq!(write(near, b"unasked"), 7);
+        // SAFETY: as above.
+        unsafe { libc::kill(child.cast_signed(), libc::SIGCONT) };
+        witness.reap(child);
+        assert_eq!(
+            unseen(&witness),
+            [(Some("reader"), Some(20)), (Some("writer"), Some(7))],
+            "{:?}",
+            witness.balances()
+        );
+        close(near);
+        close(far);
+    }
+}
+
+fn stopped(child: u32) {
+    let mut status = 0;
+    // SAFETY: a child of ours and a place for its status.
+    unsafe { libc::waitpid(child.cast_signed(), &raw mut status, libc::WUNTRACED) };
+    assert!(libc::WIFSTOPPED(status), "{status:#x}");
+}
+
+#[test]
+fn honest_messages_add_up_whenever_they_are_looked_at() {
+    for (socket, kind) in OF_MESSAGES {
+        let Some(mut witness) = witness() else { return };
+        let (child, gate) = spawn(move || {
+            let pairs: Vec<_> = (0..8).map(|_| socket_pair_of(socket)).collect();
+            let threads = pairs.into_iter().map(|[near, far]| {
+                std::thread::spawn(move || {
+                    // More than a queue holds: a sender waits.
+                    let sender = std::thread::spawn(move || {
+                        for number in 0..500 {
+                            let len = 1 + number * 7 % 900;
+                            assert_eq!(write(near, &vec![5; len]), len.cast_signed());
+                        }
+                    });
+                    for number in 0..500 {
+                        // Now and then without room for all of it.
+                        let room = if number % 50 == 0 { 3 } else { 1000 };
+                        if number % 5 == 0 {
+                            std::thread::sleep(std::time::Duration::from_millis(2));
+                        }
+                        assert!(!read(far, room).is_empty());
+                    }
+                    sender.join().unwrap();
+                })
+            });
+            for thread in threads.collect::<Vec<_>>() {
+                thread.join().unwrap();
+            }
+        });
+        witness.capture.tag_pid(child, tag::TREE).unwrap();
+        open(gate);
+        let mut status = 0;
+        // SAFETY: a child of ours and a place for its status.
+        while unsafe { libc::waitpid(child.cast_signed(), &raw mut status, libc::WNOHANG) } == 0 {
+            witness.drain();
+            witness.capture.balance(Balanced::Each).unwrap();
+        }
+        assert_eq!(status, 0, "the child failed");
+        witness.drain();
+        assert_eq!(witness.counter(counter::RING_DROPPED_RECORDS), 0);
+        let looks = of(&witness, queued_why::ASKED, kind).len();
+        assert!(looks > 8, "{looks}");
+        assert_eq!(unseen(&witness), []);
+    }
 }

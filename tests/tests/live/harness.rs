@@ -13,9 +13,10 @@ use countersign::bpf::{
     capture::Capture, hook::Hook, load::load, object::object, options::LoadOptions, tier::Tier,
 };
 use countersign_common::{
-    ChannelEnd, Exec, Exit, FileOpen, Fork, Peer, Queued, RecordHeader, SocketAddress, Transfer,
-    direction, evasion::Evasion, kind, transfer_flags,
+    ChannelEnd, Exec, Exit, FileOpen, Fork, Peer, Queued, RecordHeader, SocketAddress,
+    SocketCounts, Transfer, direction, evasion::Evasion, kind, transfer_flags,
 };
+use countersign_tests::scene::{Outcome, Play};
 use zerocopy::FromBytes;
 
 /// Longest wait for a record that must come.
@@ -322,6 +323,15 @@ impl Witness {
 
     pub(crate) fn balances(&self) -> Vec<Queued> {
         self.of(kind::QUEUED)
+    }
+
+    pub(crate) fn socket_counts(&self) -> Vec<SocketCounts> {
+        self.of(kind::SOCKET_COUNTS)
+    }
+
+    /// What the core says of everything so far.
+    pub(crate) fn judged(&self) -> Outcome {
+        Play::of_records(self.records.clone()).run()
     }
 
     pub(crate) fn addresses(&self) -> Vec<SocketAddress> {

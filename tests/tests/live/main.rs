@@ -10,6 +10,7 @@ mod aio;
 mod balance;
 mod calls;
 mod compat;
+mod counts;
 mod coverage;
 mod delivery;
 mod evasion;

@@ -5,6 +5,7 @@
 mod balance;
 mod between;
 mod contradicted;
+mod counts;
 mod ended;
 mod evasion;
 mod forgery;

@@ -8,6 +8,7 @@ use ahash::AHashMap;
 use countersign_common as abi;
 
 use crate::channel::{End, StreamIx};
+use crate::on_the_way::OnTheWay;
 use crate::record::GapReason;
 use crate::stream::{Gap, Op};
 use crate::time::BootNs;
@@ -26,14 +27,16 @@ struct Sample {
     begun: BootNs,
     /// After the queue was.
     ended: BootNs,
-    /// Bytes: written, less read, less waiting.
+    /// Written, less read, less waiting: bytes, or messages.
     residue: i128,
+    /// The same in bytes.
+    residue_bytes: i128,
     /// Bytes waiting.
     queued: u64,
     /// Operations counted, by side.
     ops: [u64; 2],
     bytes: [u64; 2],
-    /// By side: bytes of operations on their way, which can have moved and were not counted.
+    /// By side: bytes, or messages, of operations on their way, which can have moved and were not counted.
     on_their_way: [i128; 2],
     /// The same, added from this sample on; it ends where a later one has the opposite.
     more: [i128; 2],
@@ -47,10 +50,17 @@ pub struct Balance {
     /// When the stream was made and which counters of the reading end began with it, at zero like everything else.
     born: Option<(BootNs, u64)>,
     samples: Vec<Sample>,
+    /// By side.
+    open: [OnTheWay; 2],
     /// The kernel's last word on the counters, by side: operations, bytes.
     totals: [Option<(u64, u64)>; 2],
     /// Further samples had no room, or counters began anew.
     broken: bool,
+    /// What is written in one operation is read in one, or not at all. Such are counted and not their bytes: of a message that a receiver
+    /// had no room for, some are gone.
+    of_messages: bool,
+    /// Some are.
+    truncated: bool,
 }
 
 /// Bytes that moved unseen.
@@ -96,8 +106,8 @@ impl Balances {
         }
     }
 
-    /// Takes a sample. `seen` are the bytes that each end, writer first, is known to have moved so far: what is beyond the counts was
-    /// on its way.
+    /// Takes a sample. `seen` are the bytes (or messages, where those are counted) that each end, writer first, is known to have moved so
+    /// far: what is beyond the counts was on its way.
     pub fn sample(&mut self, stream: StreamIx, record: &abi::Queued, seen: [u64; 2]) {
         if let Some(balance) = self.of(stream) {
             balance.sample(record, seen);
@@ -125,7 +135,7 @@ impl Balances {
         let last = balance.samples.last()?;
         let as_counted =
             |side: usize| balance.totals[side].is_none_or(|(ops, _)| ops <= last.ops[side]);
-        (as_counted(WRITER) && as_counted(READER)).then_some((last.queued, last.residue))
+        (as_counted(WRITER) && as_counted(READER)).then_some((last.queued, last.residue_bytes))
     }
 
     /// How far the readers' count of a stream's bytes is ahead of the writers', where what waited in it says so: it added up at least
@@ -215,10 +225,11 @@ impl Balance {
         if self.epoch.is_none_or(|epoch| epoch != record.channel.epoch) {
             self.broken |= self.epoch.is_some();
             self.epoch = Some(record.channel.epoch);
-            self.samples.clear();
+            self.begin_again();
         }
         let bytes = [record.written_bytes, record.read_bytes];
         let ops = [record.written_ops, record.read_ops];
+        self.of_messages = counts_messages(record.channel.kind);
         if let Some(last) = self.samples.last()
             && (ops[WRITER] < last.ops[WRITER] || ops[READER] < last.ops[READER])
         {
@@ -228,28 +239,42 @@ impl Balance {
             }
             // The writing end's counters began anew.
             self.broken = true;
-            self.samples.clear();
+            self.begin_again();
         }
         if self.samples.len() >= SAMPLES_MAX {
             self.thin_out();
         }
+        let residue_of = |[written, read]: [u64; 2], queued: u64| {
+            i128::from(written) - i128::from(read) - i128::from(queued)
+        };
+        let residue_bytes = residue_of(bytes, record.queued_bytes);
+        let (moved, residue) = if self.of_messages {
+            (ops, residue_of(ops, u64::from(record.queued_messages)))
+        } else {
+            (bytes, residue_bytes)
+        };
         let on_their_way =
-            [WRITER, READER].map(|side| i128::from(seen[side].saturating_sub(bytes[side])));
+            [WRITER, READER].map(|side| i128::from(seen[side].saturating_sub(moved[side])));
         self.samples.push(Sample {
             begun: BootNs(record.begun_ns.min(record.header.boot_ns)),
             ended: BootNs(record.header.boot_ns),
-            residue: i128::from(record.written_bytes)
-                - i128::from(record.read_bytes)
-                - i128::from(record.queued_bytes),
+            residue,
+            residue_bytes,
             queued: record.queued_bytes,
             ops,
             bytes,
             on_their_way,
-            more: [0; 2],
+            more: [WRITER, READER].map(|side| self.open[side].look(ops[side])),
         });
     }
 
+    fn begin_again(&mut self) {
+        self.samples.clear();
+        self.open.iter_mut().for_each(OnTheWay::clear);
+    }
+
     fn thin_out(&mut self) {
+        self.open.iter_mut().for_each(OnTheWay::say_again);
         let mut carried = [0; 2];
         for sample in &mut self.samples {
             for side in [WRITER, READER] {
@@ -265,6 +290,7 @@ impl Balance {
     }
 
     fn operation(&mut self, side: usize, number: u64, op: &Op) {
+        self.truncated |= op.flags & abi::transfer_flags::MESSAGE_TRUNCATED != 0;
         // Nearly always there is nothing behind its beginning.
         if self.samples.last().is_none_or(|last| last.ended < op.enter) {
             return;
@@ -279,10 +305,15 @@ impl Balance {
         if from >= to {
             return;
         }
-        let bytes = i128::from(op.returned);
-        self.samples[from].more[side] += bytes;
-        if let Some(after) = self.samples.get_mut(to) {
-            after.more[side] -= bytes;
+        let moved = if self.of_messages {
+            1
+        } else {
+            i128::from(op.returned)
+        };
+        self.samples[from].more[side] += moved;
+        match self.samples.get_mut(to) {
+            Some(after) => after.more[side] -= moved,
+            None => self.open[side].add(number, moved),
         }
     }
 
@@ -296,6 +327,11 @@ impl Balance {
             .filter(|(_, epoch)| !self.broken && self.epoch == Some(*epoch));
         // Of a stream that is older than the counters, the first sample is what the others are held against.
         let mut expected = if born.is_some() { 0 } else { first.residue };
+        let mut even_bytes = if born.is_some() {
+            0
+        } else {
+            first.residue_bytes
+        };
         let mut since = born.map_or(first.begun, |(at, _)| at);
         judged.even.extend(born.map(|(at, _)| (at, at)));
         let mut more = [0; 2];
@@ -310,8 +346,15 @@ impl Balance {
             } else {
                 Some((End::Writer, -excess - way[WRITER]))
             };
-            if let Some((end, bytes)) = missing.filter(|(_, bytes)| *bytes > 0) {
-                expected += if end == End::Reader { bytes } else { -bytes };
+            if let Some((end, missed)) = missing.filter(|(_, missed)| *missed > 0) {
+                expected += if end == End::Reader { missed } else { -missed };
+                let bytes = if self.of_messages {
+                    let bytes = (sample.residue_bytes - even_bytes).abs();
+                    even_bytes = sample.residue_bytes;
+                    (!self.truncated && way == [0; 2]).then_some(bytes)
+                } else {
+                    Some(missed)
+                };
                 // Of an end that nobody who is watched ever used, this is no news.
                 if sample.ops[side(end)] > 0 {
                     let position = sample.bytes[side(end)];
@@ -337,7 +380,12 @@ impl Balance {
         if !grew || read.0 == 0 || written.0 == 0 {
             return;
         }
-        let excess = i128::from(written.1) - i128::from(read.1) - expected;
+        let (went_in, came_out) = if self.of_messages {
+            (written.0, read.0)
+        } else {
+            (written.1, read.1)
+        };
+        let excess = i128::from(went_in) - i128::from(came_out) - expected;
         let (end, position) = if excess > 0 {
             (End::Reader, read.1)
         } else {
@@ -345,19 +393,28 @@ impl Balance {
         };
         if excess != 0 {
             let until = BootNs(u64::MAX);
+            let bytes = (!self.of_messages).then_some(excess.abs());
             judged
                 .unseen
-                .push(unseen(end, position, excess.abs(), last.begun, until));
+                .push(unseen(end, position, bytes, last.begun, until));
         }
     }
 }
 
-fn unseen(end: End, position: u64, bytes: i128, since: BootNs, until: BootNs) -> Unseen {
+/// Of these kinds messages are counted.
+fn counts_messages(kind: u8) -> bool {
+    matches!(
+        kind,
+        abi::channel_kind::UNIX_DGRAM | abi::channel_kind::UNIX_SEQPACKET
+    )
+}
+
+fn unseen(end: End, position: u64, bytes: Option<i128>, since: BootNs, until: BootNs) -> Unseen {
     Unseen {
         end,
         gap: Gap {
             position,
-            len: u64::try_from(bytes).ok(),
+            len: bytes.and_then(|bytes| u64::try_from(bytes).ok()),
             reason: GapReason::UnseenOps,
             process: None,
             since,

@@ -102,6 +102,24 @@ fn an_operation_explains_only_what_it_moved_and_only_while_it_was_not_counted() 
 }
 
 #[test]
+fn an_operation_that_was_on_its_way_explains_nothing_once_it_was_counted() {
+    let mut balances = born();
+    // A server waits in `read`, as they all do, whenever somebody looks.
+    for turn in 0..10 {
+        let (at, moved) = (100 + turn * 100, turn * 1000);
+        balances.sample(STREAM, &sample(at, [moved; 2], 0, [turn; 2]), [moved; 2]);
+        balances.operation(STREAM, End::Writer, turn, &op(at + 40, at + 41, 1000));
+        balances.operation(STREAM, End::Reader, turn, &op(at - 50, at + 50, 1000));
+    }
+    balances.sample(
+        STREAM,
+        &sample(1100, [10_300, 10_000], 0, [11, 10]),
+        [10_300, 10_000],
+    );
+    assert_eq!(told(&balances), [(End::Reader, 300, 1000, 1101)]);
+}
+
+#[test]
 fn an_operation_whose_record_came_before_the_samples_explains_too() {
     let mut balances = born();
     // 40 bytes were counted as read when the sample's counters had been read.

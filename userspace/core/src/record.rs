@@ -30,6 +30,8 @@ pub enum Record<'a> {
     Peer(abi::Peer),
     /// What a stream's counts and its queue said at one moment.
     Queued(abi::Queued),
+    /// What the kernel itself counted at an end of a TCP connection.
+    SocketCounts(abi::SocketCounts),
     /// The addresses of an end of a TCP connection.
     SocketAddress(abi::SocketAddress),
     /// A watched process tried something that can get round the witness.
@@ -54,6 +56,7 @@ impl Record<'_> {
             Self::FileOpen(open) => &open.header,
             Self::Peer(peer) => &peer.header,
             Self::Queued(queued) => &queued.header,
+            Self::SocketCounts(counts) => &counts.header,
             Self::SocketAddress(address) => &address.header,
             Self::Evasion(evasion) => &evasion.header,
             Self::User(header, _) | Self::Unknown(header) => header,
@@ -246,6 +249,7 @@ pub fn parse(bytes: &[u8]) -> Result<Record<'_>, RecordError> {
         abi::kind::FILE_OPEN => Record::FileOpen(fixed(header.kind, bytes)?.0),
         abi::kind::PEER => Record::Peer(fixed(header.kind, bytes)?.0),
         abi::kind::QUEUED => Record::Queued(fixed(header.kind, bytes)?.0),
+        abi::kind::SOCKET_COUNTS => Record::SocketCounts(fixed(header.kind, bytes)?.0),
         abi::kind::SOCKET_ADDRESS => Record::SocketAddress(fixed(header.kind, bytes)?.0),
         abi::kind::EVASION => Record::Evasion(fixed(header.kind, bytes)?.0),
         abi::kind::FIRST_USER.. => {

@@ -216,6 +216,11 @@ impl EndLog {
         self.next_position
     }
 
+    /// Operations, as far as all have arrived.
+    pub fn operations(&self) -> u64 {
+        self.next_seq
+    }
+
     /// Whether all operations have arrived up to this number.
     pub fn has_all(&self, ops: u64) -> bool {
         self.next_seq >= ops

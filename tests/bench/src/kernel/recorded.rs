@@ -251,6 +251,7 @@ fn read_back(out: &Dir, sample: Sample) -> anyhow::Result<Recorded> {
             }
             Record::Gap(transfer, ..) | Record::KernelCopy(transfer, _) => transfer.header,
             Record::Queued(queued) => queued.header,
+            Record::SocketCounts(counts) => counts.header,
             Record::SocketAddress(address) => address.header,
             Record::Evasion(evasion) => evasion.header,
             Record::Fork(fork) => fork.header,

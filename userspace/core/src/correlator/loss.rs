@@ -173,9 +173,11 @@ impl Unnamed {
 
 impl Correlator {
     /// Ends of streams that can have moved something while an operation was missed somewhere, unless their balance shows that it was
-    /// not theirs. It shows that of one operation; of two, one at each end can have made up for the other.
+    /// not theirs. It shows that of one operation; of two, one at each end can have made up for the other. The kernel's own counts of an end
+    /// show it of any number.
     pub(super) fn unnamed_losses(&self) -> Vec<OpenTail> {
         let balances = self.balances.judged();
+        let counts = self.counts.judged();
         let merged = self.unnamed.merged();
         let times = if self.ends.len().saturating_mul(self.unnamed.times.len()) > UNNAMED_GAPS_MAX {
             merged.as_slice()
@@ -187,7 +189,11 @@ impl Correlator {
             let alive = times.iter().filter(move |(_, until, _)| *until >= from);
             alive.map(move |time| (key, state, time))
         });
-        ends.filter(|((stream, _), _, (since, until, missed))| {
+        ends.filter(|((stream, end), _, (since, until, missed))| {
+            // The kernel's own counts of an end: nothing makes up for what was missed there.
+            if counts.clears(*stream, *end, *since, *until) {
+                return false;
+            }
             *missed > 1
                 || balances
                     .even_around(*stream, *since, *until)

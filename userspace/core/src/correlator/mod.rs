@@ -18,6 +18,7 @@ use ahash::AHashMap;
 
 use crate::balance::Balances;
 use crate::channel::{ChannelKind, ChannelTable, End, StreamIx};
+use crate::counted::KernelCounts;
 use crate::delivery::StreamFrames;
 use crate::evasion::{Attempts, Recorder};
 use crate::frame::line::LineFramer;
@@ -156,6 +157,7 @@ pub struct Correlator {
     ends: BTreeMap<(StreamIx, End), EndState>,
     streams: BTreeMap<StreamIx, StreamFrames>,
     balances: Balances,
+    counts: KernelCounts,
     unnamed: loss::Unnamed,
     frames: Vec<Frame>,
     /// By hash, the last frame of these bytes: what a proxy passes on is kept once.
@@ -197,6 +199,7 @@ impl Correlator {
             ends: BTreeMap::new(),
             streams: BTreeMap::new(),
             balances: Balances::default(),
+            counts: KernelCounts::default(),
             unnamed: loss::Unnamed::default(),
             frames: Vec::new(),
             texts: AHashMap::new(),
@@ -334,6 +337,10 @@ impl Correlator {
                 self.advance(queued.header.boot_ns);
                 self.queued(&queued);
             }
+            Record::SocketCounts(counts) => {
+                self.advance(counts.header.boot_ns);
+                self.counted(&counts);
+            }
             Record::SocketAddress(address) => {
                 self.advance(address.header.boot_ns);
                 self.channels.addressed(&address);
@@ -356,6 +363,9 @@ impl Correlator {
         if transfer.flags & (flags::PEEK | flags::OOB) != 0 {
             // Neither takes bytes out of the stream; what was peeked is read, and seen, later.
             self.peeked += 1;
+            if transfer.flags & flags::OOB != 0 && direction == Direction::Write {
+                self.urgent(transfer, at);
+            }
             return;
         }
         let process = self.processes.of_task(&transfer.task, at);
@@ -379,6 +389,7 @@ impl Correlator {
         if transfer.offset == 0 {
             self.streams.entry(stream).or_default().moved(side, &op);
             self.balances.operation(stream, side, transfer.op_seq, &op);
+            self.counts.operation(stream, side, transfer.op_seq, &op);
         }
         let now = self.now;
         if direction == Direction::Write {

@@ -315,6 +315,7 @@ impl Correlator {
             };
             let (stream, side) = self.channels.stream_of(channel, end, direction);
             self.balances.total(stream, side, ops, bytes);
+            self.counts.total(stream, side, ops);
             self.with_end(stream, side, |log, out| {
                 log.finish(&mut |item| out(item));
                 if log.is_of_epoch(totals.epoch) {

@@ -50,10 +50,11 @@ table! {
         a_to_b_read_ops: u64,
         /// Bytes that they moved.
         a_to_b_read_bytes: u64,
-        /// Bytes in the kernel's queue when it was last looked at; null if something was counted since, or it never was.
+        /// Bytes in the kernel's queue when it was last looked at (of a TCP connection: at both ends and between them); null if something
+        /// was counted since, or it never was. Terminals change what goes through them: they have no balance.
         a_to_b_queued_bytes: Option<u64>,
-        /// Written less read less queued: anything but 0 moved by a way that was not seen, or before it was counted. Null if the queue is
-        /// not known.
+        /// Written less read less queued: anything but 0 moved by a way that was not seen, or before it was counted; of messages also what
+        /// their receiver had no room for. Null if the queue is not known.
         a_to_b_residue_bytes: Option<i64>,
         /// Operations that wrote into the stream from b to a; 0 for other kinds than sockets, here and below.
         b_to_a_write_ops: u64,

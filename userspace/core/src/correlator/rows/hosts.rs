@@ -335,6 +335,7 @@ impl Writer<'_> {
         };
         let (writer, reader) = (of(End::Writer), of(End::Reader));
         let last = self.correlator.balances.last(stream);
+        let last = last.or_else(|| self.correlator.counts.last(stream));
         Moved {
             queued: last.map(|(queued, _)| queued),
             residue: last.and_then(|(_, residue)| i64::try_from(residue).ok()),
