@@ -21,6 +21,16 @@ pub(crate) struct CoverageArgs {
     /// Also put cells that are missed now on the list of those that may be
     #[arg(long, conflicts_with = "vm")]
     allow_missed: bool,
+    #[command(flatten)]
+    guest: GuestArgs,
+    /// Only rewrite the index of the tables
+    #[arg(long, conflicts_with_all = ["vm", "allow_missed"])]
+    index: bool,
+}
+
+/// Where and how in a guest.
+#[derive(Debug, Args)]
+struct GuestArgs {
     /// The start of another kernel's version, as 6.1 or 7: in a guest
     #[arg(long, requires = "tier")]
     vm: Option<String>,
@@ -39,9 +49,6 @@ pub(crate) struct CoverageArgs {
     /// Kinds of channels, one guest for each group of them, as pipe,fifo; all in one guest without
     #[arg(long, requires = "vm", value_name = "KINDS")]
     part: Vec<String>,
-    /// Only rewrite the index of the tables
-    #[arg(long, conflicts_with_all = ["vm", "allow_missed"])]
-    index: bool,
 }
 
 /// Rewrites the table, and the index of all tables.
@@ -50,8 +57,8 @@ pub(crate) struct CoverageArgs {
 /// The kernel programs are not built, this is not root, there are no guests, or a cell is missed that is not on the list.
 pub(crate) fn coverage(arguments: &CoverageArgs) -> anyhow::Result<()> {
     let mut outputs = Vec::new();
-    match (&arguments.vm, &arguments.tier) {
-        (Some(kernel), Some(tier)) => outputs = in_guests(kernel, tier, arguments)?,
+    match (&arguments.guest.vm, &arguments.guest.tier) {
+        (Some(kernel), Some(tier)) => outputs = in_guests(kernel, tier, &arguments.guest)?,
         _ if arguments.index => {}
         _ => here(arguments.allow_missed)?,
     }
@@ -93,7 +100,7 @@ fn here(allow_missed: bool) -> anyhow::Result<()> {
 fn in_guests(
     kernel: &str,
     tier: &str,
-    arguments: &CoverageArgs,
+    arguments: &GuestArgs,
 ) -> anyhow::Result<Vec<std::path::PathBuf>> {
     let missing = vm::missing();
     anyhow::ensure!(

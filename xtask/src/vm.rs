@@ -28,6 +28,7 @@ const ENDS: [&str; 2] = ["6.1", "7"];
 /// preempts another, except in the tests that are about that.
 const CHECKS: &str = "set -e
 export COUNTERSIGN_REQUIRE_LIVE=1 COUNTERSIGN_PATIENCE=6 COUNTERSIGN_EXERCISER=@EXERCISER@
+export COUNTERSIGN_COVERAGE_DIR=@TABLES@
 export COUNTERSIGN_EXERCISER_ARGS='--kind pipe,unix_seqpacket --max-size 9000'
 @COUNTERSIGN@ doctor >/tmp/doctor || { cat /tmp/doctor; exit 1; }
 cat /tmp/doctor
@@ -302,9 +303,11 @@ fn checks() -> anyhow::Result<Load> {
     let live = live_tests()?;
     let countersign = built("countersign");
     let exerciser = built("countersign-exerciser");
+    let tables = root().join("docs/coverage");
     let script = CHECKS
         .replace("@COUNTERSIGN@", &countersign.display().to_string())
         .replace("@EXERCISER@", &exerciser.display().to_string())
+        .replace("@TABLES@", &tables.display().to_string())
         .replace("@LIVE@", &live.display().to_string())
         .replace("@TESTS@", &TESTS.join(" "))
         .replace("@TESTS_T@", &TESTS_T.join(" "));

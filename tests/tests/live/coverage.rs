@@ -250,6 +250,8 @@ fn every_way_to_move_bytes_is_captured_or_declared() {
             let all = Summary::of(&committed).expect("a table");
             let unlike = table.unlike(&all.cells);
             assert!(unlike.is_empty(), "unlike {}: {unlike:#?}", path.display());
+        } else {
+            let _unheard = writeln!(io::stdout(), "there is no {}", path.display());
         }
     }
     if is_whole && env::var_os("COUNTERSIGN_BLESS").is_some() {
