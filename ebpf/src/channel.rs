@@ -453,7 +453,8 @@ unsafe fn advance_at(
     }
 }
 
-/// Adds to both counters of a direction; their values before.
+/// Adds to both counters of a direction; their values before. The bytes first: whoever reads the number of operations, and then the bytes,
+/// has the bytes of all of these.
 ///
 /// # Safety
 /// `state` is a value of a map.
@@ -462,15 +463,11 @@ unsafe fn add(state: *mut ChannelState, op_direction: u8, ops: u64, bytes: u64) 
     // SAFETY: the caller's.
     unsafe {
         if op_direction == direction::READ {
-            (
-                fetch_add(&raw mut (*state).ops[0], ops),
-                fetch_add(&raw mut (*state).bytes[0], bytes),
-            )
+            let before = fetch_add(&raw mut (*state).bytes[0], bytes);
+            (fetch_add(&raw mut (*state).ops[0], ops), before)
         } else {
-            (
-                fetch_add(&raw mut (*state).ops[1], ops),
-                fetch_add(&raw mut (*state).bytes[1], bytes),
-            )
+            let before = fetch_add(&raw mut (*state).bytes[1], bytes);
+            (fetch_add(&raw mut (*state).ops[1], ops), before)
         }
     }
 }

@@ -50,7 +50,7 @@ pub extern "C" fn tcp_counts(object: u64, inode: u64, pool: u64, why: u64) -> u6
     unsafe {
         let begun = bpf_ktime_get_boot_ns();
         // The counts before the socket's: an operation that ends in between is in these only, and is known to be on its way. Of each
-        // operation the number is counted before its bytes.
+        // operation the bytes are counted before its number.
         let written_ops = read_volatile(&raw const (*state).ops[1]);
         let read_ops = read_volatile(&raw const (*state).ops[0]);
         let written = read_volatile(&raw const (*state).bytes[1]);

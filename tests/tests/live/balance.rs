@@ -1,10 +1,13 @@
 //! Balances: what the kernel's queues hold against what was counted, at exit, at close, and when asked.
 
-use countersign::bpf::capture::Balanced;
+use std::time::{Duration, Instant};
+
+use countersign::bpf::{capture::Balanced, options::LoadOptions};
 use countersign_common::{Queued, channel_kind, counter, queued_why, tag};
 
 use crate::harness::{
-    Witness, close, open, pipe, read, socket_pair, socket_pair_of, spawn, witness, write,
+    Witness, close, open, pipe, read, socket_pair, socket_pair_of, spawn, witness, witness_with,
+    write,
 };
 
 /// Written, read, waiting.
@@ -212,49 +215,84 @@ fn stopped(child: u32) {
     assert!(libc::WIFSTOPPED(status), "{status:#x}");
 }
 
+/// A sender and a receiver in each of some channels, who now and then wait for each other, looked at all the time.
+fn honest(kind: u8, make: fn() -> [i32; 2], message: fn(usize) -> usize, room: fn(usize) -> usize) {
+    const TIME: Duration = Duration::from_millis(1500);
+    let options = LoadOptions {
+        ring_bytes: 64 << 20,
+        ..LoadOptions::default()
+    };
+    let Some(mut witness) = witness_with(&options) else {
+        return;
+    };
+    let (child, gate) = spawn(move || {
+        let until = Instant::now() + TIME;
+        let pairs: Vec<_> = (0..8).map(|_| make()).collect();
+        let threads = pairs.into_iter().map(|[out, into]| {
+            std::thread::spawn(move || {
+                let sender = std::thread::spawn(move || {
+                    for number in 0.. {
+                        let len = message(number);
+                        assert_eq!(write(into, &vec![5; len]), len.cast_signed());
+                        if number % 10 == 0 {
+                            std::thread::sleep(Duration::from_millis(5));
+                        }
+                        if Instant::now() > until {
+                            break;
+                        }
+                    }
+                    // Nothing tells a receiver of datagrams that there are no more: an empty one says so.
+                    if matches!(kind, channel_kind::UNIX_DGRAM) {
+                        assert_eq!(write(into, b""), 0);
+                    }
+                    close(into);
+                });
+                for number in 0.. {
+                    if read(out, room(number)).is_empty() {
+                        break;
+                    }
+                }
+                sender.join().unwrap();
+            })
+        });
+        for thread in threads.collect::<Vec<_>>() {
+            thread.join().unwrap();
+        }
+    });
+    witness.capture.tag_pid(child, tag::TREE).unwrap();
+    open(gate);
+    let mut status = 0;
+    // SAFETY: a child of ours and a place for its status.
+    while unsafe { libc::waitpid(child.cast_signed(), &raw mut status, libc::WNOHANG) } == 0 {
+        witness.drain();
+        witness.capture.balance(Balanced::Each).unwrap();
+    }
+    assert_eq!(status, 0, "the child failed");
+    witness.drain();
+    assert_eq!(witness.counter(counter::RING_DROPPED_RECORDS), 0);
+    let looks = of(&witness, queued_why::ASKED, kind).len();
+    assert!(looks > 0);
+    assert_eq!(unseen(&witness), []);
+}
+
+#[test]
+fn honest_streams_add_up_whenever_they_are_looked_at() {
+    // Now and then more than the channel holds: a writer waits half way.
+    let message = |number| match number % 125 {
+        0 => 200_000,
+        _ => 1 + number * 7 % 900,
+    };
+    honest(channel_kind::PIPE, pipe, message, |_| 3000);
+    honest(channel_kind::UNIX_STREAM, socket_pair, message, |_| 3000);
+}
+
 #[test]
 fn honest_messages_add_up_whenever_they_are_looked_at() {
-    for (socket, kind) in OF_MESSAGES {
-        let Some(mut witness) = witness() else { return };
-        let (child, gate) = spawn(move || {
-            let pairs: Vec<_> = (0..8).map(|_| socket_pair_of(socket)).collect();
-            let threads = pairs.into_iter().map(|[near, far]| {
-                std::thread::spawn(move || {
-                    // More than a queue holds: a sender waits.
-                    let sender = std::thread::spawn(move || {
-                        for number in 0..500 {
-                            let len = 1 + number * 7 % 900;
-                            assert_eq!(write(near, &vec![5; len]), len.cast_signed());
-                        }
-                    });
-                    for number in 0..500 {
-                        // Now and then without room for all of it.
-                        let room = if number % 50 == 0 { 3 } else { 1000 };
-                        if number % 5 == 0 {
-                            std::thread::sleep(std::time::Duration::from_millis(2));
-                        }
-                        assert!(!read(far, room).is_empty());
-                    }
-                    sender.join().unwrap();
-                })
-            });
-            for thread in threads.collect::<Vec<_>>() {
-                thread.join().unwrap();
-            }
-        });
-        witness.capture.tag_pid(child, tag::TREE).unwrap();
-        open(gate);
-        let mut status = 0;
-        // SAFETY: a child of ours and a place for its status.
-        while unsafe { libc::waitpid(child.cast_signed(), &raw mut status, libc::WNOHANG) } == 0 {
-            witness.drain();
-            witness.capture.balance(Balanced::Each).unwrap();
-        }
-        assert_eq!(status, 0, "the child failed");
-        witness.drain();
-        assert_eq!(witness.counter(counter::RING_DROPPED_RECORDS), 0);
-        let looks = of(&witness, queued_why::ASKED, kind).len();
-        assert!(looks > 8, "{looks}");
-        assert_eq!(unseen(&witness), []);
-    }
+    let message = |number| 1 + number * 7 % 900;
+    // Now and then without room for all of it.
+    let room = |number| if number % 50 == 0 { 3 } else { 1000 };
+    let seqpacket = || socket_pair_of(libc::SOCK_SEQPACKET);
+    honest(channel_kind::UNIX_SEQPACKET, seqpacket, message, room);
+    let pairs = || socket_pair_of(libc::SOCK_DGRAM);
+    honest(channel_kind::UNIX_DGRAM, pairs, message, room);
 }

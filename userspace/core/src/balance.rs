@@ -8,7 +8,7 @@ use ahash::AHashMap;
 use countersign_common as abi;
 
 use crate::channel::{End, StreamIx};
-use crate::on_the_way::OnTheWay;
+use crate::on_the_way::{self, OnTheWay};
 use crate::record::GapReason;
 use crate::stream::{Gap, Op};
 use crate::time::BootNs;
@@ -288,13 +288,12 @@ impl Balance {
 
     fn operation(&mut self, side: usize, number: u64, op: &Op) {
         self.truncated |= op.flags & abi::transfer_flags::MESSAGE_TRUNCATED != 0;
+        let enter = on_the_way::since(op);
         // Nearly always there is nothing behind its beginning.
-        if self.samples.last().is_none_or(|last| last.ended < op.enter) {
+        if self.samples.last().is_none_or(|last| last.ended < enter) {
             return;
         }
-        let from = self
-            .samples
-            .partition_point(|sample| sample.ended < op.enter);
+        let from = self.samples.partition_point(|sample| sample.ended < enter);
         // Samples that counted it are the last ones.
         let to = self
             .samples

@@ -102,6 +102,17 @@ fn an_operation_explains_only_what_it_moved_and_only_while_it_was_not_counted() 
 }
 
 #[test]
+fn an_operation_whose_beginning_was_not_seen_may_have_begun_at_any_time() {
+    let mut balances = born();
+    balances.sample(STREAM, &sample(100, [1, 1], 64, [1, 1]), [1, 1]);
+    let mut late = op(150, 150, 64);
+    late.flags = abi::transfer_flags::NO_ENTER;
+    balances.operation(STREAM, End::Writer, 1, &late);
+    balances.sample(STREAM, &sample(200, [65, 1], 64, [2, 1]), [65, 1]);
+    assert_eq!(told(&balances), []);
+}
+
+#[test]
 fn an_operation_that_was_on_its_way_explains_nothing_once_it_was_counted() {
     let mut balances = born();
     // A server waits in `read`, as they all do, whenever somebody looks.

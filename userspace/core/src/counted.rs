@@ -12,7 +12,7 @@ use countersign_common as abi;
 
 use crate::balance::Unseen;
 use crate::channel::{End, StreamIx};
-use crate::on_the_way::OnTheWay;
+use crate::on_the_way::{self, OnTheWay};
 use crate::record::GapReason;
 use crate::stream::{Gap, Op};
 use crate::time::BootNs;
@@ -266,13 +266,12 @@ impl Counts {
         if op.flags & abi::transfer_flags::FD_SWAPPED != 0 {
             self.swapped = true;
         }
+        let enter = on_the_way::since(op);
         // Nearly always there is nothing behind its beginning.
-        if self.samples.last().is_none_or(|last| last.ended < op.enter) {
+        if self.samples.last().is_none_or(|last| last.ended < enter) {
             return;
         }
-        let from = self
-            .samples
-            .partition_point(|sample| sample.ended < op.enter);
+        let from = self.samples.partition_point(|sample| sample.ended < enter);
         // Samples that counted it are the last ones.
         let to = self.samples.partition_point(|sample| sample.ops <= number);
         if from >= to {

@@ -3,9 +3,23 @@
 //! Owns those that the last look at a stream found on their way and that no look has found counted since. Nearly always that is the one read
 //! that a server waits in.
 
+use countersign_common as abi;
+
+use crate::stream::Op;
+use crate::time::BootNs;
+
 /// Operations that are kept. Stops an agent that waits in one stream with very many threads from filling memory; those beyond are taken to
 /// be on their way for good, which hides as much as they moved.
 const OPEN_MAX: usize = 4096;
+
+/// From when on an operation can have been on its way. Of one whose beginning was not seen it is not known.
+pub fn since(op: &Op) -> BootNs {
+    if op.flags & abi::transfer_flags::NO_ENTER != 0 {
+        BootNs(0)
+    } else {
+        op.enter
+    }
+}
 
 /// Operations of one end by number, with what each moved.
 #[derive(Debug, Default)]
