@@ -4,7 +4,6 @@
 //! `COUNTERSIGN_HOSTILE` sets the number of messages under attack of all cases together; `COUNTERSIGN_HOSTILE_ONLY` the cases whose names
 //! begin with it; `COUNTERSIGN_HOSTILE_KEEP` keeps the recordings of those that fail.
 
-mod late;
 mod parquet;
 mod truth;
 
