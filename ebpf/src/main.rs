@@ -49,18 +49,21 @@ use aya_ebpf::{
 use countersign_common::{counter, tag};
 use countersign_ebpf::{
     AT_ENTER, AT_EXIT, AT_EXIT_COMPAT, COMPAT_SOCKETCALL, Class, SETUP_FLAGS_OFFSET, SETUP_SQPOLL,
-    classify, is_in, nr,
+    classify, is_attempt, is_in, nr,
 };
 
 use crate::{
     arch::{Abi, PtRegs, abi_of, syscall_args, syscall_number},
     emit::count,
-    maps::{COMPAT_ENTER, COMPAT_EXIT, EVASION_AT_ENTER, EVASION_AT_EXIT},
+    maps::{
+        COMPAT_ENTER, COMPAT_EXIT, EVASION_AT_ENTER, EVASION_AT_EXIT, RING_ATTEMPTS, SENT_AT_EXIT,
+    },
     offsets::{functions_carry, functions_carry_all, group_leader, has_storage, kernel, off},
     probes::{
         aio, balance,
         compat::{self, arguments},
-        delivery, ends, evasion, inet as sockets, process, splice, transfer, uring, uring_submit,
+        delivery, ends, evasion, foreign, inet as sockets, process, signal, splice, transfer,
+        uring, uring_attempt, uring_submit,
     },
     scope::{bits_of, tag_of},
 };
@@ -224,7 +227,10 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
         if abi == Abi::X32 || !is_in(&AT_EXIT, number) {
             return 0;
         }
-        if exited::<false>(task, group_leader(task), regs, number, returned) {
+        let goes_on = exited::<false>(task, group_leader(task), regs, number, returned);
+        if goes_on && classify(number) == Class::Transfer {
+            SENT_AT_EXIT.tail_call(&ctx, 0);
+        } else if goes_on {
             EVASION_AT_EXIT.tail_call(&ctx, 0);
         }
     }
@@ -269,10 +275,25 @@ unsafe fn exited<const COMPAT: bool>(
         if class == Class::Transfer {
             if has_storage(leader) {
                 transfer::exit::<COMPAT>(task, leader, regs, number, returned);
+                return !COMPAT && returned >= 0 && sends(number, regs) && bits_of(leader) != 0;
             }
             return false;
         }
         exited_otherwise::<COMPAT>(task, leader, regs, number, returned) != 0
+    }
+}
+
+/// Whether a call can send messages somewhere, or descriptors with them.
+///
+/// # Safety
+/// `regs` are the tracepoint's.
+#[inline(always)]
+unsafe fn sends(number: u64, regs: *const PtRegs) -> bool {
+    match number {
+        nr::SENDMSG | nr::SENDMMSG => true,
+        // SAFETY: the caller's.
+        nr::SENDTO => unsafe { syscall_args(regs, Abi::Native)[4] != 0 },
+        _ => false,
     }
 }
 
@@ -343,6 +364,9 @@ pub fn io_uring_complete(ctx: BtfTracePointContext) -> i32 {
         }
         let request: u64 = ctx.arg(1);
         if request != 0 {
+            if kernel::<u8>(request, off!(kiocb_opcode)).is_some_and(is_attempt) {
+                RING_ATTEMPTS.tail_call(&ctx, 0);
+            }
             uring::completed(task, request);
             return 0;
         }
@@ -397,6 +421,39 @@ pub fn evasion_exit(ctx: BtfTracePointContext) -> i32 {
             let bits = bits_of(group_leader(task));
             evasion::yielded(task, bits, regs, number, returned);
         }
+    }
+    0
+}
+
+/// Where `sys_exit` goes on for calls that sent messages.
+#[btf_tracepoint(function = "sys_exit")]
+pub fn sent_exit(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: as above.
+    unsafe {
+        let regs: *const PtRegs = ctx.arg(0);
+        let args = syscall_args(regs, Abi::Native);
+        foreign::sent(bpf_get_current_task_btf(), &args, syscall_number(regs));
+    }
+    0
+}
+
+/// Where `io_uring_complete` goes on for requests that can get round the witness.
+#[btf_tracepoint(function = "io_uring_complete")]
+pub fn ring_attempt(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: as above.
+    unsafe { uring_attempt::completed(bpf_get_current_task_btf(), ctx.arg(1)) };
+    0
+}
+
+/// `signal_generate(int sig, struct kernel_siginfo *info, struct task_struct *task, int group, int result)`, `kernel/signal.c`.
+#[btf_tracepoint(function = "signal_generate")]
+pub fn signal_generate(ctx: BtfTracePointContext) -> i32 {
+    // The second argument is an address or a small number: as a typed pointer it would be none that can be compared.
+    let info = kernel::<u64>(ctx.as_ptr() as u64, 8).unwrap_or(0);
+    // SAFETY: as above.
+    unsafe {
+        let task = bpf_get_current_task_btf();
+        signal::generated(task, ctx.arg(2), ctx.arg(0), info, ctx.arg(4));
     }
     0
 }

@@ -10,6 +10,7 @@ pub mod correlator;
 pub mod delivery;
 pub mod evasion;
 pub mod evidence;
+pub mod foreign;
 pub mod frame;
 pub mod hex;
 pub mod invariants;
