@@ -4,6 +4,7 @@
 
 mod balance;
 mod between;
+mod disguise;
 mod ended;
 mod evasion;
 mod forgery;
@@ -16,6 +17,7 @@ mod loss;
 mod nested;
 mod past;
 mod sockets;
+mod transcripts;
 mod values;
 
 use countersign_tests::scene::Outcome;
