@@ -63,6 +63,19 @@ pub mod what {
     pub const CONNECTED: u16 = 26;
     /// `process_madvise`; `number` is the advice.
     pub const MEMORY_ADVICE: u16 = 27;
+    /// A signal as it arrived at the target, however it was sent: to a group, by a terminal, by a file. `number` is the signal,
+    /// `argument` the kernel's `si_code`, `returned` 0 unless the target ignores it.
+    pub const SIGNAL_ARRIVED: u16 = 28;
+    /// A channel of a kind whose bytes are not captured was made or used: `number` is put together by [`foreign`](super::foreign),
+    /// `inode` and `argument` hold its address or name, `dev` what was done to it and a port.
+    pub const FOREIGN_CHANNEL: u16 = 29;
+    /// A descriptor was sent in a message (`SCM_RIGHTS`); `inode` and `dev` are the file's, `number` is its
+    /// [`channel_kind`](crate::channel_kind), 0 for what is none. Read from the sender's memory.
+    pub const DESCRIPTOR_SENT: u16 = 30;
+    /// A request of `io_uring` that is not looked into; `number` is its opcode.
+    pub const RING_REQUEST: u16 = 31;
+    /// A regular file was opened that the target had opened for writing; `argument` is its inode, `number` the file's mode.
+    pub const FILE_SHARED: u16 = 32;
 }
 
 /// Bits of [`Evasion::number`] in [`what::LOADER_ENVIRONMENT`].
@@ -97,6 +110,33 @@ pub mod flags {
     pub const TARGET_UNKNOWN: u32 = 1 << 0;
     /// The record was made before the call returned: `returned` says nothing.
     pub const NO_RESULT: u32 = 1 << 1;
+    /// The kernel did it, on whose behalf is not known: the task is the target itself.
+    pub const BY_KERNEL: u32 = 1 << 2;
+    /// Through `io_uring`; `returned` is the request's result.
+    pub const BY_RING: u32 = 1 << 3;
+}
+
+/// How [`Evasion::number`] and [`Evasion::dev`] of [`what::FOREIGN_CHANNEL`] are put together: the kind in bits 0–7, a socket's
+/// family in 8–15 and its protocol in 16–31; the port in bits 0–15 of `dev` and what was done in 16–31.
+pub mod foreign {
+    /// A socket that is no unix and no plain TCP socket. Its address lies in `inode` and `argument`: of IPv6 and IPv4 (mapped) the 16
+    /// bytes in network order, of a vsock its context id.
+    pub const SOCKET: u64 = 1;
+    /// A POSIX message queue; `inode` and `argument` are the first 16 bytes of its name.
+    pub const MESSAGE_QUEUE: u64 = 2;
+    /// A System V message queue; `inode` is its id.
+    pub const SYSV_QUEUE: u64 = 3;
+    /// Memory without a name in a file system (`memfd_create`); `inode` is its inode.
+    pub const MEMFD: u64 = 4;
+    /// Memory that was mapped shared without a file: children have it too.
+    pub const ANONYMOUS_MEMORY: u64 = 5;
+
+    /// It was made, or opened.
+    pub const MADE: u32 = 0;
+    /// It was bound to the address.
+    pub const BOUND: u32 = 1 << 16;
+    /// It was connected to the address, or something was sent there.
+    pub const REACHED: u32 = 2 << 16;
 }
 
 /// A watched process tried something that can get round the witness. 120 bytes.

@@ -202,6 +202,10 @@ pub struct Offsets {
     // Splices. [`Offsets::UNKNOWN`] where the kernel has no such member.
     /// Before Linux 6.5: sockets are given pages, which no watched function sees.
     pub proto_ops_sendpage: u32,
+    // Requests of `io_uring` that yield descriptors. [`Offsets::UNKNOWN`] where the kernel has no such member.
+    pub io_open_slot: u32,
+    pub io_accept_slot: u32,
+    pub io_socket_slot: u32,
 }
 
 impl Offsets {
@@ -374,7 +378,7 @@ const _: () = {
     assert!(size_of::<TcpListener>() == 24);
     assert!(size_of::<AttemptKey>() == 32);
     assert!(size_of::<WatchedFile>() == 40);
-    assert!(size_of::<Offsets>() == (47 + 11 + 18 + 21 + 11 + 20 + 24 + 1 + 12 + 3 + 1) * 4);
+    assert!(size_of::<Offsets>() == (47 + 11 + 18 + 21 + 11 + 20 + 24 + 1 + 12 + 3 + 1 + 3) * 4);
     assert!(size_of::<ChannelKey>() == 16);
     assert!(size_of::<ChannelState>() == 88);
     assert!(size_of::<Credit>() == 128);

@@ -63,6 +63,19 @@ pub unsafe fn begin(task: *mut task_struct, syscall: u64) -> Option<*mut Attempt
             count(counter::PENDING_FAILED, 1);
             return None;
         };
+        reset(attempt, syscall);
+        Some(attempt)
+    }
+}
+
+/// Empties a state, for a call.
+///
+/// # Safety
+/// `attempt` is the current thread's.
+#[inline(always)]
+pub unsafe fn reset(attempt: *mut Attempt, syscall: u64) {
+    // SAFETY: aligned words of the value.
+    unsafe {
         (*attempt).open_call = 0;
         (*attempt).capabilities = 0;
         (*attempt).euid = 0;
@@ -71,7 +84,6 @@ pub unsafe fn begin(task: *mut task_struct, syscall: u64) -> Option<*mut Attempt
         (*attempt).target.start_boot_ns = 0;
         (*attempt).syscall = syscall;
         clear(attempt);
-        Some(attempt)
     }
 }
 
@@ -116,7 +128,15 @@ pub unsafe fn report(attempt: *mut Attempt) -> i64 {
     // SAFETY: the caller's; a value of the map that is only changed atomically.
     unsafe {
         let task = bpf_get_current_task_btf();
-        let actor = current(group_leader(task));
+        let mut actor = current(group_leader(task));
+        // Loaded before it is known which of the two counts: of one load for both the verifier says "same insn cannot be used with
+        // different pointers".
+        actor.start_boot_ns = core::hint::black_box(actor.start_boot_ns);
+        if (*attempt).flags & flags::BY_KERNEL != 0 {
+            actor.tgid = (*attempt).target.tgid;
+            actor.tid = (*attempt).target.tid;
+            actor.start_boot_ns = (*attempt).target.start_boot_ns;
+        }
         let mut subject = (*attempt).inode;
         let mut subject_part = (*attempt).dev;
         if (*attempt).target.tgid != 0 {

@@ -5,8 +5,9 @@
 //! the event: numbers and no typed pointers. So the registers come from the current task, an executed file from its memory, and of a new
 //! process only the number is known: its tag waits for its first step.
 //!
-//! Each has the name of the other one with `e_` before it. Not here is `inet_sock_set_state`: it runs in interrupts, and there a program by way
-//! of perf would be skipped whenever the interrupted task is in any of ours.
+//! Each has the name of the other one with `e_` before it. Not here are `inet_sock_set_state` and
+//! `signal_generate`: they run in interrupts too, and there a program by way of perf would be skipped whenever the interrupted task is in any of
+//! ours; nor does the event of the latter say which task it is about.
 
 use aya_ebpf::{
     EbpfContext as _,
@@ -16,11 +17,15 @@ use aya_ebpf::{
     programs::TracePointContext,
 };
 
+use countersign_ebpf::is_attempt;
+
 use crate::{
     arch::{Abi, PtRegs, abi_of},
     at_attempt, at_compat_enter, at_compat_exit, at_enter, at_exit, attempted,
+    maps::RING_ATTEMPTS,
     offsets::{group_leader, has_storage, kernel, off},
-    probes::{balance, delivery, process, uring, uring_submit},
+    probes::{balance, delivery, process, uring, uring_attempt, uring_submit},
+    sent,
 };
 
 /// `fork`, `vfork`, `clone` and `clone3`, each in the 64-bit and in the 32-bit ABI.
@@ -94,6 +99,13 @@ pub fn e_sys_exit_compat(ctx: TracePointContext) -> u32 {
 pub fn e_evasion_exit(ctx: TracePointContext) -> u32 {
     // SAFETY: as above.
     unsafe { attempted(registers(), word(&ctx, 2) as i64) };
+    0
+}
+
+#[tracepoint]
+pub fn e_sent_exit(_ctx: TracePointContext) -> u32 {
+    // SAFETY: as above.
+    unsafe { sent(registers()) };
     0
 }
 
@@ -178,6 +190,9 @@ pub fn e_io_uring_complete(ctx: TracePointContext) -> u32 {
         }
         let request: u64 = member(&ctx, off!(event_complete_request));
         if request != 0 {
+            if kernel::<u8>(request, off!(kiocb_opcode)).is_some_and(is_attempt) {
+                RING_ATTEMPTS.tail_call(&ctx, 0);
+            }
             uring::completed(task, request);
             return 0;
         }
@@ -186,5 +201,13 @@ pub fn e_io_uring_complete(ctx: TracePointContext) -> u32 {
         let result: i32 = member(&ctx, off!(event_complete_result));
         uring::completed_again(task, ring, data, result);
     }
+    0
+}
+
+#[tracepoint]
+pub fn e_ring_attempt(ctx: TracePointContext) -> u32 {
+    let request: u64 = member(&ctx, off!(event_complete_request));
+    // SAFETY: the current task.
+    unsafe { uring_attempt::completed(bpf_get_current_task_btf(), request) };
     0
 }

@@ -21,17 +21,22 @@ pub mod nr {
     pub const PIPE: u64 = 22;
     pub const SHMAT: u64 = 30;
     pub const SENDFILE: u64 = 40;
+    pub const SOCKET: u64 = 41;
     pub const CONNECT: u64 = 42;
     pub const ACCEPT: u64 = 43;
     pub const SENDTO: u64 = 44;
     pub const RECVFROM: u64 = 45;
     pub const SENDMSG: u64 = 46;
     pub const RECVMSG: u64 = 47;
+    pub const BIND: u64 = 49;
     pub const LISTEN: u64 = 50;
     pub const SOCKETPAIR: u64 = 53;
     pub const CLONE: u64 = 56;
     pub const EXECVE: u64 = 59;
     pub const KILL: u64 = 62;
+    pub const MSGGET: u64 = 68;
+    pub const MSGSND: u64 = 69;
+    pub const MSGRCV: u64 = 70;
     pub const TRUNCATE: u64 = 76;
     pub const FTRUNCATE: u64 = 77;
     pub const RENAME: u64 = 82;
@@ -46,6 +51,7 @@ pub mod nr {
     pub const TKILL: u64 = 200;
     pub const IO_SUBMIT: u64 = 209;
     pub const TGKILL: u64 = 234;
+    pub const MQ_OPEN: u64 = 240;
     pub const OPENAT: u64 = 257;
     pub const UNLINKAT: u64 = 263;
     pub const RENAMEAT: u64 = 264;
@@ -67,6 +73,7 @@ pub mod nr {
     pub const PROCESS_VM_WRITEV: u64 = 311;
     pub const RENAMEAT2: u64 = 316;
     pub const SECCOMP: u64 = 317;
+    pub const MEMFD_CREATE: u64 = 319;
     pub const BPF: u64 = 321;
     pub const EXECVEAT: u64 = 322;
     pub const PREADV2: u64 = 327;
@@ -169,7 +176,14 @@ pub const fn classify(number: u64) -> Class {
         | nr::UNLINKAT
         | nr::RENAME
         | nr::RENAMEAT
-        | nr::RENAMEAT2 => Class::Attempt,
+        | nr::RENAMEAT2
+        | nr::SOCKET
+        | nr::BIND
+        | nr::MSGGET
+        | nr::MSGSND
+        | nr::MSGRCV
+        | nr::MQ_OPEN
+        | nr::MEMFD_CREATE => Class::Attempt,
         _ => Class::Other,
     }
 }
@@ -186,7 +200,14 @@ pub const fn is_noted(number: u64) -> bool {
         | nr::CLONE3
         | nr::SECCOMP
         | nr::BPF
-        | nr::PERF_EVENT_OPEN => false,
+        | nr::PERF_EVENT_OPEN
+        | nr::SOCKET
+        | nr::BIND
+        | nr::MSGGET
+        | nr::MSGSND
+        | nr::MSGRCV
+        | nr::MQ_OPEN
+        | nr::MEMFD_CREATE => false,
         _ => matches!(classify(number), Class::Attempt),
     }
 }
@@ -384,18 +405,60 @@ pub mod op {
     pub const WRITE_FIXED: u8 = 5;
     pub const SENDMSG: u8 = 9;
     pub const RECVMSG: u8 = 10;
+    pub const ACCEPT: u8 = 13;
+    pub const CONNECT: u8 = 16;
+    pub const OPENAT: u8 = 18;
     pub const READ: u8 = 22;
     pub const WRITE: u8 = 23;
     pub const SEND: u8 = 26;
     pub const RECV: u8 = 27;
+    pub const OPENAT2: u8 = 28;
     pub const SPLICE: u8 = 30;
     pub const TEE: u8 = 33;
+    pub const RENAMEAT: u8 = 35;
+    pub const UNLINKAT: u8 = 36;
+    pub const MSG_RING: u8 = 40;
+    pub const SOCKET: u8 = 45;
+    pub const URING_CMD: u8 = 46;
     pub const SEND_ZC: u8 = 47;
     pub const SENDMSG_ZC: u8 = 48;
     pub const READ_MULTISHOT: u8 = 49;
+    pub const FIXED_FD_INSTALL: u8 = 54;
+    pub const FTRUNCATE: u8 = 55;
+    pub const BIND: u8 = 56;
+    pub const LISTEN: u8 = 57;
     pub const RECV_ZC: u8 = 58;
     pub const READV_FIXED: u8 = 60;
     pub const WRITEV_FIXED: u8 = 61;
+    pub const PIPE: u8 = 62;
+}
+
+/// Whether a request that moves no bytes can get round the witness: it does what a system call of [`Class::Attempt`] or [`Class::End`] does, or is
+/// of a kind that came after this was written.
+#[inline(always)]
+pub const fn is_attempt(opcode: u8) -> bool {
+    matches!(
+        opcode,
+        op::ACCEPT
+            | op::CONNECT
+            | op::OPENAT
+            | op::OPENAT2
+            | op::RENAMEAT
+            | op::UNLINKAT
+            | op::MSG_RING
+            | op::SOCKET
+            | op::URING_CMD
+            | op::FIXED_FD_INSTALL
+            | op::FTRUNCATE
+            | op::BIND
+            | op::LISTEN
+    ) || opcode >= op::PIPE
+}
+
+/// Whether a request may cut, remove or rename a file.
+#[inline(always)]
+pub const fn changes_files(opcode: u8) -> bool {
+    matches!(opcode, op::RENAMEAT | op::UNLINKAT | op::FTRUNCATE)
 }
 
 /// Where an `io_uring` request says which bytes it moves.

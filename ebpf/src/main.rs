@@ -50,18 +50,21 @@ use aya_ebpf::{
 use countersign_common::{counter, tag};
 use countersign_ebpf::{
     AT_ENTER, AT_EXIT, AT_EXIT_COMPAT, COMPAT_SOCKETCALL, Class, SETUP_FLAGS_OFFSET, SETUP_SQPOLL,
-    classify, is_in, nr,
+    classify, is_attempt, is_in, nr,
 };
 
 use crate::{
     arch::{Abi, PtRegs, abi_of, syscall_args, syscall_number},
     emit::count,
-    maps::{COMPAT_ENTER, COMPAT_EXIT, EVASION_AT_ENTER, EVASION_AT_EXIT},
+    maps::{
+        COMPAT_ENTER, COMPAT_EXIT, EVASION_AT_ENTER, EVASION_AT_EXIT, RING_ATTEMPTS, SENT_AT_EXIT,
+    },
     offsets::{functions_carry, functions_carry_all, group_leader, has_storage, kernel, off},
     probes::{
         aio, balance,
         compat::{self, arguments},
-        delivery, ends, evasion, inet as sockets, process, splice, transfer, uring, uring_submit,
+        delivery, ends, evasion, foreign, inet as sockets, process, signal, splice, transfer,
+        uring, uring_attempt, uring_submit,
     },
     scope::{bits_of, tag_of},
 };
@@ -253,7 +256,10 @@ unsafe fn at_exit<C: EbpfContext>(ctx: &C, regs: *const PtRegs, number: u64, ret
         if abi == Abi::X32 || !is_in(&AT_EXIT, number) {
             return;
         }
-        if exited::<false>(task, group_leader(task), regs, number, returned) {
+        let goes_on = exited::<false>(task, group_leader(task), regs, number, returned);
+        if goes_on && classify(number) == Class::Transfer {
+            SENT_AT_EXIT.tail_call(ctx, 0);
+        } else if goes_on {
             EVASION_AT_EXIT.tail_call(ctx, 0);
         }
     }
@@ -306,10 +312,25 @@ unsafe fn exited<const COMPAT: bool>(
         if class == Class::Transfer {
             if has_storage(leader) {
                 transfer::exit::<COMPAT>(task, leader, regs, number, returned);
+                return !COMPAT && returned >= 0 && sends(number, regs) && bits_of(leader) != 0;
             }
             return false;
         }
         exited_otherwise::<COMPAT>(task, leader, regs, number, returned) != 0
+    }
+}
+
+/// Whether a call can send messages somewhere, or descriptors with them.
+///
+/// # Safety
+/// `regs` are the tracepoint's.
+#[inline(always)]
+unsafe fn sends(number: u64, regs: *const PtRegs) -> bool {
+    match number {
+        nr::SENDMSG | nr::SENDMMSG => true,
+        // SAFETY: the caller's.
+        nr::SENDTO => unsafe { syscall_args(regs, Abi::Native)[4] != 0 },
+        _ => false,
     }
 }
 
@@ -380,6 +401,9 @@ pub fn io_uring_complete(ctx: BtfTracePointContext) -> i32 {
         }
         let request: u64 = ctx.arg(1);
         if request != 0 {
+            if kernel::<u8>(request, off!(kiocb_opcode)).is_some_and(is_attempt) {
+                RING_ATTEMPTS.tail_call(&ctx, 0);
+            }
             uring::completed(task, request);
             return 0;
         }
@@ -452,6 +476,48 @@ unsafe fn attempted(regs: *const PtRegs, returned: i64) {
             evasion::yielded(task, bits, regs, number, returned);
         }
     }
+}
+
+/// Where `sys_exit` goes on for calls that sent messages.
+#[btf_tracepoint(function = "sys_exit")]
+pub fn sent_exit(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: as above.
+    unsafe { sent(ctx.arg(0)) };
+    0
+}
+
+/// After a call that sent messages.
+///
+/// # Safety
+/// `regs` are the current task's.
+#[inline(always)]
+unsafe fn sent(regs: *const PtRegs) {
+    // SAFETY: the caller's.
+    unsafe {
+        let args = syscall_args(regs, Abi::Native);
+        foreign::sent(bpf_get_current_task_btf(), &args, syscall_number(regs));
+    }
+}
+
+/// Where `io_uring_complete` goes on for requests that can get round the witness.
+#[btf_tracepoint(function = "io_uring_complete")]
+pub fn ring_attempt(ctx: BtfTracePointContext) -> i32 {
+    // SAFETY: as above.
+    unsafe { uring_attempt::completed(bpf_get_current_task_btf(), ctx.arg(1)) };
+    0
+}
+
+/// `signal_generate(int sig, struct kernel_siginfo *info, struct task_struct *task, int group, int result)`, `kernel/signal.c`.
+#[btf_tracepoint(function = "signal_generate")]
+pub fn signal_generate(ctx: BtfTracePointContext) -> i32 {
+    // The second argument is an address or a small number: as a typed pointer it would be none that can be compared.
+    let info = kernel::<u64>(ctx.as_ptr() as u64, 8).unwrap_or(0);
+    // SAFETY: as above.
+    unsafe {
+        let task = bpf_get_current_task_btf();
+        signal::generated(task, ctx.arg(2), ctx.arg(0), info, ctx.arg(4));
+    }
+    0
 }
 
 /// `sched_process_fork(struct task_struct *parent, struct task_struct *child)`, `kernel/fork.c`.

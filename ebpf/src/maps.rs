@@ -10,6 +10,7 @@ use aya_ebpf::{
     macros::btf_map,
 };
 use countersign_common::{
+    Task,
     load::{
         AttemptKey, ChannelKey, ChannelState, CpuState, Credit, ExeKey, TcpListener, TcpTuple,
         WatchedFile,
@@ -109,6 +110,22 @@ pub static EVASION_AT_ENTER: ProgramArray<1> = ProgramArray::new();
 /// The same for `sys_exit`.
 #[btf_map]
 pub static EVASION_AT_EXIT: ProgramArray<1> = ProgramArray::new();
+
+/// The program that goes on at `sys_exit` of a call that sent messages.
+#[btf_map]
+pub static SENT_AT_EXIT: ProgramArray<1> = ProgramArray::new();
+
+/// The program that goes on at `io_uring_complete` of a request that can get round the witness.
+#[btf_map]
+pub static RING_ATTEMPTS: ProgramArray<1> = ProgramArray::new();
+
+/// A signal that a thread sends: beside its [`ATTEMPTS`], which is the system call that it sends it by.
+#[btf_map]
+pub static SIGNALS: TaskStorage<Attempt> = TaskStorage::new();
+
+/// Who opened a file for writing last.
+#[btf_map]
+pub static WRITTEN_FILES: LruHashMap<ExeKey, Task, 16384> = LruHashMap::new();
 
 /// The attempt to get round the witness that a thread is at, in the storage of that thread.
 #[btf_map]

@@ -119,9 +119,16 @@ pub unsafe fn tagged_exit<const COMPAT: bool>(
     }
 }
 
+/// The end behind a descriptor.
 #[inline(always)]
-fn hold_end(bits: u64, how: u8, fd: u64) {
-    hold(bits, u64::from(how), fd);
+pub fn hold_end(bits: u64, how: u8, fd: u64) {
+    hold(bits, u64::from(how), fd, 0);
+}
+
+/// The end behind a file of which the descriptor is not known.
+#[inline(always)]
+pub fn hold_file(bits: u64, how: u8, file: u64) {
+    hold(bits, u64::from(how), u64::from(u32::MAX), file);
 }
 
 /// At `sys_exit` of an untagged task's call that may yield an end of a watched channel: marks it as a peer if so.
@@ -279,11 +286,11 @@ unsafe extern "C" fn control_step(_index: u64, context: *mut c_void) -> i64 {
     }
 }
 
-/// Puts the channel behind `fd` into the table (if it is one that counts) and reports the end. The place for the channel is that of the
+/// Puts the channel behind `file`, or where that is 0 behind `fd`, into the table (if it is one that counts) and reports the end. The place for the channel is that of the
 /// splice family's second descriptor: none of those calls yields an end, and what this calls needs the stack.
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn hold(bits: u64, how: u64, fd: u64) -> u64 {
+extern "C" fn hold(bits: u64, how: u64, fd: u64, file: u64) -> u64 {
     // SAFETY: the current task, its state and its leader.
     unsafe {
         let task = bpf_get_current_task_btf();
@@ -291,11 +298,8 @@ extern "C" fn hold(bits: u64, how: u64, fd: u64) -> u64 {
         let held = &mut (*thread).second;
         let (bits, how) = (bits as u32, how as u8);
         let proxy_open = bits & tag::PROXY != 0 && how == end_how::OPENED;
-        resolve(
-            held,
-            file_of(task, fd),
-            if proxy_open { WHOLE | FILES } else { WHOLE },
-        );
+        let file = if file == 0 { file_of(task, fd) } else { file };
+        resolve(held, file, if proxy_open { WHOLE | FILES } else { WHOLE });
         if held.channel.kind == 0 {
             return 0;
         }

@@ -6,12 +6,12 @@
 use aya_ebpf::{bindings::task_struct, helpers::bpf_probe_read_user};
 use countersign_common::{
     channel_kind,
-    evasion::{flags, what},
+    evasion::{flags, foreign, what},
     tag,
 };
 use countersign_ebpf::{SETUP_FLAGS_OFFSET, nr};
 
-use super::watched;
+use super::{foreign as channels, watched};
 use crate::{
     arch::{Abi, PtRegs, syscall_args},
     attempt::{Attempt, begin, capabilities_of, clear, euid_of, noted, report, report_begun},
@@ -35,6 +35,7 @@ const CLONE_NEWUSER: u64 = 0x1000_0000;
 const SECCOMP_SET_MODE_FILTER: u64 = 1;
 const SECCOMP_FILTER_FLAG_NEW_LISTENER: u64 = 1 << 3;
 const FMODE_WRITE: u64 = 2;
+const EINPROGRESS: i64 = 115;
 /// The highest return value that is an error (`MAX_ERRNO`).
 const ERROR_MAX: u64 = 4095;
 
@@ -122,6 +123,15 @@ pub unsafe fn exit(task: *mut task_struct, regs: *const PtRegs, number: u64, ret
         if !concerns(number, &args, returned) {
             return 0;
         }
+        if number == nr::SOCKET || number == nr::BIND {
+            let (fd, done) = if number == nr::SOCKET {
+                (returned as u64, foreign::MADE)
+            } else {
+                (args[0], foreign::BOUND)
+            };
+            channels::socket(task, fd, done, of_vsock(&args, number), number);
+            return 0;
+        }
         let attempt = match noted(task, number) {
             Some(attempt) => attempt,
             None => {
@@ -173,6 +183,12 @@ pub unsafe fn exit(task: *mut task_struct, regs: *const PtRegs, number: u64, ret
             nr::SECCOMP => tell(attempt, what::SYSTEM_CALL_SUPERVISOR, args[1]),
             nr::BPF => tell(attempt, what::BPF, args[0] & 0xffff_ffff),
             nr::PERF_EVENT_OPEN => tell(attempt, what::PERF_EVENT, 0),
+            nr::MSGGET => channels::sysv_queue(attempt, returned as u64),
+            nr::MSGSND | nr::MSGRCV => channels::sysv_queue(attempt, args[0]),
+            nr::MQ_OPEN => {
+                channels::nameless(task, attempt, returned as u64, foreign::MESSAGE_QUEUE);
+            }
+            nr::MEMFD_CREATE => channels::nameless(task, attempt, returned as u64, foreign::MEMFD),
             _ => {}
         }
     }
@@ -209,6 +225,13 @@ fn concerns(number: u64, args: &[u64; 6], returned: i64) -> bool {
         | nr::RENAME
         | nr::RENAMEAT
         | nr::RENAMEAT2 => returned == 0,
+        nr::SOCKET
+        | nr::BIND
+        | nr::MSGGET
+        | nr::MSGSND
+        | nr::MSGRCV
+        | nr::MQ_OPEN
+        | nr::MEMFD_CREATE => returned >= 0,
         _ => true,
     }
 }
@@ -290,7 +313,7 @@ pub unsafe fn executed(task: *mut task_struct, bits: u32) -> i64 {
 #[inline(always)]
 unsafe fn mapped(task: *mut task_struct, args: &[u64; 6], returned: i64) {
     let shared = args[3] & MAP_TYPE == MAP_SHARED || args[3] & MAP_TYPE == MAP_SHARED_VALIDATE;
-    if !shared || args[3] & MAP_ANONYMOUS != 0 || returned as u64 >= 0_u64.wrapping_sub(ERROR_MAX) {
+    if !shared || returned as u64 >= 0_u64.wrapping_sub(ERROR_MAX) {
         return;
     }
     // SAFETY: the current task.
@@ -298,6 +321,10 @@ unsafe fn mapped(task: *mut task_struct, args: &[u64; 6], returned: i64) {
         let Some(attempt) = begin(task, nr::MMAP) else {
             return;
         };
+        if args[3] & MAP_ANONYMOUS != 0 {
+            channels::tell(attempt, foreign::ANONYMOUS_MEMORY);
+            return;
+        }
         let mut held = Held::empty();
         resolve(&mut held, file_of(task, args[4]), FILES | WHOLE);
         if held.channel.kind != channel_kind::FILE {
@@ -343,7 +370,9 @@ pub unsafe fn yielded(
                 }
                 tell(attempt, what::DESCRIPTOR_TAKEN, 0);
             }
-            nr::CONNECT if returned == 0 => connected(task, args[0]),
+            nr::CONNECT if returned == 0 || returned == -EINPROGRESS => {
+                connected(task, file_of(task, args[0]), number);
+            }
             nr::CONNECT | nr::ACCEPT | nr::ACCEPT4 => {}
             _ if returned >= 0 => {
                 watched::opened(task, bits, returned as u64, number);
@@ -354,11 +383,38 @@ pub unsafe fn yielded(
     0
 }
 
-/// A connection to a unix socket: the kernel remembers who listens there.
+/// The address given to `bind`, where the socket does not have it in a place that is known.
 #[inline(always)]
-unsafe fn connected(task: *mut task_struct, fd: u64) {
+fn of_vsock(args: &[u64; 6], number: u64) -> u64 {
+    const AF_VSOCK: u16 = 40;
+    if number != nr::BIND {
+        return 0;
+    }
+    // SAFETY: the helper checks the address.
+    match unsafe { bpf_probe_read_user(args[1] as *const u16) } {
+        Ok(AF_VSOCK) => args[1],
+        _ => 0,
+    }
+}
+
+/// A connection to a unix socket: the kernel remembers who listens there. One of a kind that is not watched is told as such.
+///
+/// # Safety
+/// `task` is the current task.
+#[inline(never)]
+pub unsafe fn connected(task: *mut task_struct, file: u64, number: u64) -> i64 {
+    // SAFETY: the caller's.
+    unsafe {
+        channels::socket_file(task, file, foreign::REACHED, 0, number);
+        connected_to_listener(task, file, number);
+    }
+    0
+}
+
+#[inline(always)]
+unsafe fn connected_to_listener(task: *mut task_struct, file: u64, number: u64) {
     let mut held = Held::empty();
-    resolve(&mut held, file_of(task, fd), WHOLE);
+    resolve(&mut held, file, WHOLE);
     if held.channel.kind != channel_kind::UNIX_STREAM {
         return;
     }
@@ -368,7 +424,7 @@ unsafe fn connected(task: *mut task_struct, fd: u64) {
     }
     // SAFETY: the current task.
     unsafe {
-        let Some(attempt) = begin(task, nr::CONNECT) else {
+        let Some(attempt) = begin(task, number) else {
             return;
         };
         if !target::by_pid(attempt, pid) {

@@ -5,9 +5,10 @@ use aya_ebpf::{
     helpers::generated::{bpf_ktime_get_boot_ns, bpf_probe_read_user},
 };
 use countersign_common::counter;
-use countersign_ebpf::{Form, form_of, op};
+use countersign_ebpf::{Form, changes_files, form_of, is_attempt, op};
 
 use super::uring::{AMBIGUOUS, BUNDLE, RECV_MULTISHOT, VECTORIZED, key_of, socket_flags};
+use super::watched;
 use crate::{
     emit::count,
     log,
@@ -38,13 +39,19 @@ pub unsafe fn submitted(task: *mut task_struct, request: u64) {
             return;
         };
         let form = form_of(opcode);
-        if form == Form::None {
+        if form == Form::None && !is_attempt(opcode) {
             return;
         }
         let flags: u32 = kernel(request, off!(kiocb_flags)).unwrap_or(0);
         if flags & CQE_SKIP != 0 {
             count(counter::UNSEEN_SUBMISSIONS, 1);
             log::unseen(u64::from(opcode));
+        }
+        if form == Form::None {
+            if changes_files(opcode) {
+                watched::note();
+            }
+            return;
         }
         let Some(thread) = thread(task) else { return };
         (*thread).request.address = request;

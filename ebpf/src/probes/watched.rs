@@ -16,8 +16,8 @@ use countersign_common::{
 use crate::{
     attempt::{Attempt, begin, report},
     emit::count,
-    maps::WATCHED_FILES,
-    offsets::{kernel, off},
+    maps::{WATCHED_FILES, WRITTEN_FILES},
+    offsets::{current, group_leader, kernel, off},
     resolve::{FILES, WHOLE, file_of, resolve},
     scope::Held,
     target::{self, PROC_MAGIC},
@@ -94,7 +94,10 @@ pub unsafe fn opened(task: *mut task_struct, bits: u32, fd: u64, number: u64) ->
         let class = match WATCHED_FILES.get_ptr(&key) {
             Some(known) => (*known).class,
             None if lies_in_own(&held) => file_class::OWN,
-            None => return 0,
+            None => {
+                shared(task, &held, &key, number);
+                return 0;
+            }
         };
         if (class == file_class::WRITTEN_BY_PROXY && (of_proxy || !writes))
             || (class == file_class::KEY && of_proxy)
@@ -114,6 +117,31 @@ pub unsafe fn opened(task: *mut task_struct, bits: u32, fd: u64, number: u64) ->
         report(attempt);
     }
     0
+}
+
+/// A file like any other: whoever writes it and whoever opens it then can speak through it.
+#[inline(always)]
+unsafe fn shared(task: *mut task_struct, held: &Held, key: &ExeKey, number: u64) {
+    // SAFETY: the current task; a value of the map.
+    unsafe {
+        let own = current(group_leader(task));
+        if let Some(writer) = WRITTEN_FILES.get_ptr(key)
+            && ((*writer).tgid != own.tgid || (*writer).start_boot_ns != own.start_boot_ns)
+            && let Some(attempt) = begin(task, number)
+        {
+            // The file is no part of what makes two alike: a thousand files between the same two are one row.
+            (*attempt).target.tgid = (*writer).tgid;
+            (*attempt).target.tid = (*writer).tid;
+            (*attempt).target.start_boot_ns = (*writer).start_boot_ns;
+            (*attempt).argument = held.channel.inode;
+            (*attempt).number = held.mode & FMODE_READ_WRITE;
+            (*attempt).what = u32::from(what::FILE_SHARED);
+            report(attempt);
+        }
+        if held.mode & FMODE_WRITE != 0 {
+            let _ = WRITTEN_FILES.insert(key, &own, 0);
+        }
+    }
 }
 
 /// Whether the file lies in a folder of Countersign's, or in one of its folders: as deep as the spool is.

@@ -125,6 +125,19 @@ impl Scene {
         });
     }
 
+    /// A process makes or uses a channel of a kind that is not watched: members of [`abi::evasion::Evasion`] as there.
+    pub fn uses_foreign(&mut self, process: Proc, number: u64, place: [u64; 2], dev: u32) {
+        self.attempt(abi::evasion::Evasion {
+            task: task(process),
+            number,
+            what: abi::evasion::what::FOREIGN_CHANNEL,
+            inode: place[0],
+            argument: place[1],
+            dev,
+            ..blank()
+        });
+    }
+
     fn attempt(&mut self, record: abi::evasion::Evasion) {
         let size = size_of::<abi::evasion::Evasion>();
         let record = abi::evasion::Evasion {

@@ -24,6 +24,7 @@ mod limits;
 mod mending;
 mod messages;
 mod moves;
+mod notes;
 mod peers;
 mod preemption;
 mod processes;

@@ -1,7 +1,7 @@
 //! Attempts to get round the witness: what they take from the evidence, and that they buy nobody doubt about his own deeds.
 
 use countersign_common::end_how;
-use countersign_common::evasion::{file_class, loader, what};
+use countersign_common::evasion::{file_class, foreign, loader, what};
 use countersign_tests::scene::session::{request, tool_params};
 use countersign_tests::scene::{Log, Outcome, Play, Proc, Scene, Session, program};
 
@@ -318,4 +318,119 @@ fn start() -> (Scene, Session, Log) {
     let session = Session::start(&mut scene);
     let log = Log::new(&mut scene);
     (scene, session, log)
+}
+
+/// UDP over IPv4 to 127.0.0.1, as the kernel tells of it.
+const UDP: u64 = foreign::SOCKET | 2 << 8 | 17 << 16;
+const LOOPBACK: [u64; 2] = [0, 0xffff_0000 | 0x0100_007f << 32];
+
+#[test]
+fn channels_of_other_kinds_are_one_low_row_for_each_process_and_kind_with_their_addresses() {
+    let outcome = between(|scene, session, _| {
+        scene.uses_foreign(session.client, UDP, [0; 2], foreign::MADE);
+        for port in 1..=100 {
+            scene.uses_foreign(session.client, UDP, LOOPBACK, foreign::REACHED + port);
+        }
+        let route = foreign::SOCKET | 16 << 8;
+        scene.uses_foreign(session.server, route, [0; 2], foreign::MADE);
+    });
+    assert_eq!(outcome.told().len(), 2);
+    let rows: Vec<_> = outcome
+        .findings()
+        .filter(|row| row.kind == "unwatched_channel")
+        .collect();
+    assert_eq!(rows.len(), 2, "{rows:?}");
+    assert!(rows.iter().all(|row| row.severity == "low"), "{rows:?}");
+    assert_eq!(rows[0].count, 101);
+    for part in ["a UDP socket to 127.0.0.1:1, ", " and 60 more"] {
+        assert!(rows[0].message.contains(part), "{}", rows[0].message);
+    }
+    assert!(rows[1].message.contains("a netlink socket of protocol 0"));
+}
+
+#[test]
+fn two_processes_of_the_tree_that_meet_where_nobody_looks_are_a_medium_row_each() {
+    let queue = [u64::from_le_bytes(*b"mailbox\0"), 0];
+    let cases: [(u64, [u64; 2], [u32; 2]); 3] = [
+        (
+            UDP,
+            LOOPBACK,
+            [foreign::BOUND + 7000, foreign::REACHED + 7000],
+        ),
+        (foreign::MESSAGE_QUEUE, queue, [0, 0]),
+        (foreign::SYSV_QUEUE, [7, 0], [0, 0]),
+    ];
+    for (number, place, dev) in cases {
+        let outcome = between(|scene, session, _| {
+            scene.uses_foreign(session.server, number, place, dev[0]);
+            scene.uses_foreign(session.client, number, place, dev[1]);
+        });
+        let rows: Vec<_> = found(&outcome);
+        assert_eq!(rows, [("unwatched_channel", "medium"); 2], "{number}");
+    }
+    // One process alone, two that are bound, another port and the name server's meet nobody.
+    for (first, second) in [
+        (foreign::BOUND + 7000, foreign::BOUND + 7000),
+        (foreign::BOUND + 7000, foreign::REACHED + 7001),
+        (foreign::BOUND + 53, foreign::REACHED + 53),
+    ] {
+        let outcome = between(|scene, session, _| {
+            scene.uses_foreign(session.server, UDP, LOOPBACK, first);
+            scene.uses_foreign(session.client, UDP, LOOPBACK, second);
+        });
+        assert_eq!(found(&outcome), [("unwatched_channel", "low"); 2]);
+    }
+}
+
+#[test]
+fn a_signal_that_arrived_at_the_proxy_counts_however_it_was_sent() {
+    for (signal, severity) in [(9, "low"), (19, "medium"), (20, "medium")] {
+        let outcome = between(|scene, session, _| {
+            scene.tries(
+                session.client,
+                what::SIGNAL_ARRIVED,
+                signal,
+                Some(session.proxy),
+            );
+        });
+        assert_eq!(found(&outcome), [("proxy_signalled", severity)], "{signal}");
+    }
+}
+
+#[test]
+fn an_end_of_a_proxys_channel_in_a_message_and_an_unwatched_request_of_a_ring_are_rows() {
+    let outcome = between(|scene, session, _| {
+        scene.tries_file(session.client, what::DESCRIPTOR_SENT, 1, session.to_proxy);
+        scene.tries(session.client, what::RING_REQUEST, 40, None);
+    });
+    assert_eq!(
+        found(&outcome),
+        [
+            ("descriptor_sent", "medium"),
+            ("io_uring_request_unwatched", "medium")
+        ]
+    );
+    let ring = outcome
+        .findings()
+        .find(|row| row.kind == "io_uring_request_unwatched");
+    assert!(ring.unwrap().message.ends_with("msg_ring"));
+}
+
+#[test]
+fn a_file_is_a_channel_while_its_writer_runs() {
+    for dies in [false, true] {
+        let outcome = between(|scene, session, _| {
+            let writer = scene.spawn(session.client, program::SERVER);
+            if dies {
+                scene.exit(writer);
+            }
+            scene.tries(session.server, what::FILE_SHARED, 1, Some(writer));
+        });
+        let rows: &[_] = if dies {
+            &[]
+        } else {
+            &[("unwatched_channel", "low")]
+        };
+        assert_eq!(found(&outcome), rows);
+    }
 }

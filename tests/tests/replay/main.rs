@@ -6,6 +6,7 @@ mod balance;
 mod between;
 mod contradicted;
 mod counts;
+mod disguise;
 mod ended;
 mod evasion;
 mod forgery;
@@ -18,6 +19,7 @@ mod loss;
 mod nested;
 mod past;
 mod sockets;
+mod transcripts;
 mod values;
 
 use countersign_tests::scene::Outcome;

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use countersign_common as abi;
 use countersign_common::evasion::{self as wire, what};
 
+use crate::foreign::Foreign;
 use crate::process::{FileId, Incarnation, ProcessIx};
 use crate::time::BootNs;
 
@@ -78,6 +79,19 @@ pub enum What {
     OtherAbi,
     /// A connection to a socket on which the target listens.
     Connect,
+    /// A signal that the kernel sent on nobody's known behalf, as a terminal's.
+    KernelSignal(u64),
+    /// A channel of a kind whose bytes are not captured.
+    Foreign(Foreign),
+    /// A descriptor was sent in a message; whether it is one of a channel.
+    SendDescriptor {
+        /// A pipe, socket or terminal.
+        channel: bool,
+    },
+    /// A request of `io_uring` that is not looked into, by opcode.
+    RingRequest(u64),
+    /// A file was opened that the target had opened for writing.
+    ShareFile,
 }
 
 /// Why a file is watched.
@@ -136,10 +150,15 @@ pub struct Attempt {
 /// Attempts are alike when all of this is the same.
 type Key = (ProcessIx, What, Option<Incarnation>, Option<FileId>);
 
+/// Addresses kept of what one process reaches by channels that are not watched. Stops one that sprays them from using up the room
+/// of all attempts; what comes later has none.
+const PLACES_MAX: u32 = 64;
+
 /// All attempts of a capture.
 #[derive(Debug, Default)]
 pub struct Attempts {
     all: Vec<Attempt>,
+    places: HashMap<ProcessIx, u32>,
     known: HashMap<Key, usize>,
     /// Attempts of a kind that this version does not know.
     pub unknown: u64,
@@ -155,7 +174,7 @@ impl Attempts {
 
     /// Takes a record; `actor` is the row of its task.
     pub fn take(&mut self, record: &wire::Evasion, actor: ProcessIx) {
-        let Some(what) = what_of(record) else {
+        let Some(mut what) = what_of(record) else {
             self.unknown += 1;
             return;
         };
@@ -164,10 +183,20 @@ impl Attempts {
             tgid: record.target.tgid,
             start: BootNs(record.target.start_boot_ns),
         });
-        let file = (record.inode != 0).then_some(FileId {
+        let has_file = record.inode != 0 && !matches!(what, What::Foreign(_));
+        let file = has_file.then_some(FileId {
             dev: record.dev,
             inode: record.inode,
         });
+        if let What::Foreign(foreign) = what
+            && !self.known.contains_key(&(actor, what, target, file))
+        {
+            let places = self.places.entry(actor).or_default();
+            *places = places.saturating_add(1);
+            if *places > PLACES_MAX {
+                what = What::Foreign(foreign.anywhere());
+            }
+        }
         let returned = (record.flags & wire::flags::NO_RESULT == 0).then_some(record.returned);
         let succeeded = returned.is_none_or(|returned| returned >= 0).then_some(at);
         let key = (actor, what, target, file);
@@ -212,7 +241,6 @@ fn what_of(record: &wire::Evasion) -> Option<What> {
         what::MEMORY_OPENED => What::OpenMemory { writable },
         what::ENVIRONMENT_OPENED => What::OpenEnvironment,
         what::LOADER_ENVIRONMENT => What::Loader(number),
-        what::SIGNAL => What::Signal(number),
         what::LIMIT_SET => What::SetLimit(number),
         what::MEMORY_ADVICE => What::AdviseMemory,
         what::SHARED_MAPPING => What::Share { writable },
@@ -231,6 +259,16 @@ fn what_of(record: &wire::Evasion) -> Option<What> {
         what::IO_URING => What::Ring,
         what::OTHER_ABI => What::OtherAbi,
         what::CONNECTED => What::Connect,
+        what::SIGNAL_ARRIVED if record.flags & wire::flags::BY_KERNEL != 0 => {
+            What::KernelSignal(number)
+        }
+        what::SIGNAL | what::SIGNAL_ARRIVED => What::Signal(number),
+        what::FOREIGN_CHANNEL => What::Foreign(Foreign::of(record)?),
+        what::DESCRIPTOR_SENT => What::SendDescriptor {
+            channel: number != 0 && number != u64::from(abi::channel_kind::FILE),
+        },
+        what::RING_REQUEST => What::RingRequest(number),
+        what::FILE_SHARED => What::ShareFile,
         _ => return None,
     })
 }

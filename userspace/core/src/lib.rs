@@ -11,6 +11,7 @@ pub mod counted;
 pub mod delivery;
 pub mod evasion;
 pub mod evidence;
+pub mod foreign;
 pub mod frame;
 pub mod hex;
 pub mod invariants;

@@ -29,7 +29,7 @@ pub enum Hook {
 }
 
 /// Programs that have no second form: they run in interrupts, where a program by way of perf would be skipped whenever the interrupted task is in one.
-const TYPED_ONLY: [&str; 1] = ["inet_sock_set_state"];
+const TYPED_ONLY: [&str; 2] = ["inet_sock_set_state", "signal_generate"];
 
 impl Hook {
     /// Its name, as in the evidence.

@@ -42,7 +42,8 @@ const PROGRAMS: [&str; 6] = [
 
 /// Programs for tracepoints that a kernel may lack, with the names that those have had. What is then missing the programs for system
 /// calls know from the offsets. Completions come first, as above.
-const OPTIONAL: [(&str, &[&str]); 3] = [
+const OPTIONAL: [(&str, &[&str]); 4] = [
+    ("signal_generate", &["signal_generate"]),
     ("skb_copy_datagram_iovec", &["skb_copy_datagram_iovec"]),
     ("io_uring_complete", &["io_uring_complete"]),
     (
@@ -52,11 +53,13 @@ const OPTIONAL: [(&str, &[&str]); 3] = [
 ];
 
 /// Programs that others go on with, each with the tracepoint and the table that it is found by.
-const CONTINUED: [(&str, &str, &str); 4] = [
+const CONTINUED: [(&str, &str, &str); 6] = [
     ("sys_exit_compat", "sys_exit", "COMPAT_EXIT"),
     ("sys_enter_compat", "sys_enter", "COMPAT_ENTER"),
     ("evasion_exit", "sys_exit", "EVASION_AT_EXIT"),
     ("evasion_enter", "sys_enter", "EVASION_AT_ENTER"),
+    ("sent_exit", "sys_exit", "SENT_AT_EXIT"),
+    ("ring_attempt", "io_uring_complete", "RING_ATTEMPTS"),
 ];
 
 /// Those that take the verifier longest.
@@ -121,7 +124,13 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
     watch_files(&mut ebpf, &options.watched_files)?;
     verify(&mut ebpf, &btf, &wanted(options, &optional))?;
     let mut continued = Vec::new();
+    let here = |tracepoint: &str| {
+        PROGRAMS.contains(&tracepoint) || optional.iter().any(|(_, name)| *name == tracepoint)
+    };
     for (name, tracepoint, table) in CONTINUED {
+        if !here(tracepoint) {
+            continue;
+        }
         if let Some((dir, _)) = &options.pin {
             dir.pin_maps(&ebpf, &[table])?;
         }

@@ -232,6 +232,9 @@ fn of_attempts(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         proc_inode_inode: btf.offset("proc_inode", "vfs_inode")?,
         sock_peer_pid: btf.offset("sock", "sk_peer_pid")?,
         task_real_parent: optional(btf.offset("task_struct", "real_parent")),
+        io_open_slot: optional(btf.offset("io_open", "file_slot")),
+        io_accept_slot: optional(btf.offset("io_accept", "file_slot")),
+        io_socket_slot: optional(btf.offset("io_socket", "file_slot")),
         ..of_events(btf)
     })
 }

@@ -100,6 +100,7 @@ impl Derived {
             roles: &roles,
             proxies: &identities,
             recorders: &correlator.recorders,
+            channels: &correlator.channels,
         });
         let mut key_reach = verdict::key_reach(&correlator.processes, &roles, policies);
         for (ix, reach) in key_reach.iter_mut().enumerate() {

@@ -31,6 +31,9 @@ const MCP_HINT_UTF32: &[u8] = b"j\0\0\0s\0\0\0o\0\0\0n\0\0\0r\0\0\0p\0\0\0c";
 /// How far into a line numbers and other scalars before an object or array are looked at.
 const SCALARS_MAX_BYTES: usize = 256;
 
+/// Bytes at the beginning of a line in which a binary length is looked for: of eight bytes, with a tag and flags before it.
+const HEAD_BYTES: usize = 16;
+
 /// Messages that one value may go over. Stops very many short ones from having the value read again with each.
 const MESSAGES_OF_A_VALUE_MAX: u32 = 16;
 
@@ -71,6 +74,8 @@ struct Line {
     messages: u32,
     /// The last bytes of a line that is not kept, so that a hint cut in two is found.
     tail: Vec<u8>,
+    /// The first bytes of the line, blanks and all.
+    head: SmallVec<[u8; HEAD_BYTES]>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -271,6 +276,7 @@ impl LineFramer {
             kind: Kind::Blank,
             messages: 0,
             tail: Vec::new(),
+            head: SmallVec::new(),
         });
         line.last_exit = line.last_exit.max(op.exit);
         line.len += data.len() as u64;
@@ -283,6 +289,8 @@ impl LineFramer {
         if op.flags & transfer_flags::FD_SWAPPED != 0 {
             line.flags |= FrameFlags::FD_SWAPPED;
         }
+        let room = HEAD_BYTES.saturating_sub(line.head.len());
+        line.head.extend_from_slice(&data[..data.len().min(room)]);
         let mut data = data;
         if line.kind == Kind::Blank {
             // Servers skip blanks before a message, however many: so they are not kept, and hide nothing.
@@ -347,6 +355,9 @@ impl LineFramer {
                 }
             }
         }
+        if line.flags.contains(FrameFlags::MCP_LIKE) && has_binary_length(&line.head) {
+            line.flags |= FrameFlags::DISGUISED;
+        }
         let mut frame = Frame {
             stream: self.stream,
             end: self.end,
@@ -397,6 +408,9 @@ impl Line {
         window.extend_from_slice(&data[..data.len().min(reach)]);
         if speaks_of_json_rpc(&window) || speaks_of_json_rpc(data) {
             self.flags |= FrameFlags::MCP_LIKE;
+            if speaks_wide(&window) || speaks_wide(data) {
+                self.flags |= FrameFlags::DISGUISED;
+            }
             return;
         }
         if data.len() >= reach {
@@ -427,6 +441,23 @@ pub fn speaks_of_json_rpc(text: &[u8]) -> bool {
     [MCP_HINT, MCP_HINT_UTF16, MCP_HINT_UTF32]
         .iter()
         .any(|hint| memchr::memmem::find(text, hint).is_some())
+}
+
+/// Whether a text names JSON-RPC in UTF-16 or UTF-32.
+fn speaks_wide(text: &[u8]) -> bool {
+    [MCP_HINT_UTF16, MCP_HINT_UTF32]
+        .iter()
+        .any(|hint| memchr::memmem::find(text, hint).is_some())
+}
+
+/// Whether a line begins with a few bytes that are no text and an object behind them: a length, as binary framings have it.
+fn has_binary_length(head: &[u8]) -> bool {
+    let Some(at) = memchr::memchr2(b'{', b'[', head) else {
+        return false;
+    };
+    head[..at]
+        .iter()
+        .any(|byte| (byte.is_ascii_control() && !byte.is_ascii_whitespace()) || *byte >= 0xf8)
 }
 
 fn are_scalars(text: &[u8]) -> bool {

@@ -51,6 +51,8 @@ bitflags! {
         const SPANS_LINES = 1 << 9;
         /// Every byte is the kernel's own copy of what it delivered to the reader.
         const KERNEL_COPY = 1 << 10;
+        /// With [`MCP_LIKE`](Self::MCP_LIKE): in UTF-16 or UTF-32, or behind a binary length. No text that a program prints looks so.
+        const DISGUISED = 1 << 11;
     }
 }
 

@@ -8,14 +8,18 @@ use crate::evidence::Placed;
 use crate::message::Form;
 use crate::role::{InstanceIx, Leg};
 use crate::time::BootNs;
+use crate::verdict::transcript::Transcripts;
 use crate::verdict::{Case, Judgement, Subject, Verdict, Via, proxied};
 
 /// Judges every call.
 pub fn calls(case: Case<'_>) -> Vec<Judgement> {
-    (0..case.calls.len()).map(|ix| judge(case, ix)).collect()
+    let transcripts = Transcripts::of(case);
+    (0..case.calls.len())
+        .map(|ix| judge(case, ix, &transcripts))
+        .collect()
 }
 
-fn judge(case: Case<'_>, ix: usize) -> Judgement {
+fn judge(case: Case<'_>, ix: usize, transcripts: &Transcripts) -> Judgement {
     let call = &case.calls[ix];
     let mut judgement = match call.route {
         Route::Proxy(instance) => {
@@ -29,6 +33,9 @@ fn judge(case: Case<'_>, ix: usize) -> Judgement {
         Route::Foreign(instance) => foreign(case, ix, call, instance),
         Route::Direct(..) => direct(case, ix, call),
     };
+    if judgement.verdict == Verdict::Bypassed && transcripts.has(ix) {
+        judgement.undecide("transcript", None);
+    }
     if call.response.is_some() && call.request.is_some() {
         judgement.confidence.push("answered");
     } else if call.kind() == CallKind::Request {

@@ -10,6 +10,7 @@ pub mod evasion;
 pub mod judge;
 mod proxied;
 pub mod receivers;
+pub mod transcript;
 pub mod unpaired;
 
 use crate::call::scene::Scene;

@@ -110,7 +110,10 @@ impl Writer<'_> {
             found_boot_ns: Some(attempt.at),
             severity: finding.severity,
             kind: finding.kind,
-            message: finding.message.to_owned(),
+            message: match &finding.detail {
+                Some(detail) => format!("{}: {detail}", finding.message),
+                None => finding.message.to_owned(),
+            },
             weakens: finding.weakens.map(str::to_owned),
             verdict_id: None,
             call_id: None,
@@ -124,7 +127,7 @@ impl Writer<'_> {
             proxy_name: proxy
                 .and_then(|proxy| self.proxy_name(proxy))
                 .map(str::to_owned),
-            count: attempt.count,
+            count: finding.count.unwrap_or(attempt.count),
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::call::passage::Oddity;
 use crate::call::scene::ends;
 use crate::call::{PlacedIx, Route};
 use crate::channel::End;
-use crate::frame::{FrameIx, line};
+use crate::frame::{FrameFlags, FrameIx, line};
 use crate::pairing::statement::EntryIx;
 use crate::process::ProcessIx;
 use crate::proxylog::SignatureState;
@@ -113,10 +113,13 @@ impl Writer<'_> {
 
     /// What is to be looked at of a call that no verdict accuses.
     fn of_lesser(&self, ix: usize, judgement: &Judgement) -> Option<Finding> {
-        let (kind, message, weakens) = if judgement.signature == Some(SignatureState::Recovered) {
+        let (kind, severity, message, weakens) = if judgement.signature
+            == Some(SignatureState::Recovered)
+        {
             // Even where it tells the truth.
             (
                 "log_reserialised",
+                "medium",
                 "an entry's bytes are not the proxy's, though its values are",
                 "what no signature covers in this log",
             )
@@ -125,13 +128,22 @@ impl Writer<'_> {
                 .reason
                 .filter(|_| judgement.verdict == Verdict::Undecided)
             {
+                Some("transcript") => (
+                    "transcript",
+                    // People print what was said all the time, and the verdict says already that it is not known.
+                    "low",
+                    "a copy of a call that went through the proxy was sent past it with its answer, as by printing a transcript; whether the receiver executed it again is not known",
+                    "what is said of this call's copy",
+                ),
                 Some("framing") => (
                     "mcp_like",
+                    "medium",
                     "a message past the proxy, in a framing that readers of lines do not read",
                     "what is said of calls on this channel",
                 ),
                 Some("method_unseen") => (
                     "message_cut",
+                    "medium",
                     "a message past the proxy that was sent so that its method could not be read",
                     "what is said of calls on this channel",
                 ),
@@ -142,7 +154,7 @@ impl Writer<'_> {
         let verdict = self.verdict_id(judgement)?;
         Some(Finding {
             kind,
-            severity: "medium",
+            severity,
             message: message.to_owned(),
             weakens: Some(weakens),
             utc,
@@ -218,7 +230,10 @@ impl Writer<'_> {
                 // Programs print what they got and what they find in files; whoever answers is spoken to.
                 let placed = &self.derived.placed[ix.0 as usize];
                 // A connection that begins like HTTP or TLS can hold whole calls.
+                let frame = &self.correlator.frames[placed.record.0 as usize];
                 let spoken_to = placed.leg != Leg::Direct
+                    || (frame.flags.contains(FrameFlags::DISGUISED)
+                        && !self.derived.roles.is_log(placed.stream))
                     || self.undecoded(placed.stream.channel).is_some()
                     || (!self.derived.roles.is_log(placed.stream)
                         && ends(self.case.scene, placed)

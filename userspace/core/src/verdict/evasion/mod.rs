@@ -4,6 +4,7 @@
 //! lacks, stays what it is, or an agent could buy doubt about its own deeds by tampering with its own proxy.
 
 mod index;
+mod note;
 mod on_process;
 mod otherwise;
 
@@ -11,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use countersign_common::tag;
 
+use crate::channel::ChannelTable;
 use crate::evasion::{Attempt, Recorder};
 use crate::process::{ProcessIx, ProcessTable};
 use crate::role::{InstanceIx, ProxyIdentity, Roles};
@@ -33,6 +35,10 @@ pub struct Finding {
     pub severity: &'static str,
     /// One sentence.
     pub message: &'static str,
+    /// What it names, behind the sentence.
+    pub detail: Option<String>,
+    /// How many attempts it stands for; `None`: the attempt's own count.
+    pub count: Option<u64>,
     /// What it takes from the rest.
     pub weakens: Option<&'static str>,
     /// The proxy instance concerned.
@@ -69,6 +75,8 @@ pub struct Scene<'a> {
     pub proxies: &'a [ProxyIdentity],
     /// The processes that record.
     pub recorders: &'a [Recorder],
+    /// All channels.
+    pub channels: &'a ChannelTable,
 }
 
 /// A finding without what is the same for all.
@@ -94,6 +102,7 @@ impl Evasions {
         for (ix, attempt) in scene.attempts.iter().enumerate() {
             evasions.judge(scene, &index, ix, attempt);
         }
+        evasions.findings.extend(note::of(scene));
         evasions
     }
 
@@ -134,6 +143,9 @@ impl Evasions {
     }
 
     fn judge(&mut self, scene: Scene<'_>, index: &Index, ix: usize, attempt: &Attempt) {
+        if note::is_one(attempt) {
+            return;
+        }
         let target = attempt
             .target
             .and_then(|target| scene.processes.known(target));
@@ -174,6 +186,8 @@ impl Evasions {
                 kind,
                 severity,
                 message,
+                detail: None,
+                count: None,
                 weakens,
                 instance: concerned,
                 target,

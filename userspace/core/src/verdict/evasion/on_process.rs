@@ -7,6 +7,8 @@ use crate::role::InstanceIx;
 
 /// Signals that end or stop a process without its consent, `signal(7)`: KILL and STOP.
 const FORCED: [u64; 2] = [9, 19];
+/// Signals that stop a process that does not handle them: STOP, TSTP, TTIN, TTOU.
+const STOPS: [u64; 4] = [19, 20, 21, 22];
 /// Signals by which a process is asked to end or told things, as whoever started it does: HUP, INT, USR1, USR2, PIPE, ALRM, TERM,
 /// CHLD, CONT, URG, WINCH, IO.
 const CUSTOMARY: [u64; 12] = [1, 2, 10, 12, 13, 14, 15, 17, 18, 23, 28, 29];
@@ -215,11 +217,30 @@ pub(super) fn of_recorder(attempt: &Attempt) -> Option<Said> {
     }
 }
 
+/// A proxy that the kernel sent a signal on nobody's known behalf.
+pub(super) fn of_kernel_signal(signal: u64) -> Option<Said> {
+    if CUSTOMARY.contains(&signal) {
+        return None;
+    }
+    let stops = STOPS.contains(&signal);
+    Some((
+        "proxy_signalled",
+        // A person stops what runs in the foreground of a terminal all the time; nothing sends this one by itself.
+        if signal == 19 { "medium" } else { "low" },
+        if stops {
+            "the proxy was sent a signal that stops it by its terminal, or through a file that was set up to send one"
+        } else {
+            "the proxy was sent a signal that can end it by the kernel, its terminal, or through a file that was set up to send one"
+        },
+        Some("what this proxy's log lacks"),
+    ))
+}
+
 fn of_signal(signal: u64, starter: bool, done: bool) -> Option<Said> {
     if CUSTOMARY.contains(&signal) && (starter || !done) {
         return None;
     }
-    let stops = signal == 19;
+    let stops = STOPS.contains(&signal);
     let severity = if stops && done { "medium" } else { "low" };
     Some((
         "proxy_signalled",

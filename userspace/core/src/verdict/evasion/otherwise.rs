@@ -105,7 +105,7 @@ impl Evasions {
             What::Ring => plain((
                 "io_uring_used",
                 "low",
-                "a process set up io_uring: files, sockets and connections that it opens through it are not looked at",
+                "a process set up io_uring: what it opens into the ring's own table of files, and what it does without leaving a completion, is not looked at",
                 Some("what is said of this process's attempts"),
             )),
             What::OtherAbi => plain((
