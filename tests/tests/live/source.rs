@@ -77,8 +77,8 @@ fn a_stopped_source_has_delivered_everything_and_the_totals() {
     let programs = ledger["programs"].as_array().unwrap();
     let on_tracepoints =
         |program: &&serde_json::Value| is_tracepoint(program["name"].as_str().unwrap());
-    assert_eq!(programs.iter().filter(on_tracepoints).count(), 9);
-    assert_eq!(programs.len() > 9, tier() != Tier::Tracepoints);
+    assert_eq!(programs.iter().filter(on_tracepoints).count(), 10);
+    assert_eq!(programs.len() > 10, tier() != Tier::Tracepoints);
     // Where the kernel preempts tracepoint programs, it may skip them; those on functions carry the transfers then.
     assert!(
         programs
