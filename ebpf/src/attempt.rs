@@ -49,6 +49,11 @@ pub struct Attempt {
     pub what: u32,
     /// The system call.
     pub syscall: u64,
+    /// Where the look through a message's control data stands, and the bytes left from there.
+    pub control: u64,
+    pub control_left: u64,
+    /// Bytes of descriptors left under the present header of it.
+    pub descriptors_left: u64,
 }
 
 /// The state of the current thread, empty. `None`, counted, if there is no memory for it.

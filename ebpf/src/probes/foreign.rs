@@ -229,48 +229,37 @@ pub unsafe fn message(task: *mut task_struct, file: u64, message: u64, number: u
         let Some(attempt) = begin(task, number) else {
             return 0;
         };
-        let mut walk = Walk {
-            attempt,
-            place: control,
-            left: len,
-            descriptors: 0,
-        };
+        (*attempt).control = control;
+        (*attempt).control_left = len;
+        (*attempt).descriptors_left = 0;
+        let mut context = attempt;
         bpf_loop(
             CONTROL_STEPS_MAX,
             step as *const () as *mut c_void,
-            (&raw mut walk).cast(),
+            (&raw mut context).cast(),
             0,
         );
     }
     0
 }
 
-/// Where the look through control data stands.
-struct Walk {
-    attempt: *mut Attempt,
-    place: u64,
-    left: u64,
-    /// Bytes of descriptors left under the present header.
-    descriptors: u64,
-}
-
-/// One header or one descriptor; 1 ends the loop.
+/// One header or one descriptor; 1 ends the loop. Linux 6.1 verifies it once, as the first step: what lay on the stack would be constant.
 unsafe extern "C" fn step(_index: u64, context: *mut c_void) -> i64 {
-    // SAFETY: `message` passes the address of its walk; the helper checks addresses.
+    // SAFETY: `message` passes the address of its pointer; the helper checks addresses.
     unsafe {
-        let walk = context.cast::<Walk>();
-        let (place, left) = ((*walk).place, (*walk).left);
-        if (*walk).descriptors >= 4 {
+        let attempt = *context.cast::<*mut Attempt>();
+        let (place, left) = ((*attempt).control, (*attempt).control_left);
+        if (*attempt).descriptors_left >= 4 {
             let Ok(fd) = bpf_probe_read_user(place as *const u32) else {
                 return 1;
             };
-            (*walk).descriptors -= 4;
+            (*attempt).descriptors_left -= 4;
             // Each header starts aligned to 8.
-            let wide = (*walk).descriptors == 0 && place & 7 == 0;
+            let wide = (*attempt).descriptors_left == 0 && place & 7 == 0;
             let by = if wide { 8 } else { 4 };
-            (*walk).place = place + by;
-            (*walk).left = left.saturating_sub(by);
-            descriptor((*walk).attempt, u64::from(fd));
+            (*attempt).control = place + by;
+            (*attempt).control_left = left.saturating_sub(by);
+            descriptor(attempt, u64::from(fd));
             return 0;
         }
         if left < 16 {
@@ -283,14 +272,14 @@ unsafe extern "C" fn step(_index: u64, context: *mut c_void) -> i64 {
             return 1;
         }
         if which == SCM_RIGHTS_OF_SOCKET {
-            (*walk).descriptors = len - 16;
-            (*walk).place = place + 16;
-            (*walk).left = left - 16;
+            (*attempt).descriptors_left = len - 16;
+            (*attempt).control = place + 16;
+            (*attempt).control_left = left - 16;
             return 0;
         }
         let by = (len + 7) & !7;
-        (*walk).place = place + by;
-        (*walk).left = left.saturating_sub(by);
+        (*attempt).control = place + by;
+        (*attempt).control_left = left.saturating_sub(by);
     }
     0
 }

@@ -26,12 +26,16 @@ const MODULES: [&str; 3] = [
     "net/ipv4/tcp_diag",
 ];
 /// Programs that are this machine's, not busybox's: tests tell processes apart by their executables.
-const PROGRAMS: [&str; 5] = [
+const PROGRAMS: [&str; 9] = [
     "/usr/bin/chrt",
     "/usr/bin/sh",
     "/usr/bin/cat",
     "/usr/bin/sleep",
     "/usr/bin/bash",
+    "/usr/bin/dd",
+    "/usr/bin/echo",
+    "/usr/bin/id",
+    "/usr/bin/true",
 ];
 /// Folders that are links on systems with one `/usr`.
 const MERGED: [&str; 4] = ["/bin", "/sbin", "/lib", "/lib64"];
