@@ -68,11 +68,12 @@ unsafe extern "C" fn step(_index: u64, context: *mut c_void) -> i64 {
             PIECE_BYTES as u32,
             (*search).place as *const c_void,
         );
-        if read <= 0 {
+        if read < 0 {
             // What lies behind it is not known.
             return 1;
         }
-        let read = read as u64;
+        // Of nothing but a NUL older kernels say that they read nothing.
+        let read = if read == 0 { 1 } else { read as u64 };
         if (*search).within == 0 {
             (*search).found |= named(text[0], text[1]);
         }

@@ -108,7 +108,7 @@ impl Summary {
 /// Every table of the folder with its file's name, by kernel and tier.
 ///
 /// # Errors
-/// The folder cannot be read, or a file in it is no table.
+/// The folder cannot be read, or a file in it that is named like a table is none.
 pub fn summaries(folder: &Path) -> io::Result<Vec<(String, Summary)>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder)? {
@@ -117,7 +117,9 @@ pub fn summaries(folder: &Path) -> io::Result<Vec<(String, Summary)>> {
             .file_name()
             .map(|name| name.to_string_lossy().into_owned())
             .unwrap_or_default();
-        if path.extension().is_some_and(|end| end == "md") && name != "README.md" {
+        // Named by the kernel's version; other pages are about something else.
+        let is_table = name.starts_with(|first: char| first.is_ascii_digit());
+        if is_table && path.extension().is_some_and(|end| end == "md") {
             let summary = Summary::of(&fs::read_to_string(&path)?)?;
             found.push((name, summary));
         }
