@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
+use countersign::bpf::tier::Tier;
 
 use kernel::traffic::{self, Test};
 
@@ -49,6 +50,12 @@ enum Command {
         /// Only these tests, as round-trip:1024
         #[arg(long)]
         test: Vec<Test>,
+        /// The tier of the capture: t, k or f; without, the one that works best
+        #[arg(long)]
+        tier: Option<Tier>,
+        /// Milliseconds of each step of the search for the highest rate without loss; 0 for none
+        #[arg(long, default_value_t = 3000)]
+        rate_milliseconds: u64,
     },
     /// Bytes and messages per second from a spool to rows
     Core {
@@ -105,6 +112,8 @@ fn main() -> anyhow::Result<()> {
             milliseconds,
             only,
             test,
+            tier,
+            rate_milliseconds,
         } => {
             let duration = Duration::from_millis(milliseconds);
             kernel::run(&kernel::Plan {
@@ -114,6 +123,8 @@ fn main() -> anyhow::Result<()> {
                 duration,
                 only,
                 tests: test,
+                tier,
+                highest: (rate_milliseconds > 0).then(|| Duration::from_millis(rate_milliseconds)),
             })?
         }
         Command::Core {

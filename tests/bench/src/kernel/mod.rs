@@ -4,6 +4,7 @@
 //! Owns the settings and their interleaving. Within a repetition every setting runs each test once, in an order that changes, and
 //! each is compared with the bare run of that repetition: what the machine does otherwise hits all of them alike.
 
+mod highest;
 mod limits;
 mod recorded;
 mod report;
@@ -19,6 +20,9 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use aya::programs::BtfTracePoint;
 use aya::{Btf, Ebpf};
+use countersign::bpf::choice::Choice;
+use countersign::bpf::hook::Hook;
+use countersign::bpf::tier::Tier;
 use countersign::bpf::{load, options::LoadOptions};
 
 use crate::say;
@@ -45,6 +49,9 @@ pub(crate) struct Plan {
     pub(crate) duration: Duration,
     pub(crate) only: Vec<String>,
     pub(crate) tests: Vec<Test>,
+    pub(crate) tier: Option<Tier>,
+    /// Time of each step of the search for the highest rate; none without.
+    pub(crate) highest: Option<Duration>,
 }
 
 /// Who watches.
@@ -95,6 +102,24 @@ impl Setting {
     }
 }
 
+/// How transfers are captured.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct How {
+    tier: Tier,
+    hook: Hook,
+}
+
+impl How {
+    /// As a capture chooses it; once, since each try loads the programs.
+    fn chosen(tier: Option<Tier>) -> Self {
+        let choice = Choice::make(tier);
+        Self {
+            tier: choice.tier.or(tier).unwrap_or_default(),
+            hook: choice.hook,
+        }
+    }
+}
+
 /// Everything that was measured.
 #[derive(Debug, Default)]
 struct Results {
@@ -105,8 +130,12 @@ struct Results {
     spooled: BTreeMap<usize, u64>,
     /// Time in programs, by test, from a run of its own: counting it costs.
     program_time: BTreeMap<usize, ProgramTime>,
+    /// How transfers were captured.
+    how: Option<How>,
     /// What the machine can do at most.
     limits: Option<Limits>,
+    /// How fast both ends may go until something is lost.
+    highest: Vec<highest::Highest>,
     /// Settings that could not run, and why.
     skipped: BTreeMap<Setting, String>,
 }
@@ -135,9 +164,17 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<String> {
         }
     }
     let others = other_tracing_programs()?;
+    let how = How::chosen(plan.tier);
+    say(&format!("tier {}, on {}", how.tier, how.hook.as_str()))?;
+    results.how = Some(how);
     let mut bench = Bench {
         plan,
-        empty: EmptyPrograms::load(&plan.empty)?,
+        how,
+        empty: if settings.contains(&Setting::Empty) {
+            Some(EmptyPrograms::load(&plan.empty)?)
+        } else {
+            None
+        },
         crowd: if settings.contains(&Setting::Crowd) {
             Some(Crowd::start()?)
         } else {
@@ -156,13 +193,17 @@ pub(crate) fn run(plan: &Plan) -> anyhow::Result<String> {
         bench.time_programs(&tests, &mut results)?;
         settle()?;
         results.limits = Some(limits::measure(&plan.scratch)?);
+        if let Some(step) = plan.highest {
+            results.highest = highest::search(&plan.scratch, how, step)?;
+        }
     }
     Ok(report::text(plan, &tests, &settings, &results, &others))
 }
 
 struct Bench<'a> {
     plan: &'a Plan,
-    empty: EmptyPrograms,
+    how: How,
+    empty: Option<EmptyPrograms>,
     crowd: Option<Crowd>,
 }
 
@@ -218,13 +259,21 @@ impl Bench<'_> {
                 return unwatched(scratch, test, duration);
             }
             Setting::Empty => {
-                let attached = self.empty.attach()?;
+                let empty = self
+                    .empty
+                    .as_mut()
+                    .context("the empty programs are loaded")?;
+                let attached = empty.attach()?;
                 let sample = unwatched(scratch, test, duration);
-                self.empty.detach(attached)?;
+                empty.detach(attached)?;
                 return sample;
             }
             Setting::Untagged => {
-                let capture = load::load(&LoadOptions::default())?;
+                let capture = load::load(&LoadOptions {
+                    tier: self.how.tier,
+                    hook: self.how.hook,
+                    ..LoadOptions::default()
+                })?;
                 let sample = unwatched(scratch, test, duration);
                 drop(capture);
                 return sample;
@@ -232,7 +281,7 @@ impl Bench<'_> {
             Setting::Tagged => None,
             Setting::Crowd => self.crowd.as_mut(),
         };
-        let recorded = recorded::measure(scratch, test, duration, crowd)?;
+        let recorded = recorded::measure(scratch, self.how, test, duration, crowd)?;
         *results.losses.entry((at, setting)).or_default() += recorded.losses;
         if setting == Setting::Tagged {
             *results.spooled.entry(at).or_default() += recorded.spool_bytes;
@@ -247,7 +296,13 @@ impl Bench<'_> {
         fs::write(SWITCH, "1").with_context(|| format!("write {SWITCH}"))?;
         let mut measured = Ok(());
         for (at, test) in tests.iter().enumerate() {
-            match recorded::measure(&self.plan.scratch, *test, self.plan.duration, None) {
+            match recorded::measure(
+                &self.plan.scratch,
+                self.how,
+                *test,
+                self.plan.duration,
+                None,
+            ) {
                 Ok(recorded) => {
                     results.program_time.insert(at, recorded.time);
                 }

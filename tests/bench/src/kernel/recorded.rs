@@ -10,13 +10,15 @@ use std::ops::AddAssign;
 use std::os::fd::AsFd as _;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
+use countersign::bpf::{load::load, options::LoadOptions};
 use countersign::config::{Capture, Config, LINGER_DEFAULT, Payload};
 use countersign::outdir::{Dir, OutDir};
 use countersign::recording::{Recording, SPOOL, TICK, capture_id};
 use countersign::spool::{SpoolItem, SpoolReader};
-use countersign::witness::{Request, attach};
+use countersign::witness::Request;
 use countersign_common::Transfer;
 use countersign_core::record::{Direction, Record, parse};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -24,7 +26,7 @@ use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde::Deserialize;
 
 use super::traffic::{Pattern, Sample, Test};
-use super::{start_worker, take_sample};
+use super::{How, start_worker, take_sample};
 
 /// Tagged processes beside the measured ones.
 const CROWD_TASKS: usize = 1000;
@@ -85,6 +87,10 @@ pub(crate) struct Recorded {
     pub(crate) time: ProgramTime,
     /// Bytes in the spool.
     pub(crate) spool_bytes: u64,
+    /// Records in it.
+    pub(crate) records: u64,
+    /// From the start of the traffic until the spool was closed.
+    pub(crate) until_closed: Duration,
 }
 
 /// Processes that are tagged and hold channels while others are measured.
@@ -144,8 +150,9 @@ impl Drop for Crowd {
 /// Measures `test` with both ends tagged while its records go to a spool in `scratch`, which is removed again.
 pub(crate) fn measure(
     scratch: &Path,
+    how: How,
     test: Test,
-    duration: std::time::Duration,
+    duration: Duration,
     crowd: Option<&mut Crowd>,
 ) -> anyhow::Result<Recorded> {
     let folder = tempfile::tempdir_in(scratch).context("make a folder for the spool")?;
@@ -157,9 +164,14 @@ pub(crate) fn measure(
         watched_files: Vec::new(),
         capture,
         proxy_exes: Vec::new(),
-        tier: None,
+        tier: Some(how.tier),
     };
-    let attached = attach(&request).map_err(|failure| failure.error)?;
+    let attached = load(&LoadOptions {
+        ring_bytes: request.ring_bytes,
+        tier: how.tier,
+        hook: how.hook,
+        ..LoadOptions::default()
+    })?;
     let mut recording = Recording::begin(&config(), &out, &request, attached, Vec::new())
         .map_err(|failure| failure.error)?;
     if let Some(crowd) = crowd {
@@ -168,6 +180,7 @@ pub(crate) fn measure(
     let result = folder.path().join("sample.json");
     let mut worker = start_worker(&[test], duration, &result)?;
     tag(&recording, &worker)?;
+    let started = Instant::now();
     worker
         .stdin
         .take()
@@ -184,6 +197,7 @@ pub(crate) fn measure(
     }
     let sample = take_sample(worker, &result)?;
     let stats = recording.finish(&serde_json::json!({ "event": "end" }));
+    let until_closed = started.elapsed();
     anyhow::ensure!(
         stats.failed.is_none(),
         "the capture failed: {:?}",
@@ -191,6 +205,7 @@ pub(crate) fn measure(
     );
     let mut recorded = read_back(out.dir(), sample)?;
     recorded.spool_bytes = stats.spool.disk_bytes;
+    recorded.until_closed = until_closed;
     fs::remove_dir_all(folder.path()).context("remove the spool")?;
     Ok(recorded)
 }
@@ -309,6 +324,8 @@ fn read_back(out: &Dir, sample: Sample) -> anyhow::Result<Recorded> {
         losses,
         time,
         spool_bytes: 0,
+        records: numbers.values().map(|(seen, _)| seen).sum(),
+        until_closed: Duration::ZERO,
     })
 }
 

@@ -8,7 +8,7 @@ use countersign::spool::BACKLOG_MAX_BYTES;
 use crate::table::{Spread, Table, line, short, size};
 
 use super::traffic::{Pattern, Test};
-use super::{Plan, Results, Setting};
+use super::{Plan, Results, Setting, highest};
 
 /// Untagged tasks, against a program that does nothing.
 const UNTAGGED_MAX: f64 = 1.05;
@@ -35,6 +35,12 @@ pub(super) fn text(
             plan.duration.as_millis(),
         ),
     );
+    if let Some(how) = results.how {
+        line(
+            &mut text,
+            format_args!("The capture is of tier {}.\n", how.tier),
+        );
+    }
     if !others.is_empty() {
         line(
             &mut text,
@@ -53,6 +59,11 @@ pub(super) fn text(
     text.push_str(&ratios(tests, settings, results).to_string());
     text.push('\n');
     losses(&mut text, tests, settings, results);
+    if let Some(step) = plan.highest
+        && !results.highest.is_empty()
+    {
+        highest::text(&mut text, &results.highest, step);
+    }
     aims(&mut text, tests, results);
     program_times(&mut text, tests, results);
     text

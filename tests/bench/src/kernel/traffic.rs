@@ -11,6 +11,7 @@
 use std::fmt;
 use std::fs;
 use std::io::{self, Read as _, Write as _};
+use std::num::NonZeroU64;
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::str::FromStr;
@@ -37,12 +38,19 @@ const SLICES: u32 = 5;
 const BATCH_UP_TO_BYTES: usize = 4096;
 const BATCH: u64 = 64;
 
+/// Bursts of a limited rate: what one of them sends goes without a pause.
+const BURSTS_PER_SECOND: u64 = 1000;
+/// Longest delay that is caught up with.
+const LATE_MAX: Duration = Duration::from_millis(10);
+
 /// What is sent how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Test {
     pub(crate) pattern: Pattern,
     /// Size of one message.
     pub(crate) bytes: usize,
+    /// Messages a second; `None`: as fast as it goes.
+    pub(crate) rate: Option<NonZeroU64>,
 }
 
 /// How messages go.
@@ -87,6 +95,7 @@ pub(crate) fn all() -> Vec<Test> {
             .map(|bytes| Test {
                 pattern,
                 bytes: *bytes,
+                rate: None,
             })
             .collect::<Vec<_>>()
     };
@@ -174,7 +183,13 @@ fn one_way(test: Test, duration: Duration) -> anyhow::Result<Sample> {
     let (mut child, input, mut output) = counterpart(&["sink".to_owned(), test.bytes.to_string()])?;
     output.read_exact(&mut [0]).context("wait for the sink")?;
     let buffer = vec![b'x'; test.bytes];
-    let (middle, ops) = sliced(test, duration, &mut || drain(&input, &buffer))?;
+    let mut pace = test.rate.map(Pace::new);
+    let (middle, ops) = sliced(test, duration, &mut || {
+        if let Some(pace) = &mut pace {
+            pace.wait();
+        }
+        drain(&input, &buffer)
+    })?;
     drop(input);
     let mut total = [0; 8];
     output
@@ -235,6 +250,46 @@ fn repeat(
         ops += batch;
     }
     Ok((ops, nanoseconds(started)))
+}
+
+/// Keeps messages to a rate, in [`BURSTS_PER_SECOND`]: what comes between two of them finds the reader done.
+#[derive(Debug)]
+struct Pace {
+    rate: NonZeroU64,
+    /// Messages of a burst.
+    burst: u64,
+    started: Instant,
+    sent: u64,
+}
+
+impl Pace {
+    fn new(rate: NonZeroU64) -> Self {
+        Self {
+            rate,
+            burst: (rate.get() / BURSTS_PER_SECOND).max(1),
+            started: Instant::now(),
+            sent: 0,
+        }
+    }
+
+    /// Waits until the next message is due.
+    fn wait(&mut self) {
+        if self.sent.is_multiple_of(self.burst) {
+            let due = Duration::from_nanos(
+                u64::try_from(u128::from(self.sent) * 1_000_000_000 / u128::from(self.rate.get()))
+                    .unwrap_or(u64::MAX),
+            );
+            let now = self.started.elapsed();
+            let late = now.saturating_sub(due);
+            std::thread::sleep(due.saturating_sub(now));
+            if late > LATE_MAX {
+                // What the machine kept it from sending is not sent faster later.
+                self.started = Instant::now();
+                self.sent = 0;
+            }
+        }
+        self.sent += 1;
+    }
 }
 
 /// Moves this process, and what it starts, out of the way of the traffic and ahead of everybody else.
@@ -301,7 +356,10 @@ impl fmt::Display for Test {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self.pattern {
             Pattern::RoundTrip => write!(f, "round-trip:{}", self.bytes),
-            Pattern::OneWay => write!(f, "one-way:{}", self.bytes),
+            Pattern::OneWay => match self.rate {
+                None => write!(f, "one-way:{}", self.bytes),
+                Some(rate) => write!(f, "one-way:{}@{rate}", self.bytes),
+            },
             Pattern::SystemCall => write!(f, "system-call:0"),
         }
     }
@@ -311,7 +369,16 @@ impl FromStr for Test {
     type Err = anyhow::Error;
 
     fn from_str(text: &str) -> anyhow::Result<Self> {
-        let (pattern, bytes) = text.split_once(':').context("a test is PATTERN:BYTES")?;
+        let (pattern, bytes) = text
+            .split_once(':')
+            .context("a test is PATTERN:BYTES, and one-way:BYTES@RATE")?;
+        let (bytes, rate) = match bytes.split_once('@') {
+            None => (bytes, None),
+            Some((bytes, rate)) => (
+                bytes,
+                Some(rate.parse().context("read the messages a second")?),
+            ),
+        };
         let pattern = match pattern {
             "round-trip" => Pattern::RoundTrip,
             "one-way" => Pattern::OneWay,
@@ -321,6 +388,7 @@ impl FromStr for Test {
         Ok(Self {
             pattern,
             bytes: bytes.parse().context("read the size of a message")?,
+            rate,
         })
     }
 }
