@@ -115,3 +115,31 @@ fn a_notification_is_a_copy_only_within_a_transcript() {
         "{told:?}"
     );
 }
+
+#[test]
+fn a_line_of_the_log_that_is_printed_is_no_bypass_and_one_that_only_looks_so_is() {
+    for (edited, wanted) in [
+        (false, "undecided/own_server:transcript"),
+        (true, "bypassed/own_server"),
+    ] {
+        let mut scene = Scene::new();
+        let session = Session::start(&mut scene);
+        let mut log = Log::new(&mut scene);
+        session.tool(&mut scene, &mut log, "1", "a");
+        let mut line = log.disk.last().unwrap().trim_ascii_end().to_vec();
+        if edited {
+            line = String::from_utf8(line)
+                .unwrap()
+                .replace("\"a\"", "\"evil\"")
+                .into_bytes();
+        }
+        sends(&mut scene, session.client, &[line]);
+        let told = Play::new(scene, &[&log]).run().told();
+        assert!(told.contains(&MATCHED.to_owned()), "{told:?}");
+        let copies: Vec<_> = told.iter().filter(|told| *told != MATCHED).collect();
+        assert!(
+            copies.len() == 1 && copies[0].starts_with(wanted),
+            "{told:?}"
+        );
+    }
+}

@@ -3,6 +3,8 @@
 //! A request counts as copied when nobody answers it, its stream also has the answer, from the same side, and both texts are those
 //! of a call that went through a proxy before. Whoever sends requests that a proxy never passed, or leaves the answers out, gets
 //! nothing from this. An accomplice can execute a copied call once more, so it clears nobody: such a call is undecided.
+//!
+//! A line of a proxy's log looks like a request, too: one that nobody answers and that is, byte for byte, a line of the log is a copy as well.
 
 use std::collections::{HashMap, HashSet};
 
@@ -44,7 +46,12 @@ impl Transcripts {
             return found;
         }
         let passed = Passed::of(case);
-        if passed.0.is_empty() {
+        let logged: HashSet<Text> = case
+            .entries
+            .iter()
+            .map(|logged| logged.entry.line.sha256)
+            .collect();
+        if passed.0.is_empty() && logged.is_empty() {
             return found;
         }
         let streams: HashSet<StreamIx> = candidates.iter().map(|(_, _, stream)| *stream).collect();
@@ -65,6 +72,8 @@ impl Transcripts {
             if answered && !heard_back && passed.has(case, request) {
                 found.copied.insert(*ix);
                 transcripts.insert(*stream);
+            } else if !heard_back && is_line_of(case, request, &logged) {
+                found.copied.insert(*ix);
             }
         }
         // A notification has no answer: in a transcript, a copy of it is one.
@@ -207,6 +216,16 @@ impl Passed {
     fn has_text(&self, text: &Text, at: BootNs) -> bool {
         self.0.get(text).is_some_and(|until| *until <= at)
     }
+}
+
+/// Whether a message is a line of a log as it stands there.
+fn is_line_of(case: Case<'_>, passage: &Passage, logged: &HashSet<Text>) -> bool {
+    let text = || {
+        let placed = case.placed(passage)?;
+        let frame = case.scene.frames.get(placed.record.0 as usize)?;
+        frame.bytes.get(passage.message.span.clone())
+    };
+    text().is_some_and(|text| logged.contains::<Text>(&Sha256::digest(text).into()))
 }
 
 fn text_of(scene: Scene<'_>, sighting: Sighting, message: &Message, whole: bool) -> Option<Text> {

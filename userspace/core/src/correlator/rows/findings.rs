@@ -132,7 +132,7 @@ impl Writer<'_> {
                     "transcript",
                     // People print what was said all the time, and the verdict says already that it is not known.
                     "low",
-                    "a copy of a call that went through the proxy was sent past it with its answer, as by printing a transcript; whether the receiver executed it again is not known",
+                    "a copy of a call that went through the proxy was sent past it with its answer, or a line of the proxy's log, as by printing them; whether the receiver executed it again is not known",
                     "what is said of this call's copy",
                 ),
                 Some("framing") => (
