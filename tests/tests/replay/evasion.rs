@@ -300,6 +300,31 @@ fn rights_that_are_gained_are_told() {
 }
 
 #[test]
+fn looking_at_environments_as_ps_does_is_no_attack() {
+    let outcome = between(|scene, session, _| {
+        scene.tries_in_vain(
+            session.client,
+            what::ENVIRONMENT_OPENED,
+            0,
+            Some(session.proxy),
+            -13,
+        );
+        let recorder = scene.outsider();
+        scene.records(recorder);
+        scene.tries(session.client, what::ENVIRONMENT_OPENED, 0, Some(recorder));
+    });
+    let mut found = found(&outcome);
+    found.sort_unstable();
+    assert_eq!(
+        found,
+        [
+            ("proxy_environment_read", "low"),
+            ("witness_touched", "low")
+        ]
+    );
+}
+
+#[test]
 fn reaching_for_countersign_itself_is_told() {
     let outcome = between(|scene, session, _| {
         let recorder = scene.outsider();

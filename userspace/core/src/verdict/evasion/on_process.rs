@@ -76,6 +76,15 @@ impl Evasions {
                 ))
             }
             What::OpenEnvironment => {
+                if done.is_none() {
+                    // `ps` tries it with each process.
+                    return Some((
+                        "proxy_environment_read",
+                        "low",
+                        "a process tried to read the proxy's environment, in vain",
+                        None,
+                    ));
+                }
                 self.read_by(instance, attempt.actor);
                 Some((
                     "proxy_environment_read",
@@ -208,10 +217,17 @@ pub(super) fn of_recorder(attempt: &Attempt) -> Option<Said> {
             "a process sent a signal to Countersign, or tried to",
             ALL,
         )),
+        // There is nothing in it, and `ps` reads it of each process.
+        What::OpenEnvironment => Some((
+            "witness_touched",
+            "low",
+            "a process read Countersign's environment, as ps does of each process",
+            None,
+        )),
         _ => Some((
             "witness_touched",
             "high",
-            "a process reached for Countersign's own memory, descriptors or environment",
+            "a process reached for Countersign's own memory or descriptors",
             ALL,
         )),
     }
