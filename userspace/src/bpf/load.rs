@@ -122,15 +122,24 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
 
     add_proxies(&mut ebpf, &options.proxy_exes)?;
     watch_files(&mut ebpf, &options.watched_files)?;
-    verify(&mut ebpf, &btf, &wanted(options, &optional))?;
+    let on_tracepoints: offsets::Present = PROGRAMS
+        .into_iter()
+        .map(|name| (name, name))
+        .chain(optional)
+        .collect();
+    let gone_on_with = CONTINUED.into_iter().filter(|(_, tracepoint, _)| {
+        on_tracepoints
+            .iter()
+            .any(|(_, present)| present == tracepoint)
+    });
+    let mut wanted: offsets::Present = gone_on_with
+        .clone()
+        .map(|(name, tracepoint, _)| (name, tracepoint))
+        .collect();
+    wanted.extend_from_slice(&on_tracepoints);
+    verify(&mut ebpf, &btf, &ahead(options, wanted))?;
     let mut continued = Vec::new();
-    let here = |tracepoint: &str| {
-        PROGRAMS.contains(&tracepoint) || optional.iter().any(|(_, name)| *name == tracepoint)
-    };
-    for (name, tracepoint, table) in CONTINUED {
-        if !here(tracepoint) {
-            continue;
-        }
+    for (name, tracepoint, table) in gone_on_with {
         if let Some((dir, _)) = &options.pin {
             dir.pin_maps(&ebpf, &[table])?;
         }
@@ -143,7 +152,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
     let mut functions = Functions::attach(options.tier, &mut ebpf, &btf, &offsets, pin)
         .context("attach to kernel functions")?;
     let mut programs = functions.take_programs();
-    attach_tracepoints(&mut ebpf, &btf, options, optional, &mut programs)?;
+    attach_tracepoints(&mut ebpf, &btf, options, on_tracepoints, &mut programs)?;
     if let Some((dir, _)) = &options.pin {
         dir.pin_maps(&ebpf, &PINNED_MAPS)?;
     }
@@ -173,14 +182,7 @@ pub fn load(options: &LoadOptions) -> anyhow::Result<Capture> {
 }
 
 /// The programs that can be loaded before it is known where they go, those that take longest first.
-fn wanted(options: &LoadOptions, optional: &offsets::Present) -> Vec<Wanted> {
-    let continued = CONTINUED
-        .iter()
-        .map(|(name, tracepoint, _)| (*name, *tracepoint));
-    let mut tracepoints: Vec<_> = continued
-        .chain(PROGRAMS.map(|name| (name, name)))
-        .chain(optional.iter().copied())
-        .collect();
+fn ahead(options: &LoadOptions, mut tracepoints: offsets::Present) -> Vec<Wanted> {
     tracepoints.sort_by_key(|(name, _)| !LARGE.contains(name));
     let tracepoints = tracepoints
         .into_iter()
@@ -194,11 +196,10 @@ fn attach_tracepoints(
     ebpf: &mut Ebpf,
     btf: &aya::Btf,
     options: &LoadOptions,
-    optional: offsets::Present,
+    present: offsets::Present,
     programs: &mut Vec<(String, OwnedFd)>,
 ) -> anyhow::Result<()> {
-    let programs_here = PROGRAMS.into_iter().map(|name| (name, name));
-    for (name, tracepoint) in programs_here.chain(optional) {
+    for (name, tracepoint) in present {
         let pins = options.pin.is_some();
         let (fd, link) = options.hook.attach(ebpf, btf, name, tracepoint, pins)?;
         if let Some((dir, _)) = &options.pin {
