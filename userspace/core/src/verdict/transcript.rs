@@ -223,27 +223,33 @@ impl Passed {
 
 /// Whether a message is a line of a log as it stands there.
 fn is_line_of(case: Case<'_>, passage: &Passage, logged: &HashSet<Text>) -> bool {
-    let text = || {
-        let placed = case.placed(passage)?;
-        let frame = case.scene.frames.get(placed.record.0 as usize)?;
-        frame.bytes.get(passage.message.span.clone())
-    };
+    let text = passage
+        .primary()
+        .and_then(|sighting| bytes_of(case.scene, sighting, &passage.message, false));
     // Who can write the log could put a real request there first: one that names the protocol is none of a log's lines.
     let names_protocol = |text: &[u8]| text.windows(JSONRPC.len()).any(|window| window == JSONRPC);
-    text().is_some_and(|text| {
+    text.is_some_and(|text| {
         !names_protocol(text) && logged.contains::<Text>(&Sha256::digest(text).into())
     })
 }
 
 fn text_of(scene: Scene<'_>, sighting: Sighting, message: &Message, whole: bool) -> Option<Text> {
+    bytes_of(scene, sighting, message, whole).map(digest)
+}
+
+fn bytes_of<'a>(
+    scene: Scene<'a>,
+    sighting: Sighting,
+    message: &Message,
+    whole: bool,
+) -> Option<&'a [u8]> {
     let placed = scene.placed.get(sighting.placed.0 as usize)?;
     let bytes = &scene.frames.get(placed.record.0 as usize)?.bytes;
-    let text = if whole {
-        bytes.as_slice()
+    if whole {
+        Some(bytes.as_slice())
     } else {
-        bytes.get(message.span.clone())?
-    };
-    Some(digest(text))
+        bytes.get(message.span.clone())
+    }
 }
 
 /// SHA-256 of a JSON text without the blanks outside of its strings.
