@@ -76,6 +76,24 @@ impl Session {
         }
     }
 
+    /// A session that was there before the capture: its pipes and its proxy were not seen to be made.
+    pub fn from_before(scene: &mut Scene) -> Self {
+        let client = scene.root(program::AGENT);
+        let [to_proxy, to_client, to_server, from_server] =
+            [0; 4].map(|_| scene.pipe_from_before());
+        let proxy = scene.root(program::PROXY);
+        let server = scene.spawn(proxy, program::SERVER);
+        Self {
+            client,
+            proxy,
+            server,
+            to_proxy,
+            to_server,
+            from_server,
+            to_client,
+        }
+    }
+
     /// A session under an agent, with socket pairs, as Node makes them.
     pub fn with_sockets(scene: &mut Scene) -> Self {
         let client = scene.root(program::AGENT);

@@ -2,9 +2,7 @@
 
 use countersign_common::{direction, gap};
 use countersign_tests::scene::session::{request, tool_params};
-use countersign_tests::scene::{
-    Answer, End, Entry, Log, Play, Proc, Scene, Session, Shown, program,
-};
+use countersign_tests::scene::{Answer, Entry, Log, Play, Scene, Session, Shown, program};
 
 use crate::expect;
 
@@ -303,24 +301,11 @@ fn answer(scene: &mut Scene, session: &Session, log: &mut Log, id: &str) {
 /// A session that began before the capture, with something on its way to the proxy; it is known how much if `balanced`.
 fn late(balanced: bool) -> (Scene, Session, Log) {
     let mut scene = Scene::new();
-    let client: Proc = scene.root(program::AGENT);
-    let [to_proxy, to_client, to_server, from_server]: [End; 4] =
-        [0; 4].map(|_| scene.pipe_from_before());
-    let proxy = scene.root(program::PROXY);
-    let server = scene.spawn(proxy, program::SERVER);
-    let session = Session {
-        client,
-        proxy,
-        server,
-        to_proxy,
-        to_server,
-        from_server,
-        to_client,
-    };
+    let session = Session::from_before(&mut scene);
     let log = Log::new(&mut scene);
-    scene.write_unseen(to_proxy, b"the rest of a line\n");
+    scene.write_unseen(session.to_proxy, b"the rest of a line\n");
     if balanced {
-        scene.balance(to_proxy);
+        scene.balance(session.to_proxy);
     }
     (scene, session, log)
 }

@@ -239,20 +239,7 @@ fn an_id_that_is_used_again_after_a_lost_answer_does_not_make_the_first_call_alt
 #[test]
 fn a_capture_that_began_late_says_so_and_accuses_nobody_of_what_was_before() {
     let mut scene = Scene::new();
-    let client = scene.root(program::AGENT);
-    let [to_proxy, to_client, to_server, from_server] = [0; 4].map(|_| scene.pipe_from_before());
-    // Not seen to be born: it ran before the capture.
-    let proxy = scene.root(program::PROXY);
-    let server = scene.spawn(proxy, program::SERVER);
-    let session = Session {
-        client,
-        proxy,
-        server,
-        to_proxy,
-        to_server,
-        from_server,
-        to_client,
-    };
+    let session = Session::from_before(&mut scene);
     let mut log = Log::new(&mut scene);
     // An answer to something from before the capture.
     session.to_client(&mut scene, &Answer::Result("{}").line("7"));
